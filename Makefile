@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Installed before everything else, and pinned: an unpinned torch may bring gigabytes of CUDA libraries.
+TORCH ?= torch==2.13.0
+PROMPT ?= a serene mountain lake at golden hour with snow
+
+.PHONY: demo test lint
+
+demo: $(VENV)/installed
+	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --progressive-mode dct_rewind --progressive-delta 0.1 \
+		--output-path outputs --output-file-name demo.png
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@

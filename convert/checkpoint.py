@@ -1,0 +1,113 @@
+"""Official checkpoint folders: safetensors, single or sharded, read and written tensor by tensor."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (gives NumPy bfloat16, in which most official weights are stored)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from convert.table import Rule
+from jaxspd.errors import UsageError
+
+STEM = "diffusion_pytorch_model"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+FLOATS = {"F32", "F16", "BF16"}
+
+
+class Checkpoint:
+    """The tensors of one component's folder. Files are opened at once and read when asked."""
+
+    def __init__(self, folder: Path):
+        """Raises UsageError if files are missing, truncated or not safetensors."""
+        self.folder = folder
+        self._files = {}
+        for path in weight_files(folder):
+            try:
+                file = safe_open(path, framework="np")
+            except (SafetensorError, OSError) as error:
+                raise UsageError(
+                    f"{path} is truncated or no safetensors file ({error}); download it again"
+                ) from None
+            for key in file.keys():  # noqa: SIM118  (safe_open has no iterator)
+                if key in self._files:
+                    raise UsageError(f"{folder} holds {key} in two shards; download it again")
+                self._files[key] = file
+
+    def keys(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._files[key].get_slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        """As safetensors names it: F32, BF16, …"""
+        return self._files[key].get_slice(key).get_dtype()
+
+    def read(self, key: str) -> np.ndarray:
+        return self._files[key].get_tensor(key)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of `folder`, in order; the index decides where there is one."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is missing; the checkpoint needs a {folder.name}/ folder")
+    index = folder / f"{STEM}.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise UsageError(f"{index} is damaged; download it again") from None
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UsageError(f"{folder} lacks {', '.join(missing)}; download the folder again")
+        return [folder / name for name in names]
+    single = folder / f"{STEM}.safetensors"
+    if single.is_file():
+        return [single]
+    found = "only pickles, which are never loaded" if weight_suffixes(folder) else "none"
+    raise UsageError(f"{folder} needs safetensors weights ({single.name}); found {found}")
+
+
+def weight_suffixes(folder: Path) -> set[str]:
+    """The endings of the weight files in `folder`."""
+    return {p.suffix for p in folder.iterdir()} & {".safetensors", *PICKLES}
+
+
+def read_config(folder: Path) -> dict:
+    """`config.json` of a component."""
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; UsageError if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text())
+    except OSError:
+        raise UsageError(f"{path} is missing; the checkpoint folder is incomplete") from None
+    except ValueError:
+        raise UsageError(f"{path} is no valid JSON; download it again") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds no JSON object; download it again")
+    return value
+
+
+def write_component(
+    folder: Path, class_name: str, config: dict, rules: Sequence[Rule], parameters: dict, dtype
+) -> None:
+    """Writes parameters in the official layout: the reverse of loading.
+
+    `parameters` maps dotted paths to arrays, stacked layers included.
+    """
+    by_path = {rule.path: rule for rule in rules}
+    tensors = {}
+    for path, value in parameters.items():
+        rule, array = by_path[path], np.asarray(value)
+        layers = array if rule.stacked else [array]
+        for key, layer in zip(rule.keys(array.shape), layers, strict=True):
+            tensors[key] = np.ascontiguousarray(rule.transform(layer).astype(dtype))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"_class_name": class_name, **config}, indent=2) + "\n")

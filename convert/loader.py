@@ -1,0 +1,97 @@
+"""Official weights into Flax parameters: strict, streamed, in the target dtype."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.checkpoint import FLOATS, Checkpoint
+from convert.table import Rule
+from jaxspd.errors import UsageError
+
+LISTED = 8
+
+
+def flat_parameters(parameters: nnx.State) -> dict[str, nnx.Variable]:
+    """Parameters by dotted path."""
+    return {".".join(map(str, path)): value for path, value in nnx.to_flat_state(parameters)}
+
+
+def assign(
+    keys: set[str],
+    shape_of: Callable[[str], tuple[int, ...]],
+    parameters: dict[str, jax.ShapeDtypeStruct],
+    rules: Sequence[Rule],
+) -> dict[str, Rule]:
+    """The rule of every parameter, after checking the match in full.
+
+    Raises UsageError listing what is missing, left over or misshapen, unless every official key is
+    used once and every parameter filled once.
+    """
+    by_path = {rule.path: rule for rule in rules if rule.path in parameters}
+    unruled = sorted(set(parameters) - set(by_path))
+    if unruled:
+        raise TypeError(f"the conversion table has no rule for {', '.join(unruled)}")
+    missing, misshapen, used = [], [], set()
+    for path, rule in by_path.items():
+        shape = parameters[path].shape
+        wanted = rule.transform(np.broadcast_to(0, shape[1:] if rule.stacked else shape)).shape
+        for key in rule.keys(shape):
+            used.add(key)
+            if key not in keys:
+                missing.append(key)
+            elif shape_of(key) != wanted:
+                misshapen.append(f"{key} {list(shape_of(key))} instead of {list(wanted)}")
+    faults = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:LISTED])}" + (", …" if len(names) > LISTED else "")
+        for what, names in (
+            ("missing", missing),
+            ("left over", keys - used),
+            ("misshapen", misshapen),
+        )
+        if names
+    ]
+    if faults:
+        raise UsageError("; ".join(faults))
+    return by_path
+
+
+def load_parameters(
+    checkpoint: Checkpoint,
+    abstract: nnx.State,
+    rules: Sequence[Rule],
+    put: Callable[[np.ndarray], jax.Array] = jnp.asarray,
+) -> nnx.State:
+    """Fills `abstract` (shapes and target dtypes) from `checkpoint`.
+
+    One parameter at a time is gathered on the host, its layers read one by one into the target
+    dtype, and handed to `put`; so the host holds a single stacked parameter beside what `put` keeps.
+    """
+    parameters = flat_parameters(abstract)
+    try:
+        table = assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.folder} does not fit its config.json: {error}") from None
+    odd = sorted({checkpoint.dtype(key) for key in checkpoint.keys()} - FLOATS)  # noqa: SIM118
+    if odd:
+        raise UsageError(
+            f"{checkpoint.folder} stores weights as {', '.join(odd)}; "
+            "give a checkpoint in float32, float16 or bfloat16"
+        )
+
+    def gather(path: str, target) -> jax.Array:
+        rule = table[path]
+        array = np.empty(target.shape, target.dtype)
+        layers = array if rule.stacked else array[None]
+        for key, layer in zip(rule.keys(target.shape), layers, strict=True):
+            layer[...] = rule.transform(checkpoint.read(key))
+        return put(array)
+
+    return nnx.from_flat_state(
+        [
+            (path, variable.replace(gather(".".join(map(str, path)), variable)))
+            for path, variable in nnx.to_flat_state(abstract)
+        ]
+    )

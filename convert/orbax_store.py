@@ -1,0 +1,88 @@
+"""Converted weights kept as an Orbax checkpoint: `transformer/orbax` in a pipeline folder."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from convert.checkpoint import Checkpoint, weight_files
+from convert.loader import load_parameters
+from jaxspd.errors import UsageError
+
+NAME = "orbax"
+
+
+def load_transformer(folder: Path, abstract: nnx.State, rules, put) -> nnx.State:
+    """The transformer's parameters from a pipeline folder, official or converted."""
+    store = folder / "transformer" / NAME
+    if not store.is_dir():
+        return load_parameters(Checkpoint(folder / "transformer"), abstract, rules, put)
+    target = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(
+            p.shape, p.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        ),
+        nnx.to_pure_dict(abstract),
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(store.absolute(), target)
+    except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
+        line = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{store} does not fit its config.json or is damaged ({line}); convert it again"
+        ) from error
+    state = jax.tree.map(lambda p: p, abstract)
+    nnx.replace_by_pure_dict(state, jax.tree.map(put, restored))
+    return state
+
+
+def convert_pipeline(family, output: Path) -> None:
+    """Writes `family`'s pipeline folder anew with the transformer as Orbax checkpoint.
+
+    The weights keep the dtype they are stored in; every other component is copied. The folder
+    appears when it is complete, or not at all.
+    """
+    source = family.folder / "transformer"
+    if not weight_files_present(source):
+        raise UsageError(f"{family.folder} is converted already; use it as it is")
+    if output.exists():
+        raise UsageError(f"{output} exists already; choose another --output-path")
+    checkpoint = Checkpoint(source)
+    stored = {"F32": np.float32, "F16": np.float16, "BF16": jax.numpy.bfloat16}
+    kinds = {checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
+    # Where dtypes are mixed, float32 holds them all.
+    dtype = stored.get(kinds.pop(), np.float32) if len(kinds) == 1 else np.float32
+    parameters = load_parameters(checkpoint, family.abstract_parameters(dtype), family.rules, put=np.asarray)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written ({error.strerror})") from None
+    try:
+        weights = {path.resolve() for path in weight_files(source)}
+        shutil.copytree(
+            family.folder,
+            temporary,
+            dirs_exist_ok=True,
+            ignore=lambda folder, names: [
+                name
+                for name in names
+                if (Path(folder) / name).resolve() in weights
+                or (Path(folder) == source and name.endswith(".index.json"))
+            ],
+        )
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((temporary / "transformer" / NAME).absolute(), nnx.to_pure_dict(parameters))
+        temporary.chmod(0o755)
+        temporary.rename(output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def weight_files_present(folder: Path) -> bool:
+    return not (folder / NAME).is_dir()

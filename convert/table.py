@@ -1,0 +1,50 @@
+"""How a family's official keys correspond to its Flax parameters: a table of rules, read both ways."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One official key pattern and the parameter it fills.
+
+    `official` is the key in the checkpoint; a `{}` in it stands for the layer number, and the
+    parameter then has a leading axis over layers. `path` is the parameter's dotted path in the Flax
+    module. `transform` turns the official array into ours and, being its own inverse, back.
+    """
+
+    official: str
+    path: str
+    transform: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.official
+
+    def keys(self, shape: tuple[int, ...]) -> list[str]:
+        """The official keys that fill a parameter of `shape`."""
+        if not self.stacked:
+            return [self.official]
+        return [self.official.format(layer) for layer in range(shape[0])]
+
+
+def transpose(array: np.ndarray) -> np.ndarray:
+    """PyTorch keeps a linear layer's weight as `[out, in]`, Flax its kernel as `[in, out]`."""
+    return array.T
+
+
+def keep(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def linear(official: str, path: str) -> Iterator[Rule]:
+    """The two rules of a linear layer with bias."""
+    yield Rule(f"{official}.weight", f"{path}.kernel", transpose)
+    yield Rule(f"{official}.bias", f"{path}.bias", keep)
+
+
+def scale(official: str, path: str) -> Iterator[Rule]:
+    """The rule of a norm with a learned scale."""
+    yield Rule(f"{official}.weight", f"{path}.scale", keep)

@@ -1,0 +1,192 @@
+"""The `jaxspd` command. Nothing heavy is imported before a command needs it."""
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jaxspd import __version__
+from jaxspd.errors import UsageError
+from jaxspd.params import SamplingParams, check_keys, read_config_file, read_prompts
+
+MODEL_HELP = "folder of a pipeline in diffusers' layout, or a hub id; default: the demo"
+# Keys of a configuration file that are not sampling parameters.
+MODEL_KEYS = {"model_path": str, "dit_cpu_offload": bool, "compilation_cache": bool}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"say true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="jaxspd",
+        description="Text to pictures in JAX, from coarse to fine (spectral progressive diffusion).",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxspd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="make pictures from prompts")
+    generate.add_argument("--model-path", help=MODEL_HELP)
+    generate.add_argument("--prompt-path", type=Path, help="text file with one prompt a line")
+    generate.add_argument(
+        "--config",
+        type=Path,
+        help="YAML or JSON file with these flags as keys, or a PNG that jaxspd wrote, to repeat it",
+    )
+    generate.add_argument(
+        "--dit-cpu-offload",
+        type=boolean,
+        metavar="true|false",
+        help="keep the transformer's weights in host memory between uses (default: false)",
+    )
+    generate.add_argument(
+        "--compilation-cache",
+        type=boolean,
+        metavar="true|false",
+        help="keep compiled programs in the user's cache folder (default: true)",
+    )
+    generate.add_argument("--json", action="store_true", help="print a report as JSON")
+    add_sampling_flags(generate)
+    generate.set_defaults(run=run_generate)
+
+    plan = commands.add_parser("plan", help="print the stages a request would run")
+    plan.add_argument("--model-path", help=MODEL_HELP)
+    plan.add_argument("--family", help="plan for a family as published, such as flux1")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_sampling_flags(
+        plan,
+        only=(
+            "num_inference_steps",
+            "height",
+            "width",
+            *tuple(f.name for f in fields(SamplingParams) if f.name.startswith("progressive")),
+        ),
+    )
+    plan.set_defaults(run=run_plan)
+
+    convert = commands.add_parser("convert", help="keep a checkpoint's weights in Orbax's format")
+    convert.add_argument("--model-path", required=True, help=MODEL_HELP.split(";")[0])
+    convert.add_argument("--output-path", required=True, type=Path, help="new pipeline folder")
+    convert.set_defaults(run=run_convert)
+    return parser
+
+
+def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> None:
+    """A flag for each field of SamplingParams; those not given stay out of the namespace."""
+    for item in fields(SamplingParams):
+        if only is None or item.name in only:
+            default = "" if item.default is None else f" (default: {item.default})"
+            parser.add_argument(
+                flag(item.name),
+                type=item.metadata["kind"],
+                default=argparse.SUPPRESS,
+                help=item.metadata["help"] + default,
+            )
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    values = read_config_file(args.config) if args.config else {}
+    known = [item.name for item in fields(SamplingParams)]
+    check_keys(values, [*known, *MODEL_KEYS])
+    for name, kind in MODEL_KEYS.items():
+        given = getattr(args, name)
+        if given is not None:
+            values[name] = given
+        elif not isinstance(values.get(name, kind()), kind):
+            raise UsageError(f"{name} must be {'true or false' if kind is bool else 'text'}")
+    values |= {name: getattr(args, name) for name in known if name in args}
+    if args.prompt_path:
+        if "prompt" in args:
+            raise UsageError("give either --prompt or --prompt-path, not both")
+        values["prompt"] = read_prompts(args.prompt_path)
+    model = {name: values.pop(name) for name in MODEL_KEYS if name in values}
+    params = SamplingParams.from_mapping(values)
+    if not params.prompts:
+        raise UsageError("a prompt is needed: give --prompt or --prompt-path")
+
+    from jaxspd.generator import DiffGenerator
+
+    result = DiffGenerator.from_pretrained(**model).generate(values)
+    if args.json:
+        print(json.dumps(result.report()))
+    else:
+        print(summary(result))
+
+
+def summary(result) -> str:
+    """What was made and what it took, for people."""
+    seconds = result.seconds
+    stages = [
+        f"  stage {i} ({h}×{w})  {taken:7.2f} s"
+        for i, ((h, w), taken) in enumerate(
+            zip((s["latent"] for s in result.plan["stages"]), seconds["denoise"], strict=True), 1
+        )
+    ]
+    rows = [f"{name:<9}{seconds[name]:7.2f} s" for name in ("load", "encode", "compile")]
+    rows.append(f"{'denoise':<9}{sum(seconds['denoise']):7.2f} s")
+    rows += stages
+    rows.append(f"{'decode':<9}{seconds['decode']:7.2f} s")
+    memory = ", ".join(f"{size / 2**30:.2f} GiB {where}" for where, size in result.peak_memory.items())
+    rows.append(f"peak memory: {memory}; programs compiled: {result.programs}")
+    rows += [f"wrote {path}" for path in result.paths]
+    return "\n".join(rows)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    from jaxspd.families import family_class, open_family
+    from jaxspd.hub import model_folder
+    from jaxspd.planning import plan_report, plan_request, plan_table
+
+    if args.family and args.model_path:
+        raise UsageError("give either --family or --model-path, not both")
+    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if f.name in args}
+    params = SamplingParams.from_mapping(values)
+    family = family_class(args.family)() if args.family else open_family(model_folder(args.model_path))
+    plan = plan_request(family, params)
+    if args.json:
+        print(json.dumps(plan_report(family, plan)))
+    else:
+        print(plan_table(family, plan))
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from convert.orbax_store import convert_pipeline
+    from jaxspd.families import open_family
+    from jaxspd.hub import model_folder
+
+    convert_pipeline(open_family(model_folder(args.model_path)), args.output_path)
+    print(f"wrote {args.output_path}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns 0, 2 for a usage error (one line on stderr), 130 if interrupted."""
+    try:
+        args = build_parser().parse_args(argv)
+        args.run(args)
+    except UsageError as error:
+        print(f"jaxspd: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxspd: interrupted; no partial file was left", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

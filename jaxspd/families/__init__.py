@@ -1,0 +1,28 @@
+"""The model families, found by the pipeline class that a checkpoint's `model_index.json` names."""
+
+from importlib import import_module
+from pathlib import Path
+
+from convert.checkpoint import read_json
+from jaxspd.errors import UsageError
+
+# Pipeline class in model_index.json -> family; the module has the family's name, and is imported only
+# when it is needed.
+PIPELINES = {"FluxPipeline": "flux1"}
+
+
+def family_class(name: str) -> type:
+    """The class of the family called `name`, such as "flux1"."""
+    if name not in PIPELINES.values():
+        known = ", ".join(sorted(set(PIPELINES.values())))
+        raise UsageError(f"unknown family {name!r}; use one of {known}")
+    return import_module(f"jaxspd.families.{name}").Family
+
+
+def open_family(folder: Path):
+    """The family of the pipeline in `folder`, with its configuration read and its parts checked."""
+    index = read_json(folder / "model_index.json")
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise UsageError(f"{folder} is a {pipeline} pipeline; jaxspd runs {', '.join(sorted(PIPELINES))}")
+    return family_class(PIPELINES[pipeline]).from_folder(folder)

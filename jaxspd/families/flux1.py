@@ -1,0 +1,240 @@
+"""FLUX.1 [dev] and [schnell] (Black Forest Labs, 2024)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.checkpoint import read_config, read_json
+from convert.flux1 import RULES
+from jaxspd.errors import UsageError
+from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
+from jaxspd.models.packing import pack, unpack
+from jaxspd.sampling.schedule import flow_match_sigmas
+from jaxspd.spectral.spectrum import Spectrum
+
+log = logging.getLogger("jaxspd")
+
+# FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
+SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
+DEV_SCHEDULER = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the sampler and the generator need to know of a FLUX.1 checkpoint.
+
+    Without a folder it is FLUX.1 [dev] as published, good for planning and counting.
+    """
+
+    name: ClassVar[str] = "flux1"
+    title: ClassVar[str] = "FLUX.1"
+    rules: ClassVar = RULES
+
+    folder: Path | None = None
+    config: Flux1Config = Flux1Config(guidance_embeds=True)
+    scheduler: dict = None
+    vae: dict = None
+    spectrum: Spectrum = SPECTRUM
+    text_tokens: int = 512
+
+    def __post_init__(self):
+        object.__setattr__(self, "scheduler", self.scheduler or DEV_SCHEDULER)
+        object.__setattr__(self, "vae", self.vae or OFFICIAL_VAE)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
+        missing = [part for part in (*PARTS, "transformer") if not (folder / part).is_dir()]
+        if missing:
+            raise UsageError(f"{folder} lacks {', '.join(missing)}; the folder is incomplete")
+        known = {field.name for field in fields(Flux1Config)}
+        given = {k: v for k, v in read_config(folder / "transformer").items() if k in known}
+        given["axes_dims_rope"] = tuple(given.get("axes_dims_rope", Flux1Config.axes_dims_rope))
+        config, vae = Flux1Config(**given), read_config(folder / "vae")
+        tokens = 4 * vae.get("latent_channels", 4)
+        if (config.in_channels, config.patch_size) != (tokens, 1):
+            raise UsageError(
+                f"{folder}: transformer/config.json wants {config.in_channels} channels in patches of "
+                f"{config.patch_size}, the VAE's latents pack into {tokens}; they do not belong together"
+            )
+        spectrum = SPECTRUM
+        if (folder / "spectrum.json").exists():
+            spectrum = Spectrum(**read_json(folder / "spectrum.json"))
+        length = read_json(folder / "tokenizer_2" / "tokenizer_config.json").get("model_max_length")
+        # The official pipelines take 512 tokens for [dev] and, as its model card says, 256 for
+        # [schnell].
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        longest = 512 if scheduler.get("use_dynamic_shifting") else 256
+        return cls(folder, config, scheduler, vae, spectrum, min(longest, int(length or longest)))
+
+    # Defaults: those of the model cards.
+
+    @property
+    def distilled(self) -> bool:
+        """Whether this is [schnell], made for few steps: its scheduler does not shift."""
+        return not self.scheduler.get("use_dynamic_shifting")
+
+    @property
+    def default_steps(self) -> int:
+        return 4 if self.distilled else 50
+
+    @property
+    def default_guidance(self) -> float:
+        return 3.5 if self.config.guidance_embeds else 0.0
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        size = self.vae.get("sample_size", 1024)
+        return size, size
+
+    # Geometry and schedule.
+
+    @property
+    def channels(self) -> int:
+        return self.vae["latent_channels"]
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.vae["block_out_channels"]) - 1)
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What height and width must divide by on every grid: the VAE's factor times the packing's."""
+        return 2 * self.pixels_per_latent
+
+    @staticmethod
+    def tokens(latent: tuple[int, int]) -> int:
+        """Image tokens of a latent grid: one for each 2×2 patch."""
+        return (latent[0] // 2) * (latent[1] // 2)
+
+    def sigmas(self, steps: int, latent: tuple[int, int]) -> np.ndarray:
+        """σ `[steps + 1]` for the full-resolution grid `latent`."""
+        return flow_match_sigmas(self.scheduler, steps, self.tokens(latent))
+
+    def forward_flops(self, image_tokens: int) -> float:
+        """FLOPs of one forward of one picture: matrix products and attention, text included."""
+        c, tokens = self.config, image_tokens + self.text_tokens
+        # A double block and a single block do the same work a token: 4 D² around the attention and
+        # 8 D² in the MLP; attention itself takes 2 N D a token.
+        layers = (c.num_layers + c.num_single_layers) * tokens * (12 * c.dim**2 + 2 * tokens * c.dim)
+        edges = c.dim * (2 * image_tokens * c.in_channels + self.text_tokens * c.joint_attention_dim)
+        modulation = c.dim**2 * (12 * c.num_layers + 3 * c.num_single_layers + 2)
+        return 2.0 * (layers + edges + modulation)
+
+    def check_negative_prompt(self, negative_prompt: str) -> None:
+        if negative_prompt:
+            raise UsageError("FLUX.1 is guidance-distilled and reads no negative prompt; leave it out")
+
+    # The denoiser.
+
+    def abstract_parameters(self, dtype) -> nnx.State:
+        """Shapes and dtypes of the transformer's parameters, without allocating them."""
+        return nnx.state(self._abstract_model(dtype))
+
+    def _abstract_model(self, dtype) -> Flux1Transformer:
+        return nnx.eval_shape(lambda: Flux1Transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+    def velocity_function(self, dtype):
+        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, H, W]`, σ a
+        scalar, conditioning as `encode` and `condition` make it.
+        """
+        graph, _ = nnx.split(self._abstract_model(dtype))
+
+        def velocity(parameters, latents, sigma, conditioning):
+            grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
+            tokens = nnx.merge(graph, parameters)(
+                pack(latents),
+                grid,
+                conditioning["text"],
+                conditioning["pooled"],
+                jnp.broadcast_to(sigma, latents.shape[:1]),
+                conditioning.get("guidance"),
+            )
+            return unpack(tokens, grid)
+
+        return velocity
+
+    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of `condition`'s result: the same for every prompt."""
+        c = self.config
+        shapes = {
+            "text": (batch, self.text_tokens, c.joint_attention_dim),
+            "pooled": (batch, c.pooled_projection_dim),
+        }
+        if c.guidance_embeds:
+            shapes["guidance"] = (batch,)
+        return {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
+
+    def condition(self, encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
+        """What the denoiser wants for a batch of encoded prompts."""
+        if not self.config.guidance_embeds:
+            return encoded
+        return {**encoded, "guidance": np.full(len(encoded["text"]), guidance, np.float32)}
+
+    # Text encoders and VAE.
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """T5's last hidden states `text` `[B, T, joint_attention_dim]` and CLIP's `pooled`
+        `[B, pooled_projection_dim]`, float32.
+        """
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+        from jaxspd.families.torch_parts import torch_module
+
+        ids = self._token_ids(CLIPTokenizer, "tokenizer", prompts, 77)
+        with torch_module(CLIPTextModel, self.folder / "text_encoder") as clip:
+            pooled = clip(ids.to(clip.device)).pooler_output.float().cpu().numpy()
+        ids = self._token_ids(T5TokenizerFast, "tokenizer_2", prompts, self.text_tokens)
+        with torch_module(T5EncoderModel, self.folder / "text_encoder_2") as t5:
+            # No attention mask: the official model was trained on padding that can be seen.
+            text = t5(ids.to(t5.device)).last_hidden_state.float().cpu().numpy()
+        return {"text": text, "pooled": pooled}
+
+    def _token_ids(self, tokenizer_class: type, part: str, prompts: Sequence[str], length: int):
+        from jaxspd.families.torch_parts import tokenizer
+
+        tokenize = tokenizer(tokenizer_class, self.folder / part)
+        for prompt in prompts:
+            if (count := len(tokenize(prompt).input_ids)) > length:
+                log.warning("%s reads %d of the prompt's %d tokens", part, length, count)
+        return tokenize(
+            list(prompts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures `[B, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
+        import torch
+        from diffusers import AutoencoderKL
+
+        from jaxspd.families.torch_parts import device, torch_module
+
+        dtype = torch.bfloat16 if device() == "cuda" else torch.float32
+        scaled = latents / self.vae["scaling_factor"] + self.vae["shift_factor"]
+        with torch_module(AutoencoderKL, self.folder / "vae", dtype) as vae:
+            # One by one: at 1024² a picture's decoding takes several gigabytes.
+            pictures = [
+                vae.decode(torch.from_numpy(one[None]).to(vae.device, dtype)).sample.float().cpu()
+                for one in scaled
+            ]
+        pictures = (torch.cat(pictures) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return (pictures * 255).round().to(torch.uint8).numpy()

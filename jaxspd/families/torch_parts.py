@@ -1,0 +1,68 @@
+"""Text encoders and VAEs: PyTorch modules of transformers and diffusers, held only while they work."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from convert.checkpoint import weight_suffixes
+from jaxspd.errors import UsageError
+
+# Their progress bars and advice are about loading; ours are about the picture.
+for library in (diffusers, transformers):
+    library.utils.logging.disable_progress_bar()
+    library.utils.logging.set_verbosity_error()
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turns what libraries raise for an unusable component folder into one line for the user."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is missing; the checkpoint folder is incomplete")
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # each library, and each file format below it, raises its own
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{folder} cannot be loaded ({line}); download it again") from error
+
+
+@contextmanager
+def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[torch.nn.Module]:
+    """A pretrained module on the best device, released again at the end. Safetensors only."""
+    with readable(folder):
+        if not weight_suffixes(folder) & {".safetensors"}:
+            raise UsageError(f"{folder} needs safetensors weights; pickles are never loaded")
+        module, report = module_class.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:4])
+            raise UsageError(f"{folder} lacks weights ({missing}); download it again")
+    module = module.to(device()).eval()
+    try:
+        with torch.inference_mode():
+            yield module
+    finally:
+        module = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def tokenizer(tokenizer_class: type, folder: Path):
+    with readable(folder):
+        return tokenizer_class.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,113 @@
+"""Layers that diffusion transformers share: attention, rotary positions, time embedding, scanned blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Scaled dot-product attention over `[B, N, heads, head_dim]`, softmax in float32.
+
+    Returns `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half-precision on CUDA; XLA's own
+    elsewhere.
+    """
+    # cuDNN takes half precision only, and head sizes that are multiples of 8.
+    fused = (
+        jax.default_backend() == "gpu"
+        and query.dtype in (jnp.bfloat16, jnp.float16)
+        and query.shape[-1] % 8 == 0
+    )
+    out = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if fused else "xla")
+    return rearrange(out, "b n h d -> b n (h d)")
+
+
+def rope_table(positions: np.ndarray, axes_dims: tuple[int, ...], theta: float) -> np.ndarray:
+    """Angles of a rotary embedding over several position axes (RoFormer, arXiv 2104.09864).
+
+    `positions` is `[N, axes]`; the result is `[N, sum(axes_dims) / 2]`, in radians. Positions are
+    static, so the table is made on the host in float64 and becomes a constant of the program.
+    """
+    angles = [
+        np.outer(positions[:, axis].astype(np.float64), theta ** (-np.arange(0, dim, 2) / dim))
+        for axis, dim in enumerate(axes_dims)
+    ]
+    return np.concatenate(angles, axis=-1)
+
+
+def apply_rope(x: jax.Array, angles: np.ndarray) -> jax.Array:
+    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` by `angles` in float32."""
+    cos = jnp.asarray(np.cos(angles), jnp.float32)[None, :, None, :]
+    sin = jnp.asarray(np.sin(angles), jnp.float32)[None, :, None, :]
+    even, odd = jnp.moveaxis(rearrange(x, "b n h (d two) -> b n h d two", two=2), -1, 0)
+    even, odd = even.astype(jnp.float32), odd.astype(jnp.float32)
+    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return rearrange(rotated, "b n h d two -> b n h (d two)").astype(x.dtype)
+
+
+def sinusoidal_embedding(t: jax.Array, dim: int = 256, max_period: float = 10_000.0) -> jax.Array:
+    """Cosines, then sines, of `t` `[B]` at `dim / 2` log-spaced frequencies: `[B, dim]`, float32."""
+    half = dim // 2
+    frequencies = jnp.exp(-np.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, dim_in, dim_hidden, dim_out, activation, *, dtype, rngs):
+        self.linear_1 = linear(dim_in, dim_hidden, dtype=dtype, rngs=rngs)
+        self.linear_2 = linear(dim_hidden, dim_out, dtype=dtype, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def linear(dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs, use_bias=True) -> nnx.Linear:
+    """A linear layer whose parameters and products are in `dtype`."""
+    return nnx.Linear(dim_in, dim_out, use_bias=use_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def layer_norm(dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm without scale and bias, as adaptive normalisation wants it; statistics in float32."""
+    return nnx.LayerNorm(dim, epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+
+
+def rms_norm(dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm over the last axis with a learned scale; statistics in float32."""
+    return nnx.RMSNorm(dim, epsilon=1e-6, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """`x` `[B, N, D]` scaled and shifted by vectors `[B, D]` (adaptive LayerNorm, arXiv 2212.09748)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def stack(make, length: int, rngs: nnx.Rngs):
+    """`length` equal modules as one, every parameter with a leading layer axis; None for zero."""
+    if length == 0:
+        return None
+    return nnx.vmap(make)(rngs.fork(split=length))
+
+
+def scan(blocks, carry, *shared):
+    """Runs stacked `blocks` one after another: `carry = block(carry, *shared)`.
+
+    The program holds one block's code however many there are, so compile time does not grow with
+    depth.
+    """
+    if blocks is None:
+        return carry
+    graph, stacked = nnx.split(blocks)
+
+    def body(carry, parameters):
+        return nnx.merge(graph, parameters)(carry, *shared), None
+
+    return jax.lax.scan(body, carry, stacked)[0]

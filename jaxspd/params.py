@@ -1,0 +1,137 @@
+"""What a user can ask for: one dataclass is the command's flags, the API's keywords and the config
+file's keys. Imports neither jax nor torch.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from jaxspd.errors import UsageError
+
+METADATA_KEY = "jaxspd"
+
+
+def option(default: Any, help: str, kind: type = str) -> Any:
+    """A field whose value, where given, is of `kind`; None leaves the choice to the checkpoint."""
+    return field(default=default, metadata={"help": help, "kind": kind})
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """One request. Names and defaults are those of `sglang generate`; None means the checkpoint's
+    own default.
+    """
+
+    prompt: str | list[str] | None = option(None, "what to show")
+    negative_prompt: str | None = option(None, "what to avoid, for models that are guided this way")
+    num_inference_steps: int | None = option(None, "denoising steps", int)
+    guidance_scale: float | None = option(None, "how closely to follow the prompt", float)
+    height: int | None = option(None, "height in pixels", int)
+    width: int | None = option(None, "width in pixels", int)
+    seed: int = option(42, "seed; the n-th picture of a prompt takes seed + n", int)
+    num_outputs_per_prompt: int = option(1, "pictures for each prompt", int)
+    output_path: str = option("outputs", "folder for the pictures")
+    output_file_name: str | None = option(None, "file name; default: from prompt, seed and settings")
+    progressive_mode: str = option(
+        "fullres", "fullres, dct (grow the resolution) or dct_rewind (and align the noise level)"
+    )
+    progressive_levels: int = option(1, "how many times the first stage's grid is halved", int)
+    progressive_delta: float = option(
+        0.01, "error allowed at a change of resolution, 0 to 1; more is faster", float
+    )
+
+    def __post_init__(self):
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        for prompt in self.prompts:
+            if not prompt.strip():
+                raise UsageError("the prompt is empty; say what the picture should show")
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise UsageError(f"num_inference_steps must be 1 or more, not {self.num_inference_steps}")
+        if self.num_outputs_per_prompt < 1:
+            raise UsageError(f"num_outputs_per_prompt must be 1 or more, not {self.num_outputs_per_prompt}")
+        if self.seed < 0:
+            raise UsageError(f"seed must be 0 or more, not {self.seed}")
+
+    @property
+    def prompts(self) -> list[str]:
+        if self.prompt is None:
+            return []
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "SamplingParams":
+        """Checked parameters; UsageError names an unknown key and the nearest known one."""
+        check_keys(values, [item.name for item in fields(cls)])
+        return cls(**values)
+
+
+def check_keys(values: Mapping[str, Any], known: list[str]) -> None:
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            advice = f"did you mean {near[0]!r}?" if near else "see jaxspd generate --help"
+            raise UsageError(f"unknown parameter {key!r}; {advice}")
+
+
+def _checked(item, value: Any) -> Any:
+    """`value` as the field's kind."""
+    kind = item.metadata["kind"]
+    if value is None:
+        if item.default is not None:
+            raise UsageError(f"{item.name} needs a value")
+        return None
+    if item.name == "prompt" and isinstance(value, list | tuple):
+        return [_checked(item, one) for one in value]
+    wrong = UsageError(f"{item.name} must be {_NAMES[kind]}, not {value!r}")
+    if isinstance(value, bool) or (kind is str) != isinstance(value, str):
+        raise wrong
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None
+    if converted != value:
+        raise wrong
+    return converted
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text"}
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are passed over."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read prompts from {path} ({error})") from None
+    if not any(lines):
+        raise UsageError(f"{path} holds no prompt; write one a line")
+    return [line for line in lines if line]
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The keys of a YAML or JSON file, or those that jaxspd wrote into a PNG."""
+    try:
+        if path.suffix.lower() == ".png":
+            from PIL import Image
+
+            with Image.open(path) as image:
+                text = image.info.get(METADATA_KEY)
+            if text is None:
+                raise UsageError(f"{path} was not written by jaxspd: it holds no parameters")
+            values = json.loads(text)
+        else:
+            import yaml
+
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+    except UsageError:
+        raise
+    except Exception as error:  # what a parser raises on a damaged file is its own affair
+        line = str(error).splitlines()[0]
+        raise UsageError(f"cannot read the configuration in {path} ({line})") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must hold keys and values, such as `height: 1024`")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}

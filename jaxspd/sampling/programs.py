@@ -1,0 +1,96 @@
+"""Ahead-of-time compiled programs: a denoising step for each resolution, and what joins them."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspd.sampling.solvers import Solver
+from jaxspd.spectral.expansion import expand
+from jaxspd.spectral.plan import Plan
+
+SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes and dtypes of a pytree of arrays."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+@dataclass
+class Programs:
+    """Programs of one model, compiled on first need and kept.
+
+    `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`.
+    There is one step program for each latent shape and shape of conditioning: σ, guidance and
+    everything else about a prompt are arguments, so that nothing but a new size compiles anything.
+    """
+
+    velocity: Callable[..., jax.Array]
+    solver: Solver
+    compiled_steps: int = 0
+    compiled_transitions: int = 0
+    _programs: dict[Any, Future] = field(default_factory=dict)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "compile"))
+
+    def prepare(self, plan: Plan, shape: tuple[int, int], parameters, conditioning) -> None:
+        """Starts compiling whatever `plan` needs, all of it at once in threads.
+
+        `shape` is (batch, channels); `parameters` and `conditioning` may be abstract.
+        """
+        previous = None
+        for stage in plan.stages:
+            latents = jax.ShapeDtypeStruct((*shape, *stage.latent), jnp.float32)
+            self._submit_step(abstract(parameters), latents, abstract(conditioning))
+            if previous is not None:
+                self._submit_transition(previous, latents)
+            previous = latents
+
+    def wait(self) -> float:
+        """Seconds waited until all that was asked for is compiled."""
+        begin = time.perf_counter()
+        for program in self._programs.values():
+            program.result()
+        return time.perf_counter() - begin
+
+    def step(self, parameters, latents, state, sigma, next_sigma, conditioning):
+        """One solver step: `(latents, state)` at `next_sigma`. The buffers of both are donated."""
+        program = self._programs[_key("step", latents, conditioning)].result()
+        return program(parameters, latents, state, sigma, next_sigma, conditioning)
+
+    def transition(self, latents, noise, sigma, kappa) -> jax.Array:
+        """`latents` on the finer grid of `noise`: see `spectral.expansion.expand`."""
+        return self._programs[_key("transition", latents, noise)].result()(latents, noise, sigma, kappa)
+
+    def _submit_step(self, parameters, latents, conditioning) -> None:
+        def denoise_step(parameters, latents, state, sigma, next_sigma, conditioning):
+            velocity = self.velocity(parameters, latents, sigma, conditioning)
+            return self.solver.step(state, latents, velocity.astype(jnp.float32), sigma, next_sigma)
+
+        key = _key("step", latents, conditioning)
+        if key not in self._programs:
+            self.compiled_steps += 1
+            state = jax.eval_shape(self.solver.init, latents)
+            self._programs[key] = self._pool.submit(
+                lambda: (
+                    jax.jit(denoise_step, donate_argnums=(1, 2))
+                    .lower(parameters, latents, state, SCALAR, SCALAR, conditioning)
+                    .compile()
+                )
+            )
+
+    def _submit_transition(self, coarse, fine) -> None:
+        key = _key("transition", coarse, fine)
+        if key not in self._programs:
+            self.compiled_transitions += 1
+            self._programs[key] = self._pool.submit(
+                lambda: jax.jit(expand).lower(coarse, fine, SCALAR, SCALAR).compile()
+            )
+
+
+def _key(kind: str, *trees: Any) -> tuple:
+    return kind, *((a.shape, str(a.dtype)) for a in jax.tree.leaves(trees))

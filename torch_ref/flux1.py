@@ -1,0 +1,164 @@
+"""FLUX.1 with spectral progressive diffusion (arXiv 2605.18736) on diffusers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+
+from torch_ref.spectral import (
+    FLUX1_SPECTRUM,
+    Spectrum,
+    expand,
+    kappa,
+    stage_grids,
+    stage_starts,
+)
+
+Mode = Literal["fullres", "dct", "dct_rewind"]
+
+
+def set_schedule(
+    scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, tokens: int
+) -> list[float]:
+    """Prepares ``scheduler`` and returns the sigmas of its steps, without the final 0.
+
+    ``tokens`` is the number of packed image tokens at full resolution. A scheduler without
+    dynamic shifting ignores the shift that follows from it.
+    """
+    config = scheduler.config
+    mu = calculate_shift(
+        tokens,
+        config.base_image_seq_len,
+        config.max_image_seq_len,
+        config.base_shift,
+        config.max_shift,
+    )
+    sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+    retrieve_timesteps(scheduler, sigmas=sigmas, mu=mu)
+    scheduler.set_begin_index(0)
+    return scheduler.sigmas[:-1].tolist()
+
+
+class Flux1Reference:
+    """FLUX.1 as diffusers computes it; latents stay spatial, ``[B, C, H, W]`` in float32."""
+
+    def __init__(self, pipeline: FluxPipeline) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Flux1Reference:
+        """Opens a pipeline folder in the official layout; never reaches for the network."""
+        pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return cls(pipeline.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.transformer.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5 states ``[B, S, D]`` and pooled CLIP states ``[B, P]`` of ``prompts``."""
+        length = min(512, self.pipeline.tokenizer_2.model_max_length)
+        prompt_embeds, pooled, _ = self.pipeline.encode_prompt(list(prompts), max_sequence_length=length)
+        return prompt_embeds, pooled
+
+    @torch.no_grad()
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        prompt_embeds: torch.Tensor,
+        pooled: torch.Tensor,
+        guidance_scale: float = 3.5,
+    ) -> torch.Tensor:
+        """Predicted ``noise - clean`` at ``latents`` ``[B, C, H, W]``, same shape, float32.
+
+        A model without guidance embedding (schnell) ignores ``guidance_scale``.
+        """
+        transformer, pipeline = self.pipeline.transformer, self.pipeline
+        batch, channels, height, width = latents.shape
+        dtype, device = transformer.dtype, self.device
+        guidance = None
+        if transformer.config.guidance_embeds:
+            guidance = torch.full((batch,), guidance_scale, dtype=torch.float32, device=device)
+        velocity = transformer(
+            hidden_states=pipeline._pack_latents(latents.to(device, dtype), batch, channels, height, width),
+            timestep=torch.full((batch,), sigma, dtype=torch.float32, device=device),
+            guidance=guidance,
+            pooled_projections=pooled.to(device, dtype),
+            encoder_hidden_states=prompt_embeds.to(device, dtype),
+            txt_ids=torch.zeros(prompt_embeds.shape[1], 3, dtype=dtype, device=device),
+            img_ids=pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, dtype),
+            return_dict=False,
+        )[0]
+        # The pipeline's unpacking counts in pixels, hence its scale factor twice.
+        factor = pipeline.vae_scale_factor
+        return pipeline._unpack_latents(velocity, height * factor, width * factor, factor).float()
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noises: Sequence[np.ndarray | torch.Tensor],
+        prompt_embeds: torch.Tensor,
+        pooled: torch.Tensor,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 3.5,
+        mode: Mode = "fullres",
+        levels: int = 1,
+        delta: float = 0.01,
+        spectrum: Spectrum = FLUX1_SPECTRUM,
+    ) -> torch.Tensor:
+        """Latents ``[B, C, H, W]`` of a whole generation, in float32.
+
+        ``noises`` holds one N(0, 1) array a stage, coarsest first: ``noises[0]`` is the initial
+        latent, and ``noises[s]``, on the whole grid of stage ``s``, is noise in the *coefficient*
+        domain (see :func:`torch_ref.spectral.expand`). ``fullres`` has one stage and reads
+        neither ``levels``, ``delta`` nor ``spectrum``; ``dct_rewind`` aligns the noise level
+        after each expansion (step 4 of the method), ``dct`` does not.
+        """
+        if mode not in ("fullres", "dct", "dct_rewind"):
+            raise ValueError(f"unknown mode {mode!r}")
+        noises = [torch.as_tensor(n, dtype=torch.float32, device=self.device) for n in noises]
+        height, width = noises[-1].shape[-2:]
+        grids = stage_grids(height, width, 0 if mode == "fullres" else levels)
+        if [tuple(noise.shape[-2:]) for noise in noises] != grids:
+            raise ValueError(f"one noise array is needed for each of the grids {grids}")
+        if any(h % 2 or w % 2 for h, w in grids):
+            raise ValueError(f"FLUX.1 packs 2x2 latents, so every grid must be even: {grids}")
+
+        # A scheduler of our own: its sigmas are edited below.
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        sigmas = set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
+        starts = stage_starts(sigmas, height, width, levels=len(grids) - 1, delta=delta, spectrum=spectrum)
+        latents = noises[0]
+        for i, sigma in enumerate(sigmas):
+            if i in starts[1:]:
+                latents = expand(latents, noises[starts.index(i)], sigma)
+                if mode == "dct_rewind":
+                    factor = kappa(sigma)
+                    latents, sigma = factor * latents, factor * sigma
+                    # Only this entry: the step from it still ends on the schedule.
+                    scheduler.sigmas[i] = sigma
+            velocity = self.velocity(latents, sigma, prompt_embeds, pooled, guidance_scale)
+            latents = scheduler.step(velocity, scheduler.timesteps[i], latents).prev_sample
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Images ``[B, 8H, 8W, 3]``, float32 in 0 to 1, of ``latents`` ``[B, C, H, W]``."""
+        vae = self.pipeline.vae
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents.to(vae.device, vae.dtype), return_dict=False)[0]
+        return self.pipeline.image_processor.postprocess(images.float(), output_type="np")
