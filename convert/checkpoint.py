@@ -20,11 +20,13 @@ FLOATS = {"F32", "F16", "BF16"}
 class Checkpoint:
     """The tensors of one component's folder. Files are opened at once and read when asked."""
 
-    def __init__(self, folder: Path):
-        """Raises UsageError if files are missing, truncated or not safetensors."""
+    def __init__(self, folder: Path, stem: str = STEM):
+        """`stem` is the weight files' name. Raises UsageError if files are missing, truncated or not
+        safetensors.
+        """
         self.folder = folder
         self._files = {}
-        for path in weight_files(folder):
+        for path in weight_files(folder, stem):
             try:
                 file = safe_open(path, framework="np")
             except (SafetensorError, OSError) as error:
@@ -50,11 +52,11 @@ class Checkpoint:
         return self._files[key].get_tensor(key)
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
     """The safetensors files of `folder`, in order; the index decides where there is one."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is missing; the checkpoint needs a {folder.name}/ folder")
-    index = folder / f"{STEM}.safetensors.index.json"
+    index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -64,16 +66,12 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise UsageError(f"{folder} lacks {', '.join(missing)}; download the folder again")
         return [folder / name for name in names]
-    single = folder / f"{STEM}.safetensors"
+    single = folder / f"{stem}.safetensors"
     if single.is_file():
         return [single]
-    found = "only pickles, which are never loaded" if weight_suffixes(folder) else "none"
+    pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
+    found = f"only {', '.join(pickles)}, and pickles are never loaded" if pickles else "none"
     raise UsageError(f"{folder} needs safetensors weights ({single.name}); found {found}")
-
-
-def weight_suffixes(folder: Path) -> set[str]:
-    """The endings of the weight files in `folder`."""
-    return {p.suffix for p in folder.iterdir()} & {".safetensors", *PICKLES}
 
 
 def read_config(folder: Path) -> dict:

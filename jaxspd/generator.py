@@ -18,7 +18,7 @@ from tqdm import tqdm
 from convert.orbax_store import load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.hub import DEMO, model_folder
+from jaxspd.hub import model_folder
 from jaxspd.output import check_writable, picture_paths, write_png
 from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_report, plan_request
@@ -61,8 +61,10 @@ class GenerationResult:
 class DiffGenerator:
     """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed."""
 
-    def __init__(self, family, dit_cpu_offload: bool):
-        self.family = family
+    def __init__(self, model_path: str | None, dit_cpu_offload: bool):
+        self.model_path = model_path
+        self.family = family = open_family(model_folder(model_path))
+        family.check_weights()
         self.dit_cpu_offload = dit_cpu_offload
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         self.programs = Programs(family.velocity_function(self.dtype), euler)
@@ -87,7 +89,7 @@ class DiffGenerator:
         """
         if compilation_cache:
             enable_compilation_cache()
-        return cls(open_family(model_folder(model_path)), dit_cpu_offload)
+        return cls(model_path, dit_cpu_offload)
 
     def _load(self):
         begin = time.perf_counter()
@@ -196,8 +198,8 @@ class DiffGenerator:
             )
         )
         del complete["output_path"], complete["output_file_name"]
-        if self.family.folder != DEMO:
-            complete["model_path"] = str(self.family.folder)
+        if self.model_path is not None:
+            complete["model_path"] = str(self.model_path)
         return [
             {**complete, "prompt": prompt, "seed": params.seed + number}
             for prompt in params.prompts

@@ -49,10 +49,10 @@ class SamplingParams:
         for prompt in self.prompts:
             if not prompt.strip():
                 raise UsageError("the prompt is empty; say what the picture should show")
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise UsageError(f"num_inference_steps must be 1 or more, not {self.num_inference_steps}")
-        if self.num_outputs_per_prompt < 1:
-            raise UsageError(f"num_outputs_per_prompt must be 1 or more, not {self.num_outputs_per_prompt}")
+        for name in ("num_inference_steps", "num_outputs_per_prompt", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value}")
         if self.seed < 0:
             raise UsageError(f"seed must be 0 or more, not {self.seed}")
 

@@ -74,7 +74,7 @@ def plan_table(family, plan: Plan) -> str:
     """The plan for people to read."""
     lines = [
         f"{family.title}, {plan.mode}"
-        + (f", {plan.levels} levels, δ = {plan.delta:g}" if plan.levels else ""),
+        + (f", {plan.levels} level{'s' * (plan.levels > 1)}, δ = {plan.delta:g}" if plan.levels else ""),
         f"{'stage':>5}  {'latent':>9}  {'tokens':>6}  {'steps':>9}  {'σ':>8}  {'aligned σ':>9}",
     ]
     for number, stage in enumerate(plan.stages, 1):

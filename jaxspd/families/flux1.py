@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.checkpoint import read_config, read_json
+from convert.checkpoint import Checkpoint, read_config, read_json
 from convert.flux1 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
@@ -31,7 +31,8 @@ DEV_SCHEDULER = {
     "max_image_seq_len": 4096,
 }
 OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
-PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Family:
     @classmethod
     def from_folder(cls, folder: Path) -> "Family":
         """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
-        missing = [part for part in (*PARTS, "transformer") if not (folder / part).is_dir()]
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
         if missing:
             raise UsageError(f"{folder} lacks {', '.join(missing)}; the folder is incomplete")
         known = {field.name for field in fields(Flux1Config)}
@@ -81,6 +82,13 @@ class Family:
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         longest = 512 if scheduler.get("use_dynamic_shifting") else 256
         return cls(folder, config, scheduler, vae, spectrum, min(longest, int(length or longest)))
+
+    def check_weights(self) -> None:
+        """UsageError if the weights of an encoder or the VAE are missing, truncated or pickled: better
+        now than when the picture is ready to be decoded.
+        """
+        for part, stem in WEIGHTS.items():
+            Checkpoint(self.folder / part, stem)
 
     # Defaults: those of the model cards.
 

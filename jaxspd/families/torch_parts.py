@@ -9,7 +9,6 @@ import diffusers
 import torch
 import transformers
 
-from convert.checkpoint import weight_suffixes
 from jaxspd.errors import UsageError
 
 # Their progress bars and advice are about loading; ours are about the picture.
@@ -40,8 +39,6 @@ def readable(folder: Path) -> Iterator[None]:
 def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[torch.nn.Module]:
     """A pretrained module on the best device, released again at the end. Safetensors only."""
     with readable(folder):
-        if not weight_suffixes(folder) & {".safetensors"}:
-            raise UsageError(f"{folder} needs safetensors weights; pickles are never loaded")
         module, report = module_class.from_pretrained(
             folder,
             torch_dtype=dtype,

@@ -94,7 +94,7 @@ def stack(make, length: int, rngs: nnx.Rngs):
     """`length` equal modules as one, every parameter with a leading layer axis; None for zero."""
     if length == 0:
         return None
-    return nnx.vmap(make)(rngs.fork(split=length))
+    return nnx.vmap(make)(rngs.split(length))
 
 
 def scan(blocks, carry, *shared):

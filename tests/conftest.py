@@ -1,0 +1,39 @@
+"""What every test shares: the CPU, no network, and small checkpoints in the official layout."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+from tests import tiny
+
+
+def pytest_configure(config):
+    # Parity is asserted in float32 on the CPU; only a run of the `gpu` tests leaves it.
+    if "gpu" not in config.getoption("markexpr"):
+        jax.config.update("jax_platforms", "cpu")
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and jax.default_backend() == "cpu":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs an accelerator, and JAX sees none"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_compilation_cache(tmp_path_factory):
+    """Tests neither read nor fill the user's cache."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+
+
+@pytest.fixture(scope="session")
+def flux1_folder(tmp_path_factory):
+    return tiny.write_flux1(tmp_path_factory.mktemp("flux1") / "dev")
+
+
+@pytest.fixture(scope="session")
+def schnell_folder(tmp_path_factory):
+    return tiny.write_flux1(tmp_path_factory.mktemp("flux1") / "schnell", schnell=True)

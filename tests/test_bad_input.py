@@ -1,0 +1,152 @@
+"""Bad input: one line on stderr that says what to change, exit code 2, nothing written."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from jaxspd.cli import main
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs the command, checks the manner of the refusal, and returns its line."""
+
+    def run(*flags, model=None, prompt="a lake"):
+        out = tmp_path / "out"
+        command = ["generate", "--output-path", str(out), "--prompt", prompt]
+        command += ["--model-path", str(model)] if model else []
+        code = main([*command, *flags])
+        captured = capsys.readouterr()
+        assert code == 2
+        assert captured.out == ""
+        assert not out.exists()
+        lines = captured.err.splitlines()
+        assert len(lines) == 1, captured.err
+        return lines[0]
+
+    return run
+
+
+PROGRESSIVE = ("--height", "64", "--width", "64", "--progressive-mode", "dct_rewind")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--progressive-mode", "wavelet"], "use one of fullres, dct, dct_rewind"),
+        ([*PROGRESSIVE, "--progressive-delta", "0"], "between 0 and 1"),
+        ([*PROGRESSIVE, "--progressive-delta", "1"], "between 0 and 1"),
+        ([*PROGRESSIVE, "--progressive-delta", "nan"], "between 0 and 1|must be a number"),
+        ([*PROGRESSIVE, "--progressive-delta", "-0.1"], "between 0 and 1"),
+        ([*PROGRESSIVE, "--progressive-levels", "-1"], "0 or more"),
+        ([*PROGRESSIVE, "--progressive-levels", "3"], "use at most 2"),
+        ([*PROGRESSIVE, "--num-inference-steps", "1"], "use more steps"),
+        (["--num-inference-steps", "0"], "1 or more"),
+        (["--num-inference-steps", "2.5"], "num-inference-steps"),
+        (["--height", "100", "--width", "64"], "nearest to 100 by 64 is 96 by 64"),
+        ([*PROGRESSIVE, "--height", "80"], "nearest to 80 by 64 is 64 by 64"),
+        (["--height", "0"], "1 or more"),
+        (["--num-outputs-per-prompt", "0"], "1 or more"),
+        (["--seed", "-1"], "0 or more"),
+        (["--prompt", "  "], "prompt is empty"),
+        (["--negative-prompt", "people"], "no negative prompt"),
+        (["--output-file-name", "a/b.png"], "plain file name"),
+        (["--output-file-name", "b.jpg"], "PNG"),
+        (["--stepz", "3"], "--stepz"),
+        (["--dit-cpu-offload", "maybe"], "true or false"),
+    ],
+)
+def test_impossible_requests(refused, flux1_folder, flags, says):
+    assert re.search(says, refused(*flags, model=flux1_folder))
+
+
+def test_a_prompt_is_needed(capsys):
+    assert main(["generate"]) == 2
+    assert "--prompt" in capsys.readouterr().err
+
+
+def test_an_output_path_that_is_a_file(flux1_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    flags = ["--model-path", str(flux1_folder), "--prompt", "a", "--output-path", str(tmp_path / "file")]
+    assert main(["generate", *flags]) == 2
+    assert "choose another --output-path" in capsys.readouterr().err
+
+
+def test_a_missing_folder(refused, tmp_path):
+    assert "does not exist" in refused(model=tmp_path / "nowhere")
+
+
+def test_an_empty_folder(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "model_index.json is missing" in refused(model=tmp_path / "empty")
+
+
+@pytest.fixture
+def damaged(flux1_folder, tmp_path):
+    return shutil.copytree(flux1_folder, tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2", "tokenizer", "scheduler"])
+def test_a_missing_component_is_named(refused, damaged, part):
+    shutil.rmtree(damaged / part)
+    assert f"lacks {part}" in refused(model=damaged)
+
+
+def test_another_pipeline_is_named(refused, damaged):
+    (damaged / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    assert "StableDiffusionPipeline" in refused(model=damaged)
+
+
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+}
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_truncated_weights(refused, damaged, part):
+    weights = damaged / part / WEIGHTS[part]
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert f"{part}" in refused("--height", "64", "--width", "64", model=damaged)
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_pickles_are_never_loaded(refused, damaged, part):
+    weights = damaged / part / WEIGHTS[part]
+    weights.rename(weights.with_suffix(".bin"))
+    assert "pickles" in refused("--height", "64", "--width", "64", model=damaged)
+
+
+def test_a_transformer_of_another_shape(refused, damaged):
+    config = damaged / "transformer" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "num_layers": values["num_layers"] + 1}))
+    line = refused("--height", "64", "--width", "64", model=damaged)
+    assert "missing: transformer_blocks.2." in line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("- a", "keys and values"), ("heigth: 64", "did you mean 'height'"), ("a: [", "cannot read")],
+)
+def test_a_wrong_config_file(refused, tmp_path, text, says):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    assert says in refused("--config", str(config))
+
+
+def test_a_picture_of_another_program(refused, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "other.png")
+    assert "not written by jaxspd" in refused("--config", str(tmp_path / "other.png"))
+
+
+def test_a_prompt_file_without_prompts(capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n\n")
+    assert main(["generate", "--prompt-path", str(tmp_path / "prompts.txt")]) == 2
+    assert "one a line" in capsys.readouterr().err
