@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (gives NumPy bfloat16, in which most official weights are stored)
@@ -58,10 +59,12 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
         raise UsageError(f"{folder} is missing; the checkpoint needs a {folder.name}/ folder")
     index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise UsageError(f"{index} is damaged; download it again") from None
+        names = set()
+        with suppress(ValueError, KeyError, AttributeError, TypeError):
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise UsageError(f"{index} is damaged; download it again")
+        names = sorted(names)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UsageError(f"{folder} lacks {', '.join(missing)}; download the folder again")

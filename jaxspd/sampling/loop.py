@@ -26,7 +26,9 @@ def denoise(
     `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. After each step
     `progress` hears the stage's and the step's number (from 0) and the σ reached.
     """
-    latents, seconds = jax.numpy.asarray(noises[0]), []
+    conditioning = jax.device_put(conditioning)  # once, not at each step
+    # A copy: the CPU backend may share a NumPy array, and the buffer is donated.
+    latents, seconds = jax.numpy.array(noises[0]), []
     for number, stage in enumerate(plan.stages):
         begin = time.perf_counter()
         if number:

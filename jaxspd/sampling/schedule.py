@@ -33,11 +33,17 @@ def flow_match_sigmas(config: dict, steps: int, tokens: int) -> np.ndarray:
     asked = [name for name in UNSUPPORTED if config.get(name)]
     if asked:
         raise UsageError(f"scheduler_config.json asks for {', '.join(asked)}: not supported")
+    kind = config.get("time_shift_type", "exponential")
+    if kind not in ("exponential", "linear"):
+        raise UsageError(f"scheduler_config.json: unknown time_shift_type {kind!r}")
     sigmas = np.linspace(1, 1 / steps, steps)
     if config.get("use_dynamic_shifting"):
         mu = dynamic_shift(config, tokens)
-        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        shift = mu if kind == "linear" else math.exp(mu)
     else:
         shift = config.get("shift", 1.0)
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    if terminal := config.get("shift_terminal"):
+        # Stretched towards 1 so that the last step starts at `terminal`.
+        sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
     return np.append(sigmas, 0).astype(np.float32)
