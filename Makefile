@@ -8,7 +8,7 @@ PROMPT ?= a serene mountain lake at golden hour with snow
 .PHONY: demo test lint
 
 demo: $(VENV)/installed
-	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --progressive-mode dct_rewind --progressive-delta 0.1 \
+	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --progressive-mode dct_rewind --progressive-delta 0.05 \
 		--output-path outputs --output-file-name demo.png
 
 test: $(VENV)/installed-test

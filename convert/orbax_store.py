@@ -47,7 +47,7 @@ def convert_pipeline(family, output: Path) -> None:
     appears when it is complete, or not at all.
     """
     source = family.folder / "transformer"
-    if not weight_files_present(source):
+    if (source / NAME).is_dir():
         raise UsageError(f"{family.folder} is converted already; use it as it is")
     if output.exists():
         raise UsageError(f"{output} exists already; choose another --output-path")
@@ -82,7 +82,3 @@ def convert_pipeline(family, output: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def weight_files_present(folder: Path) -> bool:
-    return not (folder / NAME).is_dir()

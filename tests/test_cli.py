@@ -122,11 +122,22 @@ def test_plan_reads_a_checkpoint_without_its_weights(schnell_folder, capsys):
     assert json.loads(capsys.readouterr().out)["stages"][0]["end"] == 4  # schnell's own default
 
 
+def test_convert_writes_a_folder_that_generate_loads(flux1_folder, tmp_path, capsys):
+    converted = tmp_path / "converted"
+    assert main(["convert", "--model-path", str(flux1_folder), "--output-path", str(converted)]) == 0
+    assert main(["convert", "--model-path", str(converted), "--output-path", str(tmp_path / "b")]) == 2
+    assert "converted already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["converted"]
+    assert generate(converted, tmp_path / "out", "--prompt", "a lake", "--output-file-name", "l") == 0
+    assert generate(flux1_folder, tmp_path / "out", "--prompt", "a lake", "--output-file-name", "m") == 0
+    assert (pixels(tmp_path / "out" / "l.png") == pixels(tmp_path / "out" / "m.png")).all()
+
+
 def test_an_interrupt_leaves_no_file(flux1_folder, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "jaxspd", "generate", "--model-path", str(flux1_folder)]
     command += ["--prompt", "a lake", "--height", "64", "--width", "64", "--output-path", str(out)]
-    command += ["--num-inference-steps", "1000000"]
+    command += ["--num-inference-steps", "1000000", "--compilation-cache", "false"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     seen, deadline = b"", time.monotonic() + 240
     while b"stage 1/1" not in seen and time.monotonic() < deadline:
