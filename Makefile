@@ -3,12 +3,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Installed before everything else, and pinned: an unpinned torch may bring gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
+SEED ?= 7
 PROMPT ?= a serene mountain lake at golden hour with snow
 
 .PHONY: demo test lint
 
 demo: $(VENV)/installed
-	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --progressive-mode dct_rewind --progressive-delta 0.05 \
+	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --progressive-mode dct_rewind --progressive-delta 0.05 --seed $(SEED) \
 		--output-path outputs --output-file-name demo.png
 
 test: $(VENV)/installed-test
