@@ -332,6 +332,8 @@ def test_a_shard_that_the_index_does_not_name_is_not_read(sharded, parameters):
         b"{}",
         b"[]",
         b'{"weight_map": []}',
+        b'{"weight_map": {}}',
+        b'{"weight_map": {"x_embedder.bias": "../outside.safetensors"}}',
         b'{"weight_map": {"x_embedder.bias": 3}}',
         b'{"weight_map": {"x_embedder.bias": ["a.safetensors"]}}',
     ],

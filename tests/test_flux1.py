@@ -17,7 +17,7 @@ from convert.checkpoint import Checkpoint, read_config
 from convert.flux1 import RULES
 from convert.loader import load_parameters
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
-from jaxspd.models.layers import sinusoidal_embedding
+from jaxspd.models.layers import layer_norm, rms_norm, sinusoidal_embedding
 from jaxspd.models.packing import pack, unpack
 from tests import tiny
 from tests.compare import relative
@@ -116,6 +116,24 @@ def test_every_input_matters_to_its_own_batch_element_only(dev, position):
     after = np.asarray(dev.ours(*inputs))
     assert relative(after[1], before[1]) > 1e-3
     chex.assert_trees_all_close(after[0], before[0], rtol=0, atol=1e-6)
+
+
+def test_norms_treat_faint_activations_as_diffusers_does(dev):
+    # At this size the norms' ε decides; on activations around 1 it would go unseen.
+    faint = 1e-3 * np.random.default_rng(0).standard_normal((2, 5, 48), dtype=np.float32)
+    per_head = faint.reshape(2, 5, 3, 16)
+    double, single = dev.theirs.transformer_blocks[0], dev.theirs.single_transformer_blocks[0]
+    layer_norms = [double.norm1, double.norm1_context, single.norm, dev.theirs.norm_out]
+    layer_norms = [*(module.norm for module in layer_norms), double.norm2, double.norm2_context]
+    names = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+    rms_norms = [*(getattr(double.attn, name) for name in names), single.attn.norm_q, single.attn.norm_k]
+    with torch.no_grad():
+        ours = layer_norm(48, dtype=jnp.float32, rngs=nnx.Rngs(0))(faint)
+        for theirs in layer_norms:
+            assert relative(ours, theirs(torch.from_numpy(faint))) <= 1e-6
+        ours = rms_norm(16, dtype=jnp.float32, rngs=nnx.Rngs(0))(per_head)  # its scale starts as 1
+        for theirs in rms_norms:
+            assert relative(ours, theirs(torch.from_numpy(per_head)) / theirs.weight) <= 1e-6
 
 
 # One unit in the last place of float32, relative.

@@ -126,10 +126,11 @@ def test_scales_of_any_ratio_make_grids_of_any_ratio():
 
 
 def test_snapping_moves_the_grid_and_keeps_scale_and_frequency():
-    levels = at_scales((60, 104), [1 / 3, 2 / 3, 1], multiple=4)
-    assert [level.latent for level in levels] == [(20, 36), (40, 68), (60, 104)]
+    # 64/3 = 21.3 snaps down and 128/3 = 42.7 up.
+    levels = at_scales((64, 104), [1 / 3, 2 / 3, 1], multiple=4)
+    assert [level.latent for level in levels] == [(20, 36), (44, 68), (64, 104)]
     assert [level.scale for level in levels] == [1 / 3, 2 / 3, 1]
-    assert [level.nyquist for level in levels] == pytest.approx([10, 20, 30], rel=1e-12)
+    assert [level.nyquist for level in levels] == pytest.approx([32 / 3, 64 / 3, 32], rel=1e-12)
     # A side never vanishes: it keeps one multiple.
     assert at_scales((60, 104), [0.01, 1], multiple=4)[0].latent == (4, 4)
 
