@@ -40,3 +40,8 @@ def flux1_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def schnell_folder(tmp_path_factory):
     return tiny.write_flux1(tmp_path_factory.mktemp("flux1") / "schnell", schnell=True)
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory):
+    return tiny.write_wan(tmp_path_factory.mktemp("wan"))

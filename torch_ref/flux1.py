@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-from torch_ref.spectral import (
-    FLUX1_SPECTRUM,
-    Spectrum,
-    expand,
-    kappa,
-    stage_grids,
-    stage_starts,
-)
-
-Mode = Literal["fullres", "dct", "dct_rewind"]
+from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, grow, stage_noises, stage_starts
 
 
 def set_schedule(
@@ -128,29 +118,18 @@ class Flux1Reference:
         neither ``levels``, ``delta`` nor ``spectrum``; ``dct_rewind`` aligns the noise level
         after each expansion (step 4 of the method), ``dct`` does not.
         """
-        if mode not in ("fullres", "dct", "dct_rewind"):
-            raise ValueError(f"unknown mode {mode!r}")
-        noises = [torch.as_tensor(n, dtype=torch.float32, device=self.device) for n in noises]
+        noises = stage_noises(noises, mode, levels, self.device)
         height, width = noises[-1].shape[-2:]
-        grids = stage_grids(height, width, 0 if mode == "fullres" else levels)
-        if [tuple(noise.shape[-2:]) for noise in noises] != grids:
-            raise ValueError(f"one noise array is needed for each of the grids {grids}")
-        if any(h % 2 or w % 2 for h, w in grids):
-            raise ValueError(f"FLUX.1 packs 2x2 latents, so every grid must be even: {grids}")
-
         # A scheduler of our own: its sigmas are edited below.
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
         sigmas = set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
-        starts = stage_starts(sigmas, height, width, levels=len(grids) - 1, delta=delta, spectrum=spectrum)
+        starts = stage_starts(sigmas, height, width, levels=len(noises) - 1, delta=delta, spectrum=spectrum)
         latents = noises[0]
         for i, sigma in enumerate(sigmas):
             if i in starts[1:]:
-                latents = expand(latents, noises[starts.index(i)], sigma)
-                if mode == "dct_rewind":
-                    factor = kappa(sigma)
-                    latents, sigma = factor * latents, factor * sigma
-                    # Only this entry: the step from it still ends on the schedule.
-                    scheduler.sigmas[i] = sigma
+                latents, sigma = grow(latents, noises[starts.index(i)], sigma, mode)
+                # Only this entry: the step from it still ends on the schedule.
+                scheduler.sigmas[i] = sigma
             velocity = self.velocity(latents, sigma, prompt_embeds, pooled, guidance_scale)
             latents = scheduler.step(velocity, scheduler.timesteps[i], latents).prev_sample
         return latents

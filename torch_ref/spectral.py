@@ -8,12 +8,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 
+Mode = Literal["fullres", "dct", "dct_rewind"]
 Spectrum = tuple[float, float]
 
 FLUX1_SPECTRUM: Spectrum = (203.615097, 1.915461)
+WAN_SPECTRUM: Spectrum = (219.484718, 2.422687)
 # Every stage halves its successor's grid, so the ratio of two scales is always this.
 HALVING = 2.0
 
@@ -38,6 +42,25 @@ def activation_sigma(omega: float, delta: float, spectrum: Spectrum) -> float:
 def stage_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:
     """Latent grids ``(h, w)`` of the ``levels + 1`` stages, coarsest first."""
     return [(height // 2**k, width // 2**k) for k in range(levels, -1, -1)]
+
+
+def stage_noises(
+    noises: Sequence[np.ndarray | torch.Tensor], mode: Mode, levels: int, device: torch.device | str
+) -> list[torch.Tensor]:
+    """``noises``, one ``[..., h, w]`` a stage, as float32 on ``device``; ValueError unless they fit.
+
+    The last one gives the full grid. ``fullres`` has one stage, whatever ``levels`` says.
+    """
+    if mode not in ("fullres", "dct", "dct_rewind"):
+        raise ValueError(f"unknown mode {mode!r}")
+    noises = [torch.as_tensor(noise, dtype=torch.float32, device=device) for noise in noises]
+    *leading, height, width = noises[-1].shape
+    grids = stage_grids(height, width, 0 if mode == "fullres" else levels)
+    if [tuple(noise.shape) for noise in noises] != [(*leading, *grid) for grid in grids]:
+        raise ValueError(f"one noise array is needed for each of the grids {grids}, otherwise alike")
+    if any(h % 2 or w % 2 for h, w in grids):
+        raise ValueError(f"a token is 2x2 latents, so every grid must be even: {grids}")
+    return noises
 
 
 def stage_starts(
@@ -113,3 +136,16 @@ def kappa(sigma: float, ratio: float = HALVING) -> float:
     ``r / (1 + (r - 1) sigma)``; the latent is then at noise level ``kappa * sigma``.
     """
     return ratio / (1 + (ratio - 1) * sigma)
+
+
+def grow(x: torch.Tensor, noise: torch.Tensor, sigma: float, mode: Mode) -> tuple[torch.Tensor, float]:
+    """``x`` ``[..., h, w]`` on the grid of ``noise`` ``[..., h', w']``, and its noise level there.
+
+    ``dct`` expands, which leaves the level at ``sigma``; ``dct_rewind`` also aligns the two (step
+    4 of the method), which raises it.
+    """
+    x = expand(x, noise, sigma)
+    if mode == "dct":
+        return x, sigma
+    factor = kappa(sigma)
+    return factor * x, factor * sigma

@@ -1,13 +1,7 @@
-"""Small random checkpoints in the official layout, for tests: real structure, no knowledge.
-
-Widths are chosen to differ wherever the official ones do, so that two axes cannot be mistaken
-for each other, and no parameter keeps the zeros or ones that diffusers initialises it with.
-"""
+"""A tiny FLUX.1."""
 
 from __future__ import annotations
 
-import json
-import string
 from pathlib import Path
 
 import torch
@@ -17,61 +11,9 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-CLIP_LENGTH = 77
-
-
-@torch.no_grad()
-def randomise(module: torch.nn.Module, seed: int) -> None:
-    """Draws every parameter anew: matrices by fan-in, norm weights around 1, biases around 0.
-
-    A bias of zero, or a norm weight of one, would let a converter that drops it pass.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        values = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            values /= parameter[0].numel() ** 0.5
-        else:
-            values = 0.3 * values + (0.0 if name.endswith("bias") else 1.0)
-        parameter.copy_(values)
-
-
-def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte-level tokenizer with one token a byte, written to ``folder`` as vocabulary files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    # One merge, so that merging happens at all; the end token has the largest id, as officially.
-    tokens += ["th", "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\nt h\n", encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=CLIP_LENGTH)
-
-
-def t5_tokenizer(folder: Path, text_length: int) -> T5TokenizerFast:
-    """Unigram tokenizer with one token an ASCII character, written to ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(c, -3.0) for c in string.ascii_letters + string.digits + string.punctuation]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return T5TokenizerFast.from_pretrained(folder, extra_ids=0, model_max_length=text_length)
+from tests.tiny.common import CLIP_LENGTH, clip_tokenizer, randomise, t5_tokenizer
 
 
 def flux1_transformer(

@@ -1,0 +1,24 @@
+"""Small random checkpoints in the official layout, for tests: real structure, no knowledge.
+
+Widths are chosen to differ wherever the official ones do, so that two axes cannot be mistaken
+for each other, and no parameter keeps the zeros or ones that diffusers initialises it with.
+"""
+
+from tests.tiny.common import CLIP_LENGTH, clip_tokenizer, randomise, t5_tokenizer
+from tests.tiny.flux1 import flux1_scheduler, flux1_transformer, flux1_vae, write_flux1
+from tests.tiny.wan import wan_scheduler, wan_transformer, wan_vae, write_wan
+
+__all__ = [
+    "CLIP_LENGTH",
+    "clip_tokenizer",
+    "flux1_scheduler",
+    "flux1_transformer",
+    "flux1_vae",
+    "randomise",
+    "t5_tokenizer",
+    "wan_scheduler",
+    "wan_transformer",
+    "wan_vae",
+    "write_flux1",
+    "write_wan",
+]

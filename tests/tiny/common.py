@@ -1,0 +1,62 @@
+"""What the tiny checkpoints share: random parameters, and tokenizers of single characters."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import CLIPTokenizer, T5TokenizerFast
+
+CLIP_LENGTH = 77
+
+
+@torch.no_grad()
+def randomise(module: torch.nn.Module, seed: int) -> None:
+    """Draws every parameter anew: matrices by fan-in, norm weights around 1, biases around 0.
+
+    A bias of zero, or a norm weight of one, would let a converter that drops it pass. Two of
+    Wan's parameters have axes without being matrices: the VAE's norm weights ``gamma``
+    ``[D, 1, 1(, 1)]``, and ``scale_shift_table`` ``[1, n, D]``, offsets to scale, shift and gate.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        leaf = name.rpartition(".")[2]
+        if leaf == "scale_shift_table":
+            values *= 0.3
+        elif leaf == "gamma" or parameter.ndim == 1:
+            values = 0.3 * values + (0.0 if leaf.endswith("bias") else 1.0)
+        else:
+            values /= parameter[0].numel() ** 0.5
+        parameter.copy_(values)
+
+
+def clip_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Byte-level tokenizer with one token a byte, written to ``folder`` as vocabulary files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    # One merge, so that merging happens at all; the end token has the largest id, as officially.
+    tokens += ["th", "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\n", encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=CLIP_LENGTH)
+
+
+def t5_tokenizer(folder: Path, text_length: int) -> T5TokenizerFast:
+    """Unigram tokenizer with one token an ASCII character, written to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(c, -3.0) for c in string.ascii_letters + string.digits + string.punctuation]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return T5TokenizerFast.from_pretrained(folder, extra_ids=0, model_max_length=text_length)

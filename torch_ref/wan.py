@@ -1,0 +1,187 @@
+"""Wan 2.1 text-to-video with spectral progressive diffusion (arXiv 2605.18736) on diffusers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+
+from torch_ref.spectral import WAN_SPECTRUM, Mode, Spectrum, grow, stage_noises, stage_starts
+
+Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
+SHIFT_NAMES = {FlowMatchEulerDiscreteScheduler: "shift", UniPCMultistepScheduler: "flow_shift"}
+
+
+def set_schedule(
+    scheduler: Scheduler, num_inference_steps: int, flow_shift: float | None = None
+) -> Scheduler:
+    """A scheduler like ``scheduler``, ready for its first step; ``flow_shift`` replaces its own."""
+    override = {} if flow_shift is None else {SHIFT_NAMES[type(scheduler)]: flow_shift}
+    schedule = type(scheduler).from_config(scheduler.config, **override)
+    schedule.set_timesteps(num_inference_steps)
+    schedule.set_begin_index(0)
+    return schedule
+
+
+def solver_on(schedule: Scheduler, rule: Literal["unipc", "euler"]) -> Scheduler:
+    """What steps along ``schedule`` by ``rule``: itself where it can, else with the same sigmas.
+
+    UniPC needs the logarithm of ``1 - sigma``, so on another's schedule it starts at 1 - 1e-6,
+    as it does on its own.
+    """
+    if rule == "unipc":
+        solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    elif rule == "euler":
+        solver = FlowMatchEulerDiscreteScheduler()
+    else:
+        raise ValueError(f"unknown scheduler {rule!r}")
+    if isinstance(schedule, type(solver)):
+        return schedule
+    # Neither shifts the sigmas again: both have a shift of 1 unless told otherwise.
+    solver.set_timesteps(sigmas=schedule.sigmas[:-1].numpy())
+    solver.set_begin_index(0)
+    return solver
+
+
+def forget(solver: UniPCMultistepScheduler) -> None:
+    """Makes the next step UniPC's first: first order, and no corrector before it."""
+    solver.lower_order_nums = 0
+    solver.last_sample = None
+    solver.model_outputs = [None] * solver.config.solver_order
+
+
+class WanReference:
+    """Wan 2.1 as diffusers computes it, on latents ``[B, C, T, H, W]`` in float32."""
+
+    def __init__(self, pipeline: WanPipeline) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> WanReference:
+        """Opens a pipeline folder in the official layout; never reaches for the network.
+
+        The VAE is in float32 whatever ``dtype``, as the model cards load it.
+        """
+        dtypes = {"default": dtype, "vae": torch.float32}
+        pipeline = WanPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
+        return cls(pipeline.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.transformer.device
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """UMT5 states ``[B, S, D]`` of ``prompts``, zero after a prompt's end; of the others likewise."""
+        return self.pipeline.encode_prompt(
+            list(prompts),
+            None if negative_prompts is None else list(negative_prompts),
+            do_classifier_free_guidance=negative_prompts is not None,
+            max_sequence_length=min(512, self.pipeline.tokenizer.model_max_length),
+        )
+
+    def timestep(self, sigma: float) -> float:
+        """The model's time at noise level ``sigma``; UniPC's are whole numbers, rounded down."""
+        scheduler = self.pipeline.scheduler
+        time = sigma * scheduler.config.num_train_timesteps
+        return int(time) if isinstance(scheduler, UniPCMultistepScheduler) else time
+
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        prompt_embeds: torch.Tensor,
+        negative_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 5.0,
+    ) -> torch.Tensor:
+        """Predicted ``noise - clean`` at ``latents`` ``[B, C, T, H, W]``, same shape, float32.
+
+        With ``negative_embeds`` there are two passes and classifier-free guidance; without, one
+        pass, which ``guidance_scale`` does not change.
+        """
+        return self._velocity(latents, self.timestep(sigma), prompt_embeds, negative_embeds, guidance_scale)
+
+    @torch.no_grad()
+    def _velocity(self, latents, timestep, prompt_embeds, negative_embeds, guidance_scale) -> torch.Tensor:
+        transformer = self.pipeline.transformer
+
+        def predict(embeds: torch.Tensor) -> torch.Tensor:
+            return transformer(
+                hidden_states=latents.to(self.device, transformer.dtype),
+                timestep=torch.full((len(latents),), timestep, dtype=torch.float32, device=self.device),
+                encoder_hidden_states=embeds.to(self.device, transformer.dtype),
+                return_dict=False,
+            )[0].float()
+
+        velocity = predict(prompt_embeds)
+        if negative_embeds is None:
+            return velocity
+        negative = predict(negative_embeds)
+        return negative + guidance_scale * (velocity - negative)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noises: Sequence[np.ndarray | torch.Tensor],
+        prompt_embeds: torch.Tensor,
+        negative_embeds: torch.Tensor | None = None,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 5.0,
+        scheduler: Literal["unipc", "euler"] = "unipc",
+        flow_shift: float | None = None,
+        mode: Mode = "fullres",
+        levels: int = 1,
+        delta: float = 0.01,
+        spectrum: Spectrum = WAN_SPECTRUM,
+    ) -> torch.Tensor:
+        """Latents ``[B, C, T, H, W]`` of a whole generation, in float32.
+
+        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`; only
+        the last two axes grow. The sigmas are always the checkpoint's, with its ``flow_shift``
+        unless one is given; ``scheduler`` chooses the rule that steps from one to the next.
+        """
+        noises = stage_noises(noises, mode, levels, self.device)
+        height, width = noises[-1].shape[-2:]
+        schedule = set_schedule(self.pipeline.scheduler, num_inference_steps, flow_shift)
+        solver = solver_on(schedule, scheduler)
+        sigmas = solver.sigmas[:-1].tolist()
+        # Not computed from these sigmas, which float32 has rounded: truncation would show it.
+        timesteps = schedule.timesteps.tolist()
+        starts = stage_starts(sigmas, height, width, levels=len(noises) - 1, delta=delta, spectrum=spectrum)
+        latents = noises[0]
+        for i, (sigma, timestep) in enumerate(zip(sigmas, timesteps, strict=True)):
+            if i in starts[1:]:
+                latents, aligned = grow(latents, noises[starts.index(i)], sigma, mode)
+                # Only this entry: the step from it still ends on the schedule.
+                solver.sigmas[i] = aligned
+                if mode == "dct_rewind":
+                    timestep = self.timestep(aligned)
+                # What UniPC remembers is on the coarser grid.
+                if isinstance(solver, UniPCMultistepScheduler):
+                    forget(solver)
+            velocity = self._velocity(latents, timestep, prompt_embeds, negative_embeds, guidance_scale)
+            latents = solver.step(velocity, solver.timesteps[i], latents).prev_sample
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Videos ``[B, F, 8H, 8W, 3]``, float32 in 0 to 1, of ``latents`` ``[B, C, T, H, W]``."""
+        vae = self.pipeline.vae
+        mean, std = (
+            torch.tensor(values, device=vae.device)[:, None, None, None]
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        frames = vae.decode((latents.to(vae.device) * std + mean).to(vae.dtype), return_dict=False)[0]
+        return self.pipeline.video_processor.postprocess_video(frames.float(), output_type="np")
