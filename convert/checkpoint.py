@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (gives NumPy bfloat16, in which most official weights are stored)
+import ml_dtypes  # gives NumPy bfloat16, in which most official weights are stored
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -15,7 +15,8 @@ from jaxspd.errors import UsageError
 
 STEM = "diffusion_pytorch_model"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
-FLOATS = {"F32", "F16", "BF16"}
+# Stored types that hold weights, by their names in safetensors.
+FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 class Checkpoint:
@@ -108,7 +109,7 @@ def write_component(
         rule, array = by_path[path], np.asarray(value)
         layers = array if rule.stacked else [array]
         for key, layer in zip(rule.keys(array.shape), layers, strict=True):
-            tensors[key] = np.ascontiguousarray(rule.transform(layer).astype(dtype))
+            tensors[key] = np.ascontiguousarray(rule.restore(layer).astype(dtype))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"_class_name": class_name, **config}, indent=2) + "\n")

@@ -37,7 +37,7 @@ def assign(
     missing, misshapen, used = [], [], set()
     for path, rule in by_path.items():
         shape = parameters[path].shape
-        wanted = rule.transform(np.broadcast_to(0, shape[1:] if rule.stacked else shape)).shape
+        wanted = rule.restore(np.broadcast_to(0, shape[1:] if rule.stacked else shape)).shape
         for key in rule.keys(shape):
             used.add(key)
             if key not in keys:
@@ -58,6 +58,27 @@ def assign(
     return by_path
 
 
+def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str, Rule]:
+    """`assign` for the files of a checkpoint."""
+    try:
+        return assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.folder} does not fit its config.json: {error}") from None
+
+
+def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[Rule]) -> bool:
+    """Whether every parameter of `abstract` is in the dtype its official tensors are stored in, or in
+    float32.
+    """
+    parameters = flat_parameters(abstract)
+    table = match(checkpoint, parameters, rules)
+    return all(
+        parameters[path].dtype in (jnp.float32, FLOATS.get(checkpoint.dtype(key)))
+        for path, rule in table.items()
+        for key in rule.keys(parameters[path].shape)
+    )
+
+
 def load_parameters(
     checkpoint: Checkpoint,
     abstract: nnx.State,
@@ -69,12 +90,8 @@ def load_parameters(
     One parameter at a time is gathered on the host, its layers read one by one into the target
     dtype, and handed to `put`; so the host holds a single stacked parameter beside what `put` keeps.
     """
-    parameters = flat_parameters(abstract)
-    try:
-        table = assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
-    except UsageError as error:
-        raise UsageError(f"{checkpoint.folder} does not fit its config.json: {error}") from None
-    odd = sorted({checkpoint.dtype(key) for key in checkpoint.keys()} - FLOATS)  # noqa: SIM118
+    table = match(checkpoint, flat_parameters(abstract), rules)
+    odd = sorted({checkpoint.dtype(key) for key in checkpoint.keys()} - FLOATS.keys())  # noqa: SIM118
     if odd:
         raise UsageError(
             f"{checkpoint.folder} stores weights as {', '.join(odd)}; "

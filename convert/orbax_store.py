@@ -5,12 +5,13 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from convert.checkpoint import Checkpoint, weight_files
-from convert.loader import load_parameters
+from convert.loader import holds_exactly, load_parameters
 from jaxspd.errors import UsageError
 
 NAME = "orbax"
@@ -52,10 +53,15 @@ def convert_pipeline(family, output: Path) -> None:
     if output.exists():
         raise UsageError(f"{output} exists already; choose another --output-path")
     checkpoint = Checkpoint(source)
-    stored = {"F32": np.float32, "F16": np.float16, "BF16": jax.numpy.bfloat16}
-    kinds = {checkpoint.dtype(key) for key in checkpoint.keys()}  # noqa: SIM118
-    # Where dtypes are mixed, float32 holds them all.
-    dtype = stored.get(kinds.pop(), np.float32) if len(kinds) == 1 else np.float32
+    # The narrowest type that loses nothing; float32 holds every other.
+    dtype = next(
+        (
+            dtype
+            for dtype in (jnp.bfloat16, jnp.float16)
+            if holds_exactly(family.abstract_parameters(dtype), checkpoint, family.rules)
+        ),
+        jnp.float32,
+    )
     parameters = load_parameters(checkpoint, family.abstract_parameters(dtype), family.rules, put=np.asarray)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

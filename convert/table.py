@@ -12,12 +12,17 @@ class Rule:
 
     `official` is the key in the checkpoint; a `{}` in it stands for the layer number, and the
     parameter then has a leading axis over layers. `path` is the parameter's dotted path in the Flax
-    module. `transform` turns the official array into ours and, being its own inverse, back.
+    module. `transform` turns the official array into ours; `inverse`, where it is not the same, back.
     """
 
     official: str
     path: str
     transform: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """Our array in the official layout."""
+        return (self.inverse or self.transform)(array)
 
     @property
     def stacked(self) -> bool:
@@ -37,6 +42,22 @@ def transpose(array: np.ndarray) -> np.ndarray:
 
 def keep(array: np.ndarray) -> np.ndarray:
     return array
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """PyTorch keeps a convolution's weight as `[out, in, *window]`, Flax as `[*window, in, out]`."""
+    return np.moveaxis(array, (0, 1), (-1, -2))
+
+
+def channels_first(array: np.ndarray) -> np.ndarray:
+    """The inverse of `channels_last`."""
+    return np.moveaxis(array, (-1, -2), (0, 1))
+
+
+def patches(official: str, path: str) -> Iterator[Rule]:
+    """The two rules of a patch embedding: a convolution whose windows do not overlap."""
+    yield Rule(f"{official}.weight", f"{path}.kernel", channels_last, channels_first)
+    yield Rule(f"{official}.bias", f"{path}.bias", keep)
 
 
 def linear(official: str, path: str) -> Iterator[Rule]:

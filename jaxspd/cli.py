@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -36,18 +37,18 @@ def flag(name: str) -> str:
 def build_parser() -> Parser:
     parser = Parser(
         prog="jaxspd",
-        description="Text to pictures in JAX, from coarse to fine (spectral progressive diffusion).",
+        description="Text to pictures and videos in JAX, coarse to fine (spectral progressive diffusion).",
     )
     parser.add_argument("--version", action="version", version=f"jaxspd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    generate = commands.add_parser("generate", help="make pictures from prompts")
+    generate = commands.add_parser("generate", help="make pictures or videos from prompts")
     generate.add_argument("--model-path", help=MODEL_HELP)
     generate.add_argument("--prompt-path", type=Path, help="text file with one prompt a line")
     generate.add_argument(
         "--config",
         type=Path,
-        help="YAML or JSON file with these flags as keys, or a PNG that jaxspd wrote, to repeat it",
+        help="YAML or JSON file with these flags as keys; or what jaxspd wrote, to repeat it",
     )
     generate.add_argument(
         "--dit-cpu-offload",
@@ -67,7 +68,7 @@ def build_parser() -> Parser:
 
     plan = commands.add_parser("plan", help="print the stages a request would run")
     plan.add_argument("--model-path", help=MODEL_HELP)
-    plan.add_argument("--family", help="plan for a family as published, such as flux1")
+    plan.add_argument("--family", help="plan for a family as published, such as flux1 or wan")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_sampling_flags(
         plan,
@@ -75,6 +76,8 @@ def build_parser() -> Parser:
             "num_inference_steps",
             "height",
             "width",
+            "num_frames",
+            "flow_shift",
             *tuple(f.name for f in fields(SamplingParams) if f.name.startswith("progressive")),
         ),
     )
@@ -176,6 +179,9 @@ def run_convert(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0, 2 for a usage error (one line on stderr), 130 if interrupted."""
+    # Notices as they are: libraries set up logging of their own, which would dress them up.
+    log = logging.getLogger("jaxspd")
+    log.handlers, log.propagate = [logging.lastResort], False
     try:
         args = build_parser().parse_args(argv)
         args.run(args)

@@ -1,4 +1,4 @@
-"""From prompts to pictures: encode, plan, compile, denoise, decode, write."""
+"""From prompts to pictures and videos: plan, compile, encode, denoise, decode, write."""
 
 import resource
 import sys
@@ -19,28 +19,30 @@ from convert.orbax_store import load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import model_folder
-from jaxspd.output import check_writable, picture_paths, write_png
+from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
-from jaxspd.planning import plan_report, plan_request
+from jaxspd.planning import complete, plan_report, plan_request
 from jaxspd.sampling.cache import enable_compilation_cache
+from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
-from jaxspd.sampling.solvers import euler
+from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
 
 
 @dataclass
 class GenerationResult:
-    """Pictures of one call, and what making them took.
+    """Pictures or videos of one call, and what making them took.
 
-    `requests` holds each picture's complete parameters; `seconds` the time of `compile` (waiting for
-    it after everything else was ready), `load`, `encode`, `denoise` (a list, one entry a stage, summed
-    over pictures) and `decode`; `programs` the step programs newly compiled; `peak_memory` the
-    process's and, where the backend tells, the device's peak in bytes.
+    `frames` holds an array `[F, H, W, 3]`, uint8, for each output, a picture's F being 1, and `requests`
+    its complete parameters; `seconds` the time of `compile` (waiting for it after everything else was
+    ready), `load`, `encode`, `denoise` (a list, one entry a stage, summed over outputs) and `decode`;
+    `programs` the step programs newly compiled; `peak_memory` the process's and, where the backend
+    tells, the device's peak in bytes.
     """
 
-    images: list[Image.Image]
+    frames: list[np.ndarray]
     requests: list[dict[str, Any]]
     plan: dict[str, Any]
     seconds: dict[str, Any]
@@ -48,14 +50,19 @@ class GenerationResult:
     peak_memory: dict[str, int]
     paths: list[Path] = field(default_factory=list)
 
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures, or the videos' first frames."""
+        return [Image.fromarray(frames[0]) for frames in self.frames]
+
     def report(self) -> dict[str, Any]:
         """Everything but the pixels, for JSON."""
-        values = {k: v for k, v in vars(self).items() if k not in ("images", "requests", "paths")}
-        pictures = [
+        values = {k: v for k, v in vars(self).items() if k not in ("frames", "requests", "paths")}
+        outputs = [
             {"path": str(path), **request}
-            for path, request in zip(self.paths or [None] * len(self.images), self.requests, strict=True)
+            for path, request in zip(self.paths or [None] * len(self.frames), self.requests, strict=True)
         ]
-        return {"outputs": pictures, **values}
+        return {"outputs": outputs, **values}
 
 
 class DiffGenerator:
@@ -67,7 +74,11 @@ class DiffGenerator:
         family.check_weights()
         self.dit_cpu_offload = dit_cpu_offload
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        self.programs = Programs(family.velocity_function(self.dtype), euler)
+        velocity = family.velocity_function(self.dtype)
+        self.programs = {
+            name: Programs(guide(velocity, batched=True), solver, guide(velocity, batched=False))
+            for name, solver in SOLVERS.items()
+        }
         self._abstract = family.abstract_parameters(self.dtype)
         self._home = jax.devices("cpu" if dit_cpu_offload else None)[0]
         self._pool = ThreadPoolExecutor(1, "load")
@@ -112,49 +123,47 @@ class DiffGenerator:
         save_output: bool = True,
         show_progress: bool = True,
     ) -> GenerationResult:
-        """Pictures for every prompt, written to `output_path` unless `save_output` is false.
+        """A picture or video for every prompt, written to `output_path` unless `save_output` is false.
 
         `sampling_params_kwargs` holds fields of `SamplingParams`. Raises UsageError before anything
         is computed if the request cannot be served.
         """
-        params = SamplingParams.from_mapping(sampling_params_kwargs)
+        params = complete(self.family, SamplingParams.from_mapping(sampling_params_kwargs))
+        kind = output_format(params.output_format, params.output_file_name, params.num_frames)
+        params = replace(params, output_format=kind)
         requests = self._requests(params)
         plan = self.plan(params)
-        self.family.check_negative_prompt(params.negative_prompt)
         paths = []
         if save_output:
-            paths = picture_paths(params.output_path, params.output_file_name, requests)
+            paths = output_paths(params.output_path, params.output_file_name, requests, kind)
             check_writable(paths)
 
-        compiled_before = self.programs.compiled_steps
-        shape = (1, self.family.channels)
-        self.programs.prepare(plan, shape, self._abstract, self.family.abstract_conditioning(1))
+        programs = self.programs[params.scheduler]
+        compiled_before = programs.compiled_steps
+        guided = self.family.guided(params.guidance_scale)
+        leading = self.family.leading(params.num_frames)
+        programs.prepare(plan, (1, *leading), self._abstract, self._abstract_conditioning(guided))
         seconds: dict[str, Any] = {}
         begin = time.perf_counter()
-        encoded = self.family.encode(params.prompts)
+        # The negative prompt, one for all, comes last.
+        encoded = self.family.encode(params.prompts + [params.negative_prompt or ""] * guided)
         seconds["encode"] = time.perf_counter() - begin
         parameters, seconds["load"] = self._loading.result()
-        seconds["compile"] = self.programs.wait()
+        seconds["compile"] = programs.wait()
         if self.dit_cpu_offload:
             parameters = jax.device_put(parameters, jax.devices()[0])
 
         latents, stage_seconds = [], np.zeros(len(plan.stages))
-        with self._progress_bar(plan, len(requests), show_progress) as progress:
+        with _ProgressBar(plan, len(requests), show_progress) as progress:
             for number, request in enumerate(requests):
-                row = number // params.num_outputs_per_prompt
                 clean, taken = denoise(
-                    self.programs,
+                    programs,
                     plan,
                     parameters,
-                    self.family.condition(
-                        {name: array[row : row + 1] for name, array in encoded.items()},
-                        request["guidance_scale"],
+                    self._conditioning(
+                        encoded, number // params.num_outputs_per_prompt, params.guidance_scale
                     ),
-                    stage_noises(
-                        [request["seed"]],
-                        self.family.channels,
-                        [stage.latent for stage in plan.stages],
-                    ),
+                    stage_noises([request["seed"]], leading, [stage.latent for stage in plan.stages]),
                     progress,
                 )
                 latents.append(np.asarray(clean))
@@ -163,51 +172,49 @@ class DiffGenerator:
         seconds["denoise"] = stage_seconds.tolist()
 
         begin = time.perf_counter()
-        images = [Image.fromarray(p) for p in self.family.decode(np.concatenate(latents))]
+        frames = list(self.family.decode(np.concatenate(latents)))
         seconds["decode"] = time.perf_counter() - begin
         result = GenerationResult(
-            images=images,
+            frames=frames,
             requests=requests,
             plan=plan_report(self.family, plan),
             seconds=seconds,
-            programs=self.programs.compiled_steps - compiled_before,
+            programs=programs.compiled_steps - compiled_before,
             peak_memory=peak_memory(),
             paths=paths,
         )
-        for path, image, request in zip(paths, images, requests, strict=False):
-            write_png(path, image, request)
+        for path, video, request in zip(paths, frames, requests, strict=False):
+            write_output(path, video, request, params.fps)
         return result
 
+    def _conditioning(self, encoded: dict[str, np.ndarray], row: int, scale: float):
+        """The denoiser's conditioning for one prompt of those encoded."""
+
+        def rows(start: int) -> Any:
+            one = {name: array[start:][:1] for name, array in encoded.items()}
+            return self.family.condition(one, scale)
+
+        if not self.family.guided(scale):
+            return rows(row)
+        return Guided(rows(row), rows(-1), np.full(1, scale, np.float32))
+
+    def _abstract_conditioning(self, guided: bool):
+        one = self.family.abstract_conditioning(1)
+        return Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32)) if guided else one
+
     def _requests(self, params: SamplingParams) -> list[dict[str, Any]]:
-        """Each picture's complete parameters, the checkpoint's defaults filled in: what its PNG holds
-        and what repeats it.
-        """
+        """Each output's complete parameters: what its file holds and what repeats it."""
         if not params.prompts:
-            raise UsageError("a prompt is needed; say what the picture should show")
-        height, width = self.family.default_size
-        complete = asdict(
-            replace(
-                params,
-                num_inference_steps=params.num_inference_steps or self.family.default_steps,
-                guidance_scale=self.family.default_guidance
-                if params.guidance_scale is None
-                else params.guidance_scale,
-                height=params.height or height,
-                width=params.width or width,
-                num_outputs_per_prompt=1,
-            )
-        )
-        del complete["output_path"], complete["output_file_name"]
+            raise UsageError("a prompt is needed; say what to show")
+        common = asdict(replace(params, num_outputs_per_prompt=1))
+        del common["output_path"], common["output_file_name"]
         if self.model_path is not None:
-            complete["model_path"] = str(self.model_path)
+            common["model_path"] = str(self.model_path)
         return [
-            {**complete, "prompt": prompt, "seed": params.seed + number}
+            {**common, "prompt": prompt, "seed": params.seed + number}
             for prompt in params.prompts
             for number in range(params.num_outputs_per_prompt)
         ]
-
-    def _progress_bar(self, plan: Plan, pictures: int, shown: bool) -> "_ProgressBar":
-        return _ProgressBar(plan, pictures, shown)
 
 
 class _ProgressBar:

@@ -3,7 +3,6 @@ file's keys. Imports neither jax nor torch.
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,9 +30,16 @@ class SamplingParams:
     guidance_scale: float | None = option(None, "how closely to follow the prompt", float)
     height: int | None = option(None, "height in pixels", int)
     width: int | None = option(None, "width in pixels", int)
-    seed: int = option(42, "seed; the n-th picture of a prompt takes seed + n", int)
-    num_outputs_per_prompt: int = option(1, "pictures for each prompt", int)
-    output_path: str = option("outputs", "folder for the pictures")
+    num_frames: int | None = option(None, "frames of a video, 4k + 1; 1 makes a picture", int)
+    fps: int | None = option(None, "frames a second of the video written", int)
+    scheduler: str | None = option(None, "solver: unipc or euler")
+    flow_shift: float | None = option(None, "static shift of the noise levels; more is noisier", float)
+    seed: int = option(42, "seed; the n-th output of a prompt takes seed + n", int)
+    num_outputs_per_prompt: int = option(1, "pictures or videos for each prompt", int)
+    output_path: str = option("outputs", "folder for pictures and videos")
+    output_format: str | None = option(
+        None, "png for pictures; mp4 (with a poster), gif or frames (a folder) for videos"
+    )
     output_file_name: str | None = option(None, "file name; default: from prompt, seed and settings")
     progressive_mode: str = option(
         "fullres", "fullres, dct (grow the resolution) or dct_rewind (and align the noise level)"
@@ -48,8 +54,8 @@ class SamplingParams:
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         for prompt in self.prompts:
             if not prompt.strip():
-                raise UsageError("the prompt is empty; say what the picture should show")
-        for name in ("num_inference_steps", "num_outputs_per_prompt", "height", "width"):
+                raise UsageError("the prompt is empty; say what to show")
+        for name in ("num_inference_steps", "num_outputs_per_prompt", "height", "width", "num_frames", "fps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value}")
@@ -113,22 +119,15 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The keys of a YAML or JSON file, or those that jaxspd wrote into a PNG."""
+    """The keys of a YAML or JSON file, or those that jaxspd wrote into a picture or video."""
+    if path.is_dir() or path.suffix.lower() in (".png", ".mp4", ".gif"):
+        from jaxspd.metadata import read_request
+
+        return read_request(path)
     try:
-        if path.suffix.lower() == ".png":
-            from PIL import Image
+        import yaml
 
-            with Image.open(path) as image:
-                text = image.info.get(METADATA_KEY)
-            if text is None:
-                raise UsageError(f"{path} was not written by jaxspd: it holds no parameters")
-            values = json.loads(text)
-        else:
-            import yaml
-
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-    except UsageError:
-        raise
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
     except Exception as error:  # what a parser raises on a damaged file is its own affair
         line = str(error).splitlines()[0]
         raise UsageError(f"cannot read the configuration in {path} ({line})") from None

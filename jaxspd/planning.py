@@ -1,32 +1,78 @@
 """From a request and a family to the plan that will run."""
 
+import logging
+import math
+from dataclasses import replace
+
 from jaxspd.errors import UsageError
 from jaxspd.params import SamplingParams
+from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.levels import halvings
 from jaxspd.spectral.plan import MODES, Plan, make_plan
+
+log = logging.getLogger("jaxspd")
+
+
+def complete(family, params: SamplingParams) -> SamplingParams:
+    """`params` with the checkpoint's defaults filled in; UsageError for what `family` cannot do.
+
+    Where the family rounds sizes, height and width come back rounded down, with a warning.
+    """
+    scheduler = params.scheduler or default_solver(family.scheduler)
+    if scheduler not in SOLVERS:
+        raise UsageError(f"unknown scheduler {scheduler!r}; use one of {', '.join(sorted(SOLVERS))}")
+    guidance = family.default_guidance if params.guidance_scale is None else params.guidance_scale
+    if not math.isfinite(guidance):
+        raise UsageError(f"guidance_scale must be a finite number, not {guidance}")
+    if params.negative_prompt and not family.guided(guidance):
+        cure = "raise guidance_scale above 1 or leave it out" if family.guided(math.inf) else "leave it out"
+        raise UsageError(f"{family.title} reads no negative prompt at guidance scale {guidance:g}; {cure}")
+    height, width = pixel_size(family, params)
+    return replace(
+        params,
+        num_inference_steps=params.num_inference_steps or family.default_steps,
+        guidance_scale=guidance,
+        scheduler=scheduler,
+        num_frames=frames(family, params),
+        fps=params.fps or family.default_fps,
+        height=height,
+        width=width,
+    )
 
 
 def plan_request(family, params: SamplingParams) -> Plan:
     """The stages that `params` asks of `family`; UsageError where it asks the impossible."""
-    mode = params.progressive_mode
-    if mode not in MODES:
-        raise UsageError(f"unknown progressive mode {mode!r}; use one of {', '.join(MODES)}")
-    if params.progressive_levels < 0:
-        raise UsageError(f"progressive levels must be 0 or more, not {params.progressive_levels}")
-    levels = 0 if mode == "fullres" else params.progressive_levels
-    latent = latent_grid(family, params, levels)
+    params = complete(family, params)
+    mode, leading = params.progressive_mode, family.leading(params.num_frames)
+    latent = params.height // family.pixels_per_latent, params.width // family.pixels_per_latent
+
+    def tokens(grid: tuple[int, int]) -> int:
+        return family.tokens((*leading, *grid))
+
     return make_plan(
-        halvings(latent, levels),
-        family.sigmas(params.num_inference_steps or family.default_steps, latent),
+        halvings(latent, used_levels(params)),
+        family.sigmas(params.num_inference_steps, tokens(latent), params.flow_shift),
         family.spectrum,
         mode=mode,
         delta=params.progressive_delta,
-        tokens=family.tokens,
+        tokens=tokens,
     )
 
 
-def latent_grid(family, params: SamplingParams, levels: int) -> tuple[int, int]:
-    """The full-resolution latent grid (h, w), after checking that every stage's grid exists."""
+def used_levels(params: SamplingParams) -> int:
+    """How many times the grid is halved: not at all in `fullres`."""
+    if params.progressive_mode not in MODES:
+        raise UsageError(
+            f"unknown progressive mode {params.progressive_mode!r}; use one of {', '.join(MODES)}"
+        )
+    if params.progressive_levels < 0:
+        raise UsageError(f"progressive levels must be 0 or more, not {params.progressive_levels}")
+    return 0 if params.progressive_mode == "fullres" else params.progressive_levels
+
+
+def pixel_size(family, params: SamplingParams) -> tuple[int, int]:
+    """Height and width for which every stage's grid exists."""
+    levels = used_levels(params)
     default_height, default_width = family.default_size
     height, width = params.height or default_height, params.width or default_width
     smallest = family.pixel_multiple
@@ -38,13 +84,34 @@ def latent_grid(family, params: SamplingParams, levels: int) -> tuple[int, int]:
             f"{levels} progressive levels are too many for {width}×{height} pixels; use at most {most}"
         )
     multiple = smallest << levels
+    if height % multiple == width % multiple == 0:
+        return height, width
+    needs = (
+        f"{family.title} with {levels} progressive level{'s' * (levels != 1)} needs height and width in "
+        f"multiples of {multiple}"
+    )
+    if family.aligns_size and min(height, width) >= multiple:
+        aligned = height // multiple * multiple, width // multiple * multiple
+        log.warning("%s: %d by %d becomes %d by %d", needs, height, width, *aligned)
+        return aligned
     nearest = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
-    if [height, width] != nearest:
+    raise UsageError(f"{needs}; the nearest to {height} by {width} is {nearest[0]} by {nearest[1]}")
+
+
+def frames(family, params: SamplingParams) -> int:
+    """Frames of the video, 1 for a picture."""
+    asked = params.num_frames or family.default_frames
+    if family.default_fps is None:
+        if asked != 1 or params.fps:
+            raise UsageError(f"{family.title} makes pictures; leave num_frames and fps out")
+        return 1
+    unit = family.frames_per_latent
+    if (asked - 1) % unit:
+        nearest = (asked - 1 + unit // 2) // unit * unit + 1  # of two as near, the larger
         raise UsageError(
-            f"{family.title} with {levels} progressive levels needs height and width in multiples "
-            f"of {multiple}; the nearest to {height} by {width} is {nearest[0]} by {nearest[1]}"
+            f"{family.title} makes {unit}k + 1 frames; the nearest num_frames to {asked} is {nearest}"
         )
-    return height // family.pixels_per_latent, width // family.pixels_per_latent
+    return asked
 
 
 def plan_report(family, plan: Plan) -> dict:

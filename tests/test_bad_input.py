@@ -53,7 +53,7 @@ PROGRESSIVE = ("--height", "64", "--width", "64", "--progressive-mode", "dct_rew
         (["--prompt", "  "], "prompt is empty"),
         (["--negative-prompt", "people"], "no negative prompt"),
         (["--output-file-name", "a/b.png"], "plain file name"),
-        (["--output-file-name", "b.jpg"], "PNG"),
+        (["--output-file-name", "b.jpg"], "end it in .png"),
         (["--stepz", "3"], "--stepz"),
         (["--dit-cpu-offload", "maybe"], "true or false"),
     ],

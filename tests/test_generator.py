@@ -62,7 +62,7 @@ def test_full_resolution_equals_the_official_pipeline(generator, flux1_folder):
     pipeline = FluxPipeline.from_pretrained(flux1_folder, local_files_only=True)
     from jaxspd.sampling.noise import stage_noises
 
-    noise = torch.from_numpy(stage_noises([42], 4, [(8, 12)])[0])
+    noise = torch.from_numpy(stage_noises([42], (4,), [(8, 12)])[0])
     theirs = pipeline(
         "a wide lake",
         height=64,

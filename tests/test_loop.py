@@ -45,12 +45,15 @@ class Model:
     def plan(self, mode, levels, delta, steps):
         return make_plan(
             halvings(LATENT, levels),
-            self.family.sigmas(steps, LATENT),
+            self.family.sigmas(steps, self.tokens(LATENT)),
             Spectrum(*SPECTRUM),
             mode=mode,
             delta=delta,
-            tokens=self.family.tokens,
+            tokens=self.tokens,
         )
+
+    def tokens(self, latent):
+        return self.family.tokens((CHANNELS, *latent))
 
     def conditioning(self, prompts, guidance):
         """Both sides denoise from the reference's own embeddings."""
@@ -59,7 +62,7 @@ class Model:
 
     def run(self, programs, plan, seeds, prompts=PROMPTS, guidance=3.5):
         conditioning = self.conditioning(prompts, guidance)
-        noises = stage_noises(seeds, CHANNELS, [stage.latent for stage in plan.stages])
+        noises = stage_noises(seeds, (CHANNELS,), [stage.latent for stage in plan.stages])
         programs.prepare(plan, (len(seeds), CHANNELS), self.parameters, conditioning)
         latents, _ = denoise(programs, plan, self.parameters, conditioning, noises)
         return np.asarray(latents)
@@ -105,14 +108,14 @@ def compiled():
 def test_latents_are_the_references(model, programs, mode, levels, split):
     steps, delta, seeds, guidance = 14, 0.05, [5, 6], 3.0
     plan = model.plan(mode, levels, delta, steps)
-    sigmas = set_schedule(model.reference.pipeline.scheduler, steps, model.family.tokens(LATENT))
+    sigmas = set_schedule(model.reference.pipeline.scheduler, steps, model.tokens(LATENT))
     starts = stage_starts(sigmas, *LATENT, levels=levels, delta=delta, spectrum=SPECTRUM)
     assert [stage.start for stage in plan.stages] == starts
     # Every stage has steps in number, or the comparison would hardly see it.
     assert [stage.steps for stage in plan.stages] == split
 
     theirs = model.reference.denoise(
-        stage_noises(seeds, CHANNELS, [stage.latent for stage in plan.stages]),
+        stage_noises(seeds, (CHANNELS,), [stage.latent for stage in plan.stages]),
         *model.reference.encode(PROMPTS),
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -179,7 +182,7 @@ def run_by_hand(plan, noises, progress=lambda *_: None):
 
 def test_progress_tells_stage_step_and_the_sigma_reached():
     heard, plan = [], plan_by_hand()
-    noises = stage_noises([1], 2, [stage.latent for stage in plan.stages])
+    noises = stage_noises([1], (2,), [stage.latent for stage in plan.stages])
     _, seconds = run_by_hand(plan, noises, lambda *call: heard.append(call))
     assert heard == [(0, 0, 0.9), (0, 1, 0.5), (1, 2, 0.2), (1, 3, 0.0)]
     assert len(seconds) == 2
@@ -210,7 +213,7 @@ def aligned(array):
 def test_the_callers_noise_is_left_as_it_was():
     # Step programs write into the buffers they are given: the first one's must not be the caller's.
     plan = plan_by_hand()
-    drawn = stage_noises([1], 2, [stage.latent for stage in plan.stages])
+    drawn = stage_noises([1], (2,), [stage.latent for stage in plan.stages])
     lent = [aligned(noise) for noise in drawn]
     first, _ = run_by_hand(plan, lent)
     chex.assert_trees_all_equal(lent, drawn)
@@ -227,7 +230,7 @@ def test_the_plan_and_the_loop_agree_on_every_sigma():
 
     programs, nothing = Programs(velocity, euler), np.float32(0)
     programs.prepare(plan, (1, 2), nothing, nothing)
-    denoise(programs, plan, nothing, nothing, stage_noises([1], 2, [s.latent for s in plan.stages]))
+    denoise(programs, plan, nothing, nothing, stage_noises([1], (2,), [s.latent for s in plan.stages]))
     jax.effects_barrier()
     wanted = [sigma for stage in plan.stages for sigma, _ in pairwise(stage.sigmas)]
     assert seen == pytest.approx(wanted, rel=1e-6)

@@ -147,26 +147,28 @@ GRIDS = [(4, 6), (8, 12), (16, 24)]
 
 
 def test_noise_repeats_itself():
-    chex.assert_trees_all_equal(stage_noises([3, 4], 4, GRIDS), stage_noises([3, 4], 4, GRIDS))
+    chex.assert_trees_all_equal(stage_noises([3, 4], (4,), GRIDS), stage_noises([3, 4], (4,), GRIDS))
 
 
 def test_noise_has_a_stages_shape_and_is_float32():
-    for noise, grid in zip(stage_noises([3, 4, 5], 4, GRIDS), GRIDS, strict=True):
+    for noise, grid in zip(stage_noises([3, 4, 5], (4,), GRIDS), GRIDS, strict=True):
         chex.assert_shape(noise, (3, 4, *grid))
         assert noise.dtype == np.float32
 
 
 def test_a_pictures_noise_does_not_depend_on_its_batch():
-    alone = stage_noises([7], 4, GRIDS)
-    beside = stage_noises([7, 9, 1], 4, GRIDS)
-    elsewhere = stage_noises([9, 7], 4, GRIDS)
+    alone = stage_noises([7], (4,), GRIDS)
+    beside = stage_noises([7, 9, 1], (4,), GRIDS)
+    elsewhere = stage_noises([9, 7], (4,), GRIDS)
     for stage in range(len(GRIDS)):
         np.testing.assert_array_equal(alone[stage][0], beside[stage][0])
         np.testing.assert_array_equal(alone[stage][0], elsewhere[stage][1])
 
 
 def test_a_stages_noise_does_not_depend_on_the_stages_beside_it():
-    np.testing.assert_array_equal(stage_noises([7], 4, GRIDS)[1], stage_noises([7], 4, [(2, 2), GRIDS[1]])[1])
+    np.testing.assert_array_equal(
+        stage_noises([7], (4,), GRIDS)[1], stage_noises([7], (4,), [(2, 2), GRIDS[1]])[1]
+    )
 
 
 def test_seeds_and_stages_have_noise_of_their_own():

@@ -1,8 +1,7 @@
 """FLUX.1 [dev] and [schnell] (Black Forest Labs, 2024)."""
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,19 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.checkpoint import Checkpoint, read_config, read_json
+from convert.checkpoint import read_config, read_json
 from convert.flux1 import RULES
 from jaxspd.errors import UsageError
+from jaxspd.families.base import (
+    BaseFamily,
+    check_parts,
+    read_spectrum,
+    read_text_length,
+    read_transformer_config,
+    to_pixels,
+)
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.packing import pack, unpack
-from jaxspd.sampling.schedule import flow_match_sigmas
+from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
-
-log = logging.getLogger("jaxspd")
 
 # FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
 SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
 DEV_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
     "use_dynamic_shifting": True,
     "base_shift": 0.5,
     "max_shift": 1.15,
@@ -31,12 +37,10 @@ DEV_SCHEDULER = {
     "max_image_seq_len": 4096,
 }
 OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
-PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
-WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(BaseFamily):
     """What the sampler and the generator need to know of a FLUX.1 checkpoint.
 
     Without a folder it is FLUX.1 [dev] as published, good for planning and counting.
@@ -45,50 +49,48 @@ class Family:
     name: ClassVar[str] = "flux1"
     title: ClassVar[str] = "FLUX.1"
     rules: ClassVar = RULES
+    transformer: ClassVar = Flux1Transformer
+    parts: ClassVar = (
+        "scheduler",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "transformer",
+        "vae",
+    )
+    weights: ClassVar = {
+        "text_encoder": "model",
+        "text_encoder_2": "model",
+        "vae": "diffusion_pytorch_model",
+    }
 
     folder: Path | None = None
     config: Flux1Config = Flux1Config(guidance_embeds=True)
-    scheduler: dict = None
-    vae: dict = None
+    scheduler: dict = field(default_factory=lambda: DEV_SCHEDULER)
+    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
-
-    def __post_init__(self):
-        object.__setattr__(self, "scheduler", self.scheduler or DEV_SCHEDULER)
-        object.__setattr__(self, "vae", self.vae or OFFICIAL_VAE)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Family":
         """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
-        missing = [part for part in PARTS if not (folder / part).is_dir()]
-        if missing:
-            raise UsageError(f"{folder} lacks {', '.join(missing)}; the folder is incomplete")
-        known = {field.name for field in fields(Flux1Config)}
-        given = {k: v for k, v in read_config(folder / "transformer").items() if k in known}
-        given["axes_dims_rope"] = tuple(given.get("axes_dims_rope", Flux1Config.axes_dims_rope))
-        config, vae = Flux1Config(**given), read_config(folder / "vae")
+        check_parts(folder, cls.parts)
+        config = read_transformer_config(folder, Flux1Config)
+        vae = read_config(folder / "vae")
         tokens = 4 * vae.get("latent_channels", 4)
         if (config.in_channels, config.patch_size) != (tokens, 1):
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels in patches of "
                 f"{config.patch_size}, the VAE's latents pack into {tokens}; they do not belong together"
             )
-        spectrum = SPECTRUM
-        if (folder / "spectrum.json").exists():
-            spectrum = Spectrum(**read_json(folder / "spectrum.json"))
-        length = read_json(folder / "tokenizer_2" / "tokenizer_config.json").get("model_max_length")
         # The official pipelines take 512 tokens for [dev] and, as its model card says, 256 for
         # [schnell].
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        longest = 512 if scheduler.get("use_dynamic_shifting") else 256
-        return cls(folder, config, scheduler, vae, spectrum, min(longest, int(length or longest)))
-
-    def check_weights(self) -> None:
-        """UsageError if the weights of an encoder or the VAE are missing, truncated or pickled: better
-        now than when the picture is ready to be decoded.
-        """
-        for part, stem in WEIGHTS.items():
-            Checkpoint(self.folder / part, stem)
+        text_tokens = read_text_length(
+            folder, "tokenizer_2", 512 if scheduler.get("use_dynamic_shifting") else 256
+        )
+        return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM), text_tokens)
 
     # Defaults: those of the model cards.
 
@@ -113,9 +115,11 @@ class Family:
 
     # Geometry and schedule.
 
-    @property
-    def channels(self) -> int:
-        return self.vae["latent_channels"]
+    latents_per_token: ClassVar[int] = 4  # 2×2 patches
+
+    def leading(self, frames: int) -> tuple[int, ...]:
+        """The axes of latents between batch and grid."""
+        return (self.vae["latent_channels"],)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -126,14 +130,9 @@ class Family:
         """What height and width must divide by on every grid: the VAE's factor times the packing's."""
         return 2 * self.pixels_per_latent
 
-    @staticmethod
-    def tokens(latent: tuple[int, int]) -> int:
-        """Image tokens of a latent grid: one for each 2×2 patch."""
-        return (latent[0] // 2) * (latent[1] // 2)
-
-    def sigmas(self, steps: int, latent: tuple[int, int]) -> np.ndarray:
-        """σ `[steps + 1]` for the full-resolution grid `latent`."""
-        return flow_match_sigmas(self.scheduler, steps, self.tokens(latent))
+    def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
+        """σ `[steps + 1]` for a picture of `tokens` at full resolution."""
+        return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
 
     def forward_flops(self, image_tokens: int) -> float:
         """FLOPs of one forward of one picture: matrix products and attention, text included."""
@@ -145,24 +144,20 @@ class Family:
         modulation = c.dim**2 * (12 * c.num_layers + 3 * c.num_single_layers + 2)
         return 2.0 * (layers + edges + modulation)
 
-    def check_negative_prompt(self, negative_prompt: str) -> None:
-        if negative_prompt:
-            raise UsageError("FLUX.1 is guidance-distilled and reads no negative prompt; leave it out")
+    @staticmethod
+    def guided(guidance_scale: float) -> bool:
+        """Whether there is a second pass with a negative prompt: never, FLUX.1 is distilled to need
+        none.
+        """
+        return False
 
     # The denoiser.
-
-    def abstract_parameters(self, dtype) -> nnx.State:
-        """Shapes and dtypes of the transformer's parameters, without allocating them."""
-        return nnx.state(self._abstract_model(dtype))
-
-    def _abstract_model(self, dtype) -> Flux1Transformer:
-        return nnx.eval_shape(lambda: Flux1Transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
 
     def velocity_function(self, dtype):
         """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, H, W]`, σ a
         scalar, conditioning as `encode` and `condition` make it.
         """
-        graph, _ = nnx.split(self._abstract_model(dtype))
+        graph, _ = nnx.split(self.abstract_transformer(dtype))
 
         def velocity(parameters, latents, sigma, conditioning):
             grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
@@ -203,34 +198,19 @@ class Family:
         """
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        from jaxspd.families.torch_parts import torch_module
+        from jaxspd.families.torch_parts import tokenize, torch_module
 
-        ids = self._token_ids(CLIPTokenizer, "tokenizer", prompts, 77)
+        ids = tokenize(CLIPTokenizer, self.folder / "tokenizer", prompts, 77).input_ids
         with torch_module(CLIPTextModel, self.folder / "text_encoder") as clip:
             pooled = clip(ids.to(clip.device)).pooler_output.float().cpu().numpy()
-        ids = self._token_ids(T5TokenizerFast, "tokenizer_2", prompts, self.text_tokens)
+        ids = tokenize(T5TokenizerFast, self.folder / "tokenizer_2", prompts, self.text_tokens).input_ids
         with torch_module(T5EncoderModel, self.folder / "text_encoder_2") as t5:
             # No attention mask: the official model was trained on padding that can be seen.
             text = t5(ids.to(t5.device)).last_hidden_state.float().cpu().numpy()
         return {"text": text, "pooled": pooled}
 
-    def _token_ids(self, tokenizer_class: type, part: str, prompts: Sequence[str], length: int):
-        from jaxspd.families.torch_parts import tokenizer
-
-        tokenize = tokenizer(tokenizer_class, self.folder / part)
-        for prompt in prompts:
-            if (count := len(tokenize(prompt).input_ids)) > length:
-                log.warning("%s reads %d of the prompt's %d tokens", part, length, count)
-        return tokenize(
-            list(prompts),
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures `[B, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
+        """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
         import torch
         from diffusers import AutoencoderKL
 
@@ -241,8 +221,7 @@ class Family:
         with torch_module(AutoencoderKL, self.folder / "vae", dtype) as vae:
             # One by one: at 1024² a picture's decoding takes several gigabytes.
             pictures = [
-                vae.decode(torch.from_numpy(one[None]).to(vae.device, dtype)).sample.float().cpu()
+                to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device, dtype)).sample)
                 for one in scaled
             ]
-        pictures = (torch.cat(pictures) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return (pictures * 255).round().to(torch.uint8).numpy()
+        return np.stack(pictures)

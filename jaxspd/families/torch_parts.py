@@ -1,7 +1,8 @@
 """Text encoders and VAEs: PyTorch modules of transformers and diffusers, held only while they work."""
 
 import gc
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 import transformers
 
 from jaxspd.errors import UsageError
+
+log = logging.getLogger("jaxspd")
 
 # Their progress bars and advice are about loading; ours are about the picture.
 for library in (diffusers, transformers):
@@ -60,6 +63,19 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
             torch.cuda.empty_cache()
 
 
-def tokenizer(tokenizer_class: type, folder: Path):
+def tokenize(tokenizer_class: type, folder: Path, prompts: Sequence[str], length: int):
+    """Token ids and attention mask `[B, length]` of `prompts`, padded or cut to `length`; a warning
+    tells how much of a prompt is cut.
+    """
     with readable(folder):
-        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+    for prompt in prompts:
+        if (count := len(tokenizer(prompt).input_ids)) > length:
+            log.warning("%s reads %d of the prompt's %d tokens", folder.name, length, count)
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    )

@@ -6,12 +6,15 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+# Scores of all queries against all keys that XLA's attention may hold at once, in bytes.
+SCORES = 2**30
+
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Scaled dot-product attention over `[B, N, heads, head_dim]`, softmax in float32.
 
-    Returns `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half-precision on CUDA; XLA's own
-    elsewhere.
+    Returns `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half precision on CUDA. Elsewhere XLA's
+    own keeps every score in memory, so long sequences go through it in blocks of queries.
     """
     # cuDNN takes half precision only, and head sizes that are multiples of 8.
     fused = (
@@ -19,7 +22,19 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         and query.dtype in (jnp.bfloat16, jnp.float16)
         and query.shape[-1] % 8 == 0
     )
-    out = jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if fused else "xla")
+
+    def attend(block: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(block, key, value, implementation="cudnn" if fused else "xla")
+
+    batch, queries, heads, _ = query.shape
+    blocks = 1 if fused else -(-4 * batch * heads * queries * key.shape[1] // SCORES)
+    # The nearest number of equal blocks; the grids that videos are made of have many divisors.
+    blocks = next(n for n in range(blocks, queries + 1) if queries % n == 0)
+    if blocks == 1:
+        out = attend(query)
+    else:
+        out = jax.lax.map(attend, rearrange(query, "b (m n) h d -> m b n h d", m=blocks))
+        out = rearrange(out, "m b n h d -> b (m n) h d")
     return rearrange(out, "b n h d -> b n (h d)")
 
 
@@ -75,14 +90,14 @@ def linear(dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs, use_bias=True) -
     return nnx.Linear(dim_in, dim_out, use_bias=use_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
-def layer_norm(dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(dim: int, *, dtype, rngs: nnx.Rngs, epsilon=1e-6) -> nnx.LayerNorm:
     """LayerNorm without scale and bias, as adaptive normalisation wants it; statistics in float32."""
-    return nnx.LayerNorm(dim, epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(dim, epsilon=epsilon, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
 
 
-def rms_norm(dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def rms_norm(dim: int, *, dtype, rngs: nnx.Rngs, epsilon=1e-6) -> nnx.RMSNorm:
     """RMSNorm over the last axis with a learned scale; statistics in float32."""
-    return nnx.RMSNorm(dim, epsilon=1e-6, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    return nnx.RMSNorm(dim, epsilon=epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

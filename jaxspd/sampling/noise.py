@@ -11,12 +11,15 @@ def gaussian(seed: int, stage: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key)).standard_normal(shape, dtype=np.float32)
 
 
-def stage_noises(seeds: Sequence[int], channels: int, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """A batch's noise `[B, channels, h, w]` for each stage's grid, one picture a seed.
+def stage_noises(
+    seeds: Sequence[int], leading: tuple[int, ...], grids: Sequence[tuple[int, int]]
+) -> list[np.ndarray]:
+    """A batch's noise `[B, *leading, h, w]` for each stage's grid, one output a seed; `leading` is
+    (channels,) for pictures and (channels, frames) for videos.
 
     The first is the initial latents; the others are coefficients for `spectral.expansion.expand`.
     """
     return [
-        np.stack([gaussian(seed, stage, (channels, *grid)) for seed in seeds])
+        np.stack([gaussian(seed, stage, (*leading, *grid)) for seed in seeds])
         for stage, grid in enumerate(grids)
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspd.sampling.solvers import Solver
+from jaxspd.sampling.solver import Solver
 from jaxspd.spectral.expansion import expand
 from jaxspd.spectral.plan import Plan
 
@@ -23,24 +23,27 @@ def abstract(tree: Any) -> Any:
 
 @dataclass
 class Programs:
-    """Programs of one model, compiled on first need and kept.
+    """Programs of one model and solver, compiled on first need and kept.
 
-    `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`.
-    There is one step program for each latent shape and shape of conditioning: σ, guidance and
-    everything else about a prompt are arguments, so that nothing but a new size compiles anything.
+    `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`;
+    `lean_velocity` does the same in less memory and takes its place where the device could not hold
+    the first. There is one step program for each latent shape and shape of conditioning: σ, guidance
+    and everything else about a prompt are arguments, so that nothing but a new size compiles anything.
     """
 
     velocity: Callable[..., jax.Array]
     solver: Solver
+    lean_velocity: Callable[..., jax.Array] | None = None
     compiled_steps: int = 0
     compiled_transitions: int = 0
     _programs: dict[Any, Future] = field(default_factory=dict)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "compile"))
 
-    def prepare(self, plan: Plan, shape: tuple[int, int], parameters, conditioning) -> None:
+    def prepare(self, plan: Plan, shape: tuple[int, ...], parameters, conditioning) -> None:
         """Starts compiling whatever `plan` needs, all of it at once in threads.
 
-        `shape` is (batch, channels); `parameters` and `conditioning` may be abstract.
+        `shape` is the latents' before the grid: (batch, channels) or (batch, channels, frames).
+        `parameters` and `conditioning` may be abstract.
         """
         previous = None
         for stage in plan.stages:
@@ -67,21 +70,26 @@ class Programs:
         return self._programs[_key("transition", latents, noise)].result()(latents, noise, sigma, kappa)
 
     def _submit_step(self, parameters, latents, conditioning) -> None:
-        def denoise_step(parameters, latents, state, sigma, next_sigma, conditioning):
-            velocity = self.velocity(parameters, latents, sigma, conditioning)
-            return self.solver.step(state, latents, velocity.astype(jnp.float32), sigma, next_sigma)
-
         key = _key("step", latents, conditioning)
         if key not in self._programs:
             self.compiled_steps += 1
-            state = jax.eval_shape(self.solver.init, latents)
-            self._programs[key] = self._pool.submit(
-                lambda: (
-                    jax.jit(denoise_step, donate_argnums=(1, 2))
-                    .lower(parameters, latents, state, SCALAR, SCALAR, conditioning)
-                    .compile()
-                )
-            )
+            self._programs[key] = self._pool.submit(self._compile_step, parameters, latents, conditioning)
+
+    def _compile_step(self, parameters, latents, conditioning):
+        state = jax.eval_shape(self.solver.init, latents)
+
+        def compiled(velocity):
+            def denoise_step(parameters, latents, state, sigma, next_sigma, conditioning):
+                v = velocity(parameters, latents, sigma, conditioning)
+                return self.solver.step(state, latents, v.astype(jnp.float32), sigma, next_sigma)
+
+            traced = jax.jit(denoise_step, donate_argnums=(1, 2))
+            return traced.lower(parameters, latents, state, SCALAR, SCALAR, conditioning).compile()
+
+        program = compiled(self.velocity)
+        if self.lean_velocity is not None and not fits(program):
+            program = compiled(self.lean_velocity)
+        return program
 
     def _submit_transition(self, coarse, fine) -> None:
         key = _key("transition", coarse, fine)
@@ -90,6 +98,16 @@ class Programs:
             self._programs[key] = self._pool.submit(
                 lambda: jax.jit(expand).lower(coarse, fine, SCALAR, SCALAR).compile()
             )
+
+
+def fits(program) -> bool:
+    """Whether the device holds the program with everything it works on, as far as it can tell."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    needed = program.memory_analysis()
+    if not limit or needed is None:
+        return True
+    resident = needed.argument_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
+    return resident + needed.temp_size_in_bytes <= limit
 
 
 def _key(kind: str, *trees: Any) -> tuple:

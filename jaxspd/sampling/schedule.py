@@ -1,5 +1,6 @@
 """Noise levels σ of flow matching, as a checkpoint's `scheduler_config.json` asks for them."""
 
+import json
 import math
 
 import numpy as np
@@ -12,7 +13,19 @@ UNSUPPORTED = (
     "use_beta_sigmas",
     "invert_sigmas",
     "stochastic_sampling",
+    "thresholding",
+    "solver_p",
+    "disable_corrector",
 )
+# What UniPC must be for `sampling.unipc` to be it, and what diffusers takes where the file is silent.
+UNIPC = {
+    "prediction_type": ("flow_prediction", "epsilon"),
+    "use_flow_sigmas": (True, False),
+    "solver_order": (2, 2),
+    "solver_type": ("bh2", "bh2"),
+    "predict_x0": (True, True),
+    "final_sigmas_type": ("zero", "zero"),
+}
 
 
 def dynamic_shift(config: dict, tokens: int) -> float:
@@ -22,26 +35,74 @@ def dynamic_shift(config: dict, tokens: int) -> float:
     return base_shift + (max_shift - base_shift) * (tokens - base) / (most - base)
 
 
+def override_shift(config: dict, shift: float | None) -> dict:
+    """`config` with its static shift replaced by `shift`, unless that is None."""
+    if shift is None:
+        return config
+    if not 0 < shift < math.inf:
+        raise UsageError(f"flow_shift must be above 0, not {shift:g}")
+    if config.get("use_dynamic_shifting"):
+        raise UsageError("this checkpoint takes its shift from the picture's size; leave flow_shift out")
+    return {**config, "flow_shift" if is_unipc(config) else "shift": shift}
+
+
 def flow_match_sigmas(config: dict, steps: int, tokens: int) -> np.ndarray:
     """σ `[steps + 1]`, float32, from 1 down to 0: `linspace(1, 1/n, n)`, shifted, then 0.
 
     `tokens` counts the image tokens of the full resolution; only dynamic shifting uses it. Raises
     UsageError for fewer than one step or a scheduler this does not implement.
     """
+    _check(config, steps)
+    return _finish(config, np.linspace(1, 1 / steps, steps), tokens)
+
+
+def default_sigmas(config: dict, steps: int) -> np.ndarray:
+    """σ `[steps + 1]`, float32, of pipelines that leave the choice to their scheduler, static shift.
+
+    UniPC on flow matching starts at `linspace(1, 1/1000, n + 1)` without its last entry; flow
+    matching's Euler at n levels between the shifted ends of its 1000 time steps, which it then shifts
+    once more.
+    """
+    _check(config, steps)
+    if config.get("use_dynamic_shifting"):
+        raise UsageError("scheduler_config.json asks for use_dynamic_shifting: not supported here")
+    lowest = 1 / config.get("num_train_timesteps", 1000)
+    if not is_unipc(config):
+        shift = config.get("shift", 1.0)
+        lowest = shift * lowest / (1 + (shift - 1) * lowest)
+        return _finish(config, np.linspace(1, lowest, steps), tokens=0)
+    sigmas = _finish(config, np.linspace(1, lowest, steps + 1)[:-1], tokens=0)
+    # As the official scheduler does: at exactly 1, log(1 - σ) would be infinite.
+    sigmas[0] -= 1e-6
+    return sigmas
+
+
+def is_unipc(config: dict) -> bool:
+    return config.get("_class_name") == "UniPCMultistepScheduler"
+
+
+def _check(config: dict, steps: int) -> None:
     if steps < 1:
         raise UsageError(f"the number of inference steps must be 1 or more, not {steps}")
     asked = [name for name in UNSUPPORTED if config.get(name)]
+    if is_unipc(config):
+        for name, (wanted, default) in UNIPC.items():
+            if (given := config.get(name, default)) != wanted:
+                asked.append(f"{name} {json.dumps(given)}")
     if asked:
         raise UsageError(f"scheduler_config.json asks for {', '.join(asked)}: not supported")
     kind = config.get("time_shift_type", "exponential")
     if kind not in ("exponential", "linear"):
         raise UsageError(f"scheduler_config.json: unknown time_shift_type {kind!r}")
-    sigmas = np.linspace(1, 1 / steps, steps)
+
+
+def _finish(config: dict, sigmas: np.ndarray, tokens: int) -> np.ndarray:
+    """`sigmas` shifted towards 1, stretched to their terminal, and 0 appended."""
     if config.get("use_dynamic_shifting"):
         mu = dynamic_shift(config, tokens)
-        shift = mu if kind == "linear" else math.exp(mu)
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     else:
-        shift = config.get("shift", 1.0)
+        shift = config.get("flow_shift" if is_unipc(config) else "shift", 1.0)
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     if terminal := config.get("shift_terminal"):
         # Stretched towards 1 so that the last step starts at `terminal`.

@@ -1,28 +1,18 @@
-"""Solvers of the probability-flow ODE `dx/dσ = v(x, σ)`."""
+"""The solvers by the names that users give them."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from jaxspd.errors import UsageError
+from jaxspd.sampling.euler import euler
+from jaxspd.sampling.solver import Solver
+from jaxspd.sampling.unipc import unipc
 
-import jax
-
-State = Any  # a pytree of arrays
-
-
-class Solver(NamedTuple):
-    """A pure pair, like an optax optimiser.
-
-    `init(latents) -> state` starts a stage: whatever a multistep solver remembers is forgotten when
-    the grid changes. `step(state, latents, velocity, sigma, next_sigma) -> (latents, state)` moves the
-    float32 latents from σ to the next σ.
-    """
-
-    init: Callable[[jax.Array], State]
-    step: Callable[..., tuple[jax.Array, State]]
+SOLVERS: dict[str, Solver] = {"euler": euler, "unipc": unipc}
+# Which of them a scheduler class of diffusers stands for.
+CLASSES = {"FlowMatchEulerDiscreteScheduler": "euler", "UniPCMultistepScheduler": "unipc"}
 
 
-def _euler_step(state, latents, velocity, sigma, next_sigma):
-    return latents + (next_sigma - sigma) * velocity, state
-
-
-euler = Solver(init=lambda latents: (), step=_euler_step)
-"""Euler's method, first order: `x_{i+1} = x_i + (σ_{i+1} - σ_i)·v_i`."""
+def default_solver(config: dict) -> str:
+    """The solver's name that a checkpoint's `scheduler_config.json` asks for."""
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        raise UsageError(f"scheduler_config.json names {name}; jaxspd has {', '.join(sorted(CLASSES))}")
+    return CLASSES[name]

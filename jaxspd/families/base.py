@@ -1,0 +1,96 @@
+"""What every family keeps of a checkpoint, and does alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from flax import nnx
+
+from convert.checkpoint import Checkpoint, read_config, read_json
+from convert.table import Rule
+from jaxspd.errors import UsageError
+from jaxspd.spectral.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class BaseFamily:
+    """A checkpoint's configuration, without weights.
+
+    A family adds its defaults, geometry, σ schedule, denoiser, text encoders and decoder. Latents are
+    `[B, *leading, h, w]`, leading being (channels,) for pictures and (channels, frames) for videos.
+    """
+
+    name: ClassVar[str]  # as in `jaxspd plan --family`
+    title: ClassVar[str]
+    rules: ClassVar[tuple[Rule, ...]]
+    transformer: ClassVar[type[nnx.Module]]
+    # Folders of the pipeline, and the stem of the weight files in those that PyTorch loads.
+    parts: ClassVar[tuple[str, ...]]
+    weights: ClassVar[Mapping[str, str]]
+    # A family of videos sets both; one of pictures has a single frame and no rate.
+    default_frames: ClassVar[int] = 1
+    default_fps: ClassVar[int | None] = None
+    # Whether a size that does not fit is rounded down, with a notice, or refused.
+    aligns_size: ClassVar[bool] = False
+
+    folder: Path | None
+    config: Any
+    scheduler: dict
+    vae: dict
+    spectrum: Spectrum
+    text_tokens: int
+
+    def check_weights(self) -> None:
+        """UsageError if the weights of an encoder or the VAE are missing, truncated or pickled: better
+        now than when the latents are ready to be decoded.
+        """
+        for part, stem in self.weights.items():
+            Checkpoint(self.folder / part, stem)
+
+    def tokens(self, shape: tuple[int, ...]) -> int:
+        """The transformer's tokens for latents of `shape`, (channels, …, h, w): one for each patch."""
+        return prod(shape[1:]) // self.latents_per_token
+
+    def abstract_transformer(self, dtype) -> nnx.Module:
+        """The transformer with shapes and dtypes in place of arrays."""
+        return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+    def abstract_parameters(self, dtype) -> nnx.State:
+        """Shapes and dtypes of the transformer's parameters, without allocating them."""
+        return nnx.state(self.abstract_transformer(dtype))
+
+
+def check_parts(folder: Path, parts: tuple[str, ...]) -> None:
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise UsageError(f"{folder} lacks {', '.join(missing)}; the folder is incomplete")
+
+
+def read_transformer_config(folder: Path, config_class: type) -> Any:
+    """`config_class` with those of its fields that `transformer/config.json` holds."""
+    known = {field.name for field in fields(config_class)}
+    given = {k: v for k, v in read_config(folder / "transformer").items() if k in known}
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
+    """The spectrum measured for this very checkpoint, where the folder holds one."""
+    path = folder / "spectrum.json"
+    return Spectrum(**read_json(path)) if path.exists() else default
+
+
+def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:
+    """Tokens of text that the model reads: `longest`, or fewer where the tokenizer says so."""
+    given = read_json(folder / tokenizer / "tokenizer_config.json").get("model_max_length")
+    return min(longest, int(given or longest))
+
+
+def to_pixels(decoded) -> np.ndarray:
+    """A VAE's output, a torch tensor `[B, 3, …]` in -1 to 1, as uint8 `[B, …, 3]`."""
+    import torch
+
+    scaled = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1) * 255
+    return scaled.round().to(torch.uint8).movedim(1, -1).numpy()

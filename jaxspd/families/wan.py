@@ -1,0 +1,213 @@
+"""Wan 2.1 text-to-video, 1.3B and 14B (Alibaba, arXiv 2503.20314)."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import ClassVar
+
+import ftfy
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.checkpoint import read_config, read_json
+from convert.wan import RULES
+from jaxspd.errors import UsageError
+from jaxspd.families.base import (
+    BaseFamily,
+    check_parts,
+    read_spectrum,
+    read_text_length,
+    read_transformer_config,
+    to_pixels,
+)
+from jaxspd.models.wan import WanConfig, WanTransformer
+from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
+from jaxspd.spectral.spectrum import Spectrum
+
+# Wan 2.1's VAE; the spatial spectrum of 9,050 videos, by the method's authors (arXiv 2605.18736).
+SPECTRUM = Spectrum(amplitude=219.484718, exponent=2.422687)
+OFFICIAL_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+}
+OFFICIAL_VAE = {"z_dim": 16}
+CONFIG_1_3B = WanConfig(num_attention_heads=12, num_layers=30, ffn_dim=8960)
+# Above this many pixels a frame is decoded in tiles.
+UNTILED = 480 * 832
+
+
+@dataclass(frozen=True)
+class Family(BaseFamily):
+    """What the sampler and the generator need to know of a Wan 2.1 checkpoint.
+
+    Without a folder it is the 1.3B model as published, good for planning and counting.
+    """
+
+    name: ClassVar[str] = "wan"
+    title: ClassVar[str] = "Wan 2.1"
+    rules: ClassVar = RULES
+    transformer: ClassVar = WanTransformer
+    parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
+    aligns_size: ClassVar[bool] = True
+
+    folder: Path | None = None
+    config: WanConfig = CONFIG_1_3B
+    scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
+    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
+    spectrum: Spectrum = SPECTRUM
+    text_tokens: int = 512
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
+        index = read_json(folder / "model_index.json")
+        if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
+            raise UsageError(f"{folder} is a Wan 2.2 checkpoint; jaxspd runs Wan 2.1 text-to-video")
+        check_parts(folder, cls.parts)
+        config, vae = read_transformer_config(folder, WanConfig), read_config(folder / "vae")
+        whole = read_config(folder / "transformer")
+        if whole.get("image_dim") or whole.get("added_kv_proj_dim"):
+            raise UsageError(f"{folder} animates pictures; jaxspd runs Wan 2.1 text-to-video")
+        channels = vae.get("z_dim", 16)
+        if not config.in_channels == (config.out_channels or config.in_channels) == channels:
+            raise UsageError(
+                f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
+                f"have {channels}; they do not belong together"
+            )
+        return cls(
+            folder,
+            config,
+            read_json(folder / "scheduler" / "scheduler_config.json"),
+            vae,
+            read_spectrum(folder, SPECTRUM),
+            read_text_length(folder, "tokenizer", 512),
+        )
+
+    # Defaults: those of the model cards.
+
+    default_steps: ClassVar[int] = 50
+    default_guidance: ClassVar[float] = 5.0
+    default_size: ClassVar[tuple[int, int]] = (480, 832)
+    default_frames: ClassVar[int] = 81
+    default_fps: ClassVar[int] = 16
+
+    # Geometry and schedule.
+
+    @property
+    def latents_per_token(self) -> int:
+        return prod(self.config.patch_size)
+
+    @property
+    def frames_per_latent(self) -> int:
+        """The first latent frame holds one frame of video, every other this many."""
+        return self.vae.get("scale_factor_temporal") or 4
+
+    def leading(self, frames: int) -> tuple[int, ...]:
+        """The axes of latents between batch and grid: channels and latent frames."""
+        return self.vae.get("z_dim", 16), (frames - 1) // self.frames_per_latent + 1
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return self.vae.get("scale_factor_spatial") or 8
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What height and width must divide by on every grid: the VAE's factor times the patch's."""
+        return self.pixels_per_latent * max(self.config.patch_size[1:])
+
+    def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
+        """σ `[steps + 1]`: of the checkpoint's scheduler, whichever solver steps through them."""
+        return default_sigmas(override_shift(self.scheduler, flow_shift), steps)
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of one forward of one video: matrix products and attention, text included."""
+        c, text = self.config, self.text_tokens
+        self_attention = tokens * (4 * c.dim**2 + 2 * tokens * c.dim)
+        cross_attention = 2 * (tokens + text) * c.dim**2 + 2 * tokens * text * c.dim
+        mlp = 2 * tokens * c.dim * c.ffn_dim
+        patches = 2 * tokens * c.dim * c.in_channels * prod(c.patch_size)
+        embeddings = text * c.dim * (c.text_dim + c.dim) + c.dim * (c.freq_dim + 7 * c.dim)
+        return 2.0 * (c.num_layers * (self_attention + cross_attention + mlp) + patches + embeddings)
+
+    @staticmethod
+    def guided(guidance_scale: float) -> bool:
+        """Whether there is a second pass with a negative prompt: as in the official pipeline, above 1."""
+        return guidance_scale > 1
+
+    # The denoiser.
+
+    def velocity_function(self, dtype):
+        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, T, H, W]`, σ a
+        scalar, conditioning as `encode` and `condition` make it.
+        """
+        graph, _ = nnx.split(self.abstract_transformer(dtype))
+        # The official UniPC scheduler counts its time steps in whole thousandths; Euler's does not.
+        whole = is_unipc(self.scheduler)
+
+        def velocity(parameters, latents, sigma, conditioning):
+            time = jnp.floor(1000 * sigma) if whole else 1000 * sigma
+            return nnx.merge(graph, parameters)(
+                latents, conditioning["text"], jnp.broadcast_to(time, latents.shape[:1])
+            )
+
+        return velocity
+
+    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of `condition`'s result: the same for every prompt."""
+        shape = (batch, self.text_tokens, self.config.text_dim)
+        return {"text": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+    @staticmethod
+    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
+        """What the denoiser wants for a batch of encoded prompts."""
+        return encoded
+
+    # Text encoder and VAE.
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""
+        from transformers import T5TokenizerFast, UMT5EncoderModel
+
+        from jaxspd.families.torch_parts import tokenize, torch_module
+
+        cleaned = [clean(prompt) for prompt in prompts]
+        tokens = tokenize(T5TokenizerFast, self.folder / "tokenizer", cleaned, self.text_tokens)
+        with torch_module(UMT5EncoderModel, self.folder / "text_encoder") as umt5:
+            mask = tokens.attention_mask.to(umt5.device)
+            hidden = umt5(tokens.input_ids.to(umt5.device), mask).last_hidden_state
+            return {"text": (hidden * mask[:, :, None]).float().cpu().numpy()}
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Videos `[B, F, H, W, 3]`, uint8, of clean latents `[B, C, T, h, w]`."""
+        import torch
+        from diffusers import AutoencoderKLWan
+
+        from jaxspd.families.torch_parts import torch_module
+
+        # In float32, as the model card loads it.
+        with torch_module(AutoencoderKLWan, self.folder / "vae", torch.float32) as vae:
+            mean, std = (
+                np.asarray(values, np.float32)[:, None, None, None]
+                for values in (vae.config.latents_mean, vae.config.latents_std)
+            )
+            if prod(latents.shape[-2:]) * self.pixels_per_latent**2 > UNTILED:
+                vae.enable_tiling()
+            videos = [
+                to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device)).sample)
+                for one in latents * std + mean
+            ]
+        return np.concatenate(videos)
+
+
+def clean(prompt: str) -> str:
+    """`prompt` as the official pipeline feeds it to the tokenizer: broken Unicode mended, HTML entities
+    resolved, runs of white space made one space.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())

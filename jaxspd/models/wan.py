@@ -1,0 +1,178 @@
+"""Wan 2.1's text-to-video transformer: self-attention over space and time, cross-attention to text.
+
+Source: Wan: Open and Advanced Large-Scale Video Generative Models (arXiv 2503.20314), section 4.2.
+Parameter names follow the architecture; `convert/wan.py` says which official key fills which.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from jaxspd.models.layers import (
+    Mlp,
+    apply_rope,
+    attention,
+    gelu_tanh,
+    layer_norm,
+    linear,
+    modulate,
+    rms_norm,
+    rope_table,
+    scan,
+    sinusoidal_embedding,
+    stack,
+)
+
+ROPE_THETA = 10_000.0
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """The fields of `transformer/config.json`, with the official class's names and defaults."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int | None = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    eps: float = 1e-6
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def rope_axes(self) -> tuple[int, int, int]:
+        """Channels of a head that turn with time, row and column."""
+        side = 2 * (self.attention_head_dim // 6)
+        return self.attention_head_dim - 2 * side, side, side
+
+
+class Attention(nnx.Module):
+    """Multi-head attention; queries and keys are normalised across all heads together."""
+
+    def __init__(self, config: WanConfig, *, dtype, rngs):
+        for name in ("q", "k", "v", "out"):
+            setattr(self, name, linear(config.dim, config.dim, dtype=dtype, rngs=rngs))
+        self.norm_q = rms_norm(config.dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+        self.norm_k = rms_norm(config.dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+        self.heads = config.num_attention_heads
+
+    def __call__(self, x: jax.Array, context: jax.Array, angles: np.ndarray | None = None) -> jax.Array:
+        """`x` `[B, N, D]` attends to `context` `[B, M, D]`; both are turned by `angles` if given."""
+        query, key, value = (
+            rearrange(part, "b n (h d) -> b n h d", h=self.heads)
+            for part in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
+        )
+        if angles is not None:
+            query, key = apply_rope(query, angles), apply_rope(key, angles)
+        return self.out(attention(query, key, value))
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention to the text, MLP. Norms, modulation and the sums that gates enter
+    are in float32.
+    """
+
+    def __init__(self, config: WanConfig, *, dtype, rngs):
+        dim, self.dtype = config.dim, dtype
+        self.modulation = Table(6, dim, rngs=rngs)
+        self.norm = layer_norm(dim, dtype=jnp.float32, rngs=rngs, epsilon=config.eps)
+        self.self_attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.cross_norm = (
+            nnx.LayerNorm(dim, epsilon=config.eps, dtype=jnp.float32, rngs=rngs)
+            if config.cross_attn_norm
+            else None
+        )
+        self.cross_attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, config.ffn_dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, text: jax.Array, time: jax.Array, angles: np.ndarray) -> jax.Array:
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(time)
+        hidden = modulate(self.norm(x), shift, scale).astype(self.dtype)
+        attended = self.self_attention(hidden, hidden, angles)
+        x = (x + gate[:, None] * attended).astype(self.dtype)
+        hidden = x if self.cross_norm is None else self.cross_norm(x).astype(self.dtype)
+        x = x + self.cross_attention(hidden, text)
+        hidden = modulate(self.norm(x), shift_mlp, scale_mlp).astype(self.dtype)
+        return (x + gate_mlp[:, None] * self.mlp(hidden)).astype(self.dtype)
+
+
+class Table(nnx.Module):
+    """`count` learned vectors, to which the time's are added: `[B, D]` each, float32."""
+
+    def __init__(self, count: int, dim: int, *, rngs):
+        # In float32 whatever the model's dtype, as the official model keeps them.
+        self.vectors = nnx.Param(jax.random.normal(rngs.params(), (1, count, dim), jnp.float32) / dim**0.5)
+
+    def __call__(self, time: jax.Array) -> list[jax.Array]:
+        """`time` is `[B, count, D]`, or `[B, 1, D]` for the same vector everywhere."""
+        return jnp.unstack(self.vectors[...] + time.astype(jnp.float32), axis=1)
+
+
+class WanTransformer(nnx.Module):
+    """Velocity of video latents.
+
+    `dtype` is that of the weights and matrix products. Norms, softmax, rotary positions, modulation and
+    the time embedding are float32 whatever it is, and so are the weights of the last two.
+    """
+
+    def __init__(self, config: WanConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        dim = config.dim
+        self.config, self.dtype = config, dtype
+        self.patch_in = nnx.LinearGeneral(
+            (*config.patch_size, config.in_channels),
+            dim,
+            axis=(-4, -3, -2, -1),
+            dtype=dtype,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
+        self.time_in = Mlp(config.freq_dim, dim, dim, jax.nn.silu, dtype=jnp.float32, rngs=rngs)
+        self.time_out = linear(dim, 6 * dim, dtype=dtype, rngs=rngs)
+        self.text_in = Mlp(config.text_dim, dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
+        self.blocks = stack(lambda r: Block(config, dtype=dtype, rngs=r), config.num_layers, rngs)
+        self.modulation_out = Table(2, dim, rngs=rngs)
+        self.norm_out = layer_norm(dim, dtype=jnp.float32, rngs=rngs, epsilon=config.eps)
+        out_channels = config.out_channels or config.in_channels
+        self.out = linear(dim, out_channels * prod(config.patch_size), dtype=dtype, rngs=rngs)
+
+    def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
+        """`latents` `[B, C, T, H, W]`, `text` `[B, S, text_dim]` (zeros where it is padding), `time`
+        `[B]` from 0 (clean) to 1000. Returns `[B, out_channels, T, H, W]`.
+        """
+        pt, ph, pw = self.config.patch_size
+        frames, height, width = (n // p for n, p in zip(latents.shape[2:], (pt, ph, pw), strict=True))
+        positions = np.moveaxis(np.mgrid[:frames, :height, :width], 0, -1).reshape(-1, 3)
+        angles = rope_table(positions, self.config.rope_axes, ROPE_THETA)
+
+        # The time's vector leaves its float32 embedding in the model's dtype, as officially.
+        vector = self.time_in(sinusoidal_embedding(time, self.config.freq_dim)).astype(self.dtype)
+        modulation = rearrange(self.time_out(jax.nn.silu(vector)), "b (six d) -> b six d", six=6)
+
+        patches = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) p q r c", p=pt, q=ph, r=pw)
+        x = self.patch_in(patches.astype(self.dtype))
+        text = self.text_in(text.astype(self.dtype))
+        x = scan(self.blocks, x, text, modulation, angles)
+
+        shift, scale = self.modulation_out(vector[:, None])
+        x = self.out(modulate(self.norm_out(x), shift, scale).astype(self.dtype))
+        return rearrange(
+            x,
+            "b (t h w) (p q r c) -> b c (t p) (h q) (w r)",
+            t=frames,
+            h=height,
+            p=pt,
+            q=ph,
+            r=pw,
+        )

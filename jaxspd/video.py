@@ -1,0 +1,76 @@
+"""Encoders of frames [F, H, W, 3], uint8, as H.264 in MP4 and as GIF; equal input gives equal bytes."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image
+
+BT709 = 1  # its number in H.264 as primaries, as transfer and as matrix alike
+
+
+def write_mp4(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+    """Writes frames [F, H, W, 3], uint8, as H.264 at `fps`, with `comment` in the file's metadata.
+
+    The index comes first, so that a browser can play the file while it loads. Even sizes are stored as
+    yuv420p, which every player shows; an odd height or width as yuv444p, which some do not.
+    """
+    _, height, width, _ = frames.shape
+    rate = Fraction(fps).limit_denominator(10_000)
+    # x264's "mbtree" reads memory it has not written, on CPUs with AVX-512, and its result then varies.
+    x264 = "no-mbtree=1"
+    if height % 2 or width % 2:
+        pix_fmt = "yuv444p"
+    else:
+        pix_fmt = "yuv420p"
+        x264 += ":chromaloc=1"  # chroma sits amid its 2×2 pixels, as `_yuv` averages them
+    options = {"crf": "18", "preset": "medium", "x264-params": x264}
+    with av.open(str(path), "w", format="mp4", container_options={"movflags": "+faststart"}) as file:
+        file.metadata["comment"] = comment
+        stream = file.add_stream("libx264", rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        encoder = stream.codec_context
+        encoder.thread_count = 4  # x264's result depends on it, so it must not depend on the machine
+        encoder.color_range = ColorRange.MPEG
+        encoder.color_primaries = encoder.color_trc = encoder.colorspace = BT709
+        for number, pixels in enumerate(frames):
+            frame = _yuv(pixels, pix_fmt)
+            frame.pts, frame.time_base = number, 1 / rate
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def _yuv(pixels: np.ndarray, pix_fmt: str) -> av.VideoFrame:
+    """One frame [H, W, 3], uint8, in BT.709 with limited range, as the file's tags say.
+
+    Not asked for BT.709, swscale would use BT.601. The flags make it round to the nearest level and
+    average all four pixels of a chroma sample.
+    """
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+        format=pix_fmt,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+        dst_colorspace=Colorspace.ITU709,
+        interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP,
+    )
+
+
+def write_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+    """Writes frames [F, H, W, 3], uint8, as a GIF that plays for ever, with `comment` inside.
+
+    One palette, of all frames together, and dithering: still areas do not flicker as palettes change.
+    Frames equal to the one before only lengthen it.
+    """
+    sample = np.concatenate(frames[:, ::4, ::4])
+    palette = Image.fromarray(sample).quantize(256)
+    first, *rest = (
+        Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+        for pixels in frames
+    )
+    # GIF counts hundredths of a second. Each frame ends at the one nearest to its time, so that rounding
+    # never adds up. Pillow takes milliseconds.
+    ends = [round(100 * number / fps) for number in range(len(frames) + 1)]
+    durations = [10 * hundredths for hundredths in np.diff(ends).tolist()]
+    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=comment)

@@ -1,0 +1,127 @@
+"""Wan's transformer beside diffusers' own, in float32 on tiny checkpoints."""
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from convert.checkpoint import Checkpoint
+from convert.loader import flat_parameters, load_parameters
+from convert.wan import RULES
+from jaxspd.families import open_family
+from jaxspd.models.wan import WanConfig, WanTransformer
+from tests import tiny
+from tests.compare import relative
+from tests.parity import flax_transformer
+
+TEXT_TOKENS = 10
+# Frames, height and width of latents; every patch size below divides them.
+SHAPES = [(3, 4, 6), (1, 8, 2)]
+
+
+class Pair:
+    """Our transformer and diffusers' from one pipeline folder, called with the same arrays."""
+
+    def __init__(self, pipeline):
+        self.theirs = WanTransformer3DModel.from_pretrained(pipeline / "transformer")
+        self.config, self.ours = flax_transformer(WanTransformer, WanConfig, RULES, pipeline)
+
+    def inputs(self, shape, batch=2, seed=0):
+        """Elements that differ in latents, time and text; the second one's text ends early, in zeros."""
+        draw = np.random.default_rng(seed)
+        latents = draw.standard_normal((batch, self.config.in_channels, *shape), dtype=np.float32)
+        text = draw.standard_normal((batch, TEXT_TOKENS, self.config.text_dim), dtype=np.float32)
+        text[1:, 4:] = 0
+        return [latents, text, np.linspace(999, 127, batch, dtype=np.float32)]
+
+    @torch.no_grad()
+    def official(self, latents, text, time):
+        latents, text, time = map(torch.from_numpy, (latents, text, time))
+        return self.theirs(latents, time, text).sample.numpy()
+
+
+@pytest.fixture(scope="module")
+def pair(wan_folder):
+    return Pair(wan_folder)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_velocity_is_diffusers(pair, shape):
+    inputs = pair.inputs(shape)
+    ours = pair.ours(*inputs)
+    chex.assert_shape(ours, inputs[0].shape)
+    assert ours.dtype == jnp.float32
+    for element, reference in zip(ours, pair.official(*inputs), strict=True):
+        assert relative(element, reference) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cross_attn_norm": False},
+        {"patch_size": (3, 1, 2)},
+        # 6 + 2 * 4 channels of a head turn with time, row and column.
+        {"attention_head_dim": 14, "num_attention_heads": 2},
+        {"out_channels": None, "eps": 1e-2},
+    ],
+    ids=["no cross norm", "patches in time", "uneven rope axes", "wide epsilon"],
+)
+def test_any_configuration_of_the_official_class(tmp_path, options):
+    tiny.wan_transformer(num_layers=1, seed=4, **options).save_pretrained(tmp_path / "transformer")
+    pair = Pair(tmp_path)
+    for name, value in options.items():
+        assert getattr(pair.config, name) == value
+    inputs = pair.inputs(SHAPES[0])
+    assert relative(pair.ours(*inputs), pair.official(*inputs)) <= 1e-5
+
+
+# Parity is worth nothing where an input is ignored on both sides, or hardly matters.
+@pytest.mark.parametrize("position", [0, 1, 2], ids=["latents", "text", "time"])
+def test_every_input_matters_to_its_own_batch_element_only(pair, position):
+    inputs = pair.inputs(SHAPES[0])
+    before = np.asarray(pair.ours(*inputs))
+    inputs[position] = inputs[position].copy()
+    inputs[position][1] *= 0.5
+    after = np.asarray(pair.ours(*inputs))
+    assert relative(after[1], before[1]) > 1e-3
+    chex.assert_trees_all_close(after[0], before[0], rtol=0, atol=1e-6)
+
+
+def test_frames_rows_and_columns_are_told_apart(pair):
+    """Each axis reversed gives something else than the reversed result: position matters on each."""
+    latents, text, time = pair.inputs((3, 6, 6))
+    velocity = np.asarray(pair.ours(latents, text, time))
+    for axis in (2, 3, 4):
+        flipped = np.asarray(pair.ours(np.flip(latents, axis).copy(), text, time))
+        assert relative(np.flip(flipped, axis), velocity) > 1e-2
+
+
+def test_modulation_and_time_embedding_stay_in_float32(tmp_path):
+    tiny.write_wan(tmp_path, dtype=torch.bfloat16)
+    family = open_family(tmp_path)
+    abstract = family.abstract_parameters(jnp.bfloat16)
+    loaded = flat_parameters(load_parameters(Checkpoint(tmp_path / "transformer"), abstract, RULES))
+    fine = {path for path, value in loaded.items() if value.dtype == jnp.float32}
+    kept = ("modulation", "time_in", "cross_norm")
+    assert fine == {path for path in loaded if any(name in path for name in kept)}
+    assert {value.dtype for path, value in loaded.items() if path not in fine} == {jnp.dtype(jnp.bfloat16)}
+    # And the stored values are there in full, those of float32 included.
+    theirs = WanTransformer3DModel.from_pretrained(tmp_path / "transformer", torch_dtype=torch.bfloat16)
+    table = theirs.blocks[1].scale_shift_table
+    assert table.dtype == torch.float32
+    np.testing.assert_array_equal(loaded["blocks.modulation.vectors"][...][1], table.detach().numpy())
+
+
+def test_bfloat16_is_as_close_to_float32_as_diffusers_is(tmp_path):
+    tiny.write_wan(tmp_path, dtype=torch.bfloat16)
+    exact = Pair(tmp_path)
+    inputs = exact.inputs(SHAPES[0])
+    reference = exact.official(*inputs)
+    _, ours = flax_transformer(WanTransformer, WanConfig, RULES, tmp_path, jnp.bfloat16)
+    half = WanTransformer3DModel.from_pretrained(tmp_path / "transformer", torch_dtype=torch.bfloat16)
+    latents, text, time = map(torch.from_numpy, inputs)
+    with torch.no_grad():
+        theirs = half(latents.bfloat16(), time, text.bfloat16()).sample.float().numpy()
+    assert relative(ours(*inputs).astype(np.float32), reference) <= 1.5 * relative(theirs, reference)
