@@ -76,7 +76,11 @@ class DiffGenerator:
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         velocity = family.velocity_function(self.dtype)
         self.programs = {
-            name: Programs(guide(velocity, batched=True), solver, guide(velocity, batched=False))
+            name: Programs(
+                guide(velocity, family.combine, batched=True),
+                solver,
+                guide(velocity, family.combine, batched=False),
+            )
             for name, solver in SOLVERS.items()
         }
         self._abstract = family.abstract_parameters(self.dtype)

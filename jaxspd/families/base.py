@@ -1,17 +1,19 @@
 """What every family keeps of a checkpoint, and does alike."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from flax import nnx
 
 from convert.checkpoint import Checkpoint, read_config, read_json
 from convert.table import Rule
 from jaxspd.errors import UsageError
+from jaxspd.sampling.guidance import extrapolate
 from jaxspd.spectral.spectrum import Spectrum
 
 
@@ -33,6 +35,8 @@ class BaseFamily:
     # A family of videos sets both; one of pictures has a single frame and no rate.
     default_frames: ClassVar[int] = 1
     default_fps: ClassVar[int | None] = None
+    # How two predictions become one where there is a negative prompt.
+    combine: ClassVar[Callable[..., jax.Array]] = staticmethod(extrapolate)
     # Whether a size that does not fit is rounded down, with a notice, or refused.
     aligns_size: ClassVar[bool] = False
 

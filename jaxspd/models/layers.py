@@ -10,11 +10,14 @@ from flax import nnx
 SCORES = 2**30
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
+) -> jax.Array:
     """Scaled dot-product attention over `[B, N, heads, head_dim]`, softmax in float32.
 
-    Returns `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half precision on CUDA. Elsewhere XLA's
-    own keeps every score in memory, so long sequences go through it in blocks of queries.
+    `key_lengths` `[B]` counts the keys that are no padding; padding comes last. Returns
+    `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half precision on CUDA. Elsewhere XLA's own keeps
+    every score in memory, so long sequences go through it in blocks of queries.
     """
     # cuDNN takes half precision only, and head sizes that are multiples of 8.
     fused = (
@@ -24,7 +27,13 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     )
 
     def attend(block: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(block, key, value, implementation="cudnn" if fused else "xla")
+        return jax.nn.dot_product_attention(
+            block,
+            key,
+            value,
+            key_value_seq_lengths=key_lengths,
+            implementation="cudnn" if fused else "xla",
+        )
 
     batch, queries, heads, _ = query.shape
     blocks = 1 if fused else -(-4 * batch * heads * queries * key.shape[1] // SCORES)

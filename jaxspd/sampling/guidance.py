@@ -19,10 +19,15 @@ class Guided(NamedTuple):
     scale: jax.Array
 
 
-def guide(velocity: Velocity, *, batched: bool) -> Velocity:
+def extrapolate(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:
+    """The rule as published: `negative + scale·(positive - negative)`."""
+    return negative + scale * (positive - negative)
+
+
+def guide(velocity: Velocity, combine=extrapolate, *, batched: bool) -> Velocity:
     """`velocity(parameters, latents, sigma, conditioning)` that takes `Guided` conditioning too.
 
-    Both predictions come from one forward of twice the batch; or, unless `batched`, from two forwards
+    `combine(positive, negative, scale)` makes one velocity of two, in float32. Both predictions come from one forward of twice the batch; or, unless `batched`, from two forwards
     one after the other, in half the memory.
     """
 
@@ -44,6 +49,6 @@ def guide(velocity: Velocity, *, batched: bool) -> Velocity:
                 jax.tree.map(lambda *two: jnp.stack(two), *pair),
             )
         scale = jnp.expand_dims(conditioning.scale, range(1, latents.ndim))
-        return negative + scale * (positive - negative)
+        return combine(positive, negative, scale)
 
     return guided
