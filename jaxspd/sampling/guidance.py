@@ -27,8 +27,8 @@ def extrapolate(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> j
 def guide(velocity: Velocity, combine=extrapolate, *, batched: bool) -> Velocity:
     """`velocity(parameters, latents, sigma, conditioning)` that takes `Guided` conditioning too.
 
-    `combine(positive, negative, scale)` makes one velocity of two, in float32. Both predictions come from one forward of twice the batch; or, unless `batched`, from two forwards
-    one after the other, in half the memory.
+    `combine(positive, negative, scale)` makes one velocity of two, in float32. Both come from one forward
+    of twice the batch; or, unless `batched`, from two forwards one after the other, in half the memory.
     """
 
     def guided(parameters, latents, sigma, conditioning):
