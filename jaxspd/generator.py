@@ -1,5 +1,6 @@
 """From prompts to pictures and videos: plan, compile, encode, denoise, decode, write."""
 
+import os
 import resource
 import sys
 import time
@@ -29,6 +30,9 @@ from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
+
+# Text encoders and VAE work beside JAX on the same device, in PyTorch: JAX takes memory as it needs it.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 @dataclass

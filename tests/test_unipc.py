@@ -35,6 +35,17 @@ def test_sigmas_are_the_schedulers_own(kind, steps, shift):
     np.testing.assert_allclose(ours, scheduler.sigmas.numpy(), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+def test_models_are_told_the_schedulers_time_steps(shift):
+    """To the last one, of any number of steps, although float32 rounds what is almost whole."""
+    scheduler, told = tiny.wan_scheduler(shift), jax.jit(lambda sigma: jnp.floor(1000 * sigma))
+    for steps in range(1, 201):
+        scheduler.set_timesteps(steps)
+        sigmas = default_sigmas(config_of(scheduler), steps)
+        np.testing.assert_array_equal(np.floor(np.float32(1000) * sigmas[:-1]), scheduler.timesteps.numpy())
+    np.testing.assert_array_equal(told(sigmas[:-1]), scheduler.timesteps.numpy())
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_steps_are_the_schedulers(steps, shift):

@@ -110,6 +110,21 @@ def test_large_frames_are_decoded_in_tiles(wan_folder, monkeypatch):
     assert len(asked) == 1
 
 
+def test_tiles_come_to_the_rescue_where_memory_is_short(wan_folder, monkeypatch):
+    decode = AutoencoderKLWan.decode
+
+    def short(vae, latents):
+        if not vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(vae, latents)
+
+    family, latents = open_family(wan_folder), np.ones((2, 4, 1, 8, 12), np.float32)
+    whole = family.decode(latents)
+    monkeypatch.setattr(AutoencoderKLWan, "decode", short)
+    # At this size there is a single tile, so that nothing is blended.
+    np.testing.assert_array_equal(family.decode(latents), whole)
+
+
 # Sizes and frames
 
 

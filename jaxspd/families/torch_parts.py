@@ -52,7 +52,13 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:4])
             raise UsageError(f"{folder} lacks weights ({missing}); download it again")
-    module = module.to(device()).eval()
+    try:
+        module = module.to(device())
+    except torch.OutOfMemoryError:
+        log.warning("%s does not fit into the GPU's memory beside the rest; it runs on the CPU", folder.name)
+        module = module.to("cpu")
+        torch.cuda.empty_cache()
+    module.eval()
     try:
         with torch.inference_mode():
             yield module

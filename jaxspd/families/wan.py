@@ -38,7 +38,8 @@ OFFICIAL_SCHEDULER = {
 }
 OFFICIAL_VAE = {"z_dim": 16}
 CONFIG_1_3B = WanConfig(num_attention_heads=12, num_layers=30, ffn_dim=8960)
-# Above this many pixels a frame is decoded in tiles.
+# Above this many pixels a frame is decoded in tiles, below it only where memory is short: where tiles
+# overlap they are blended, which the whole picture is better without.
 UNTILED = 480 * 832
 
 
@@ -197,12 +198,20 @@ class Family(BaseFamily):
                 np.asarray(values, np.float32)[:, None, None, None]
                 for values in (vae.config.latents_mean, vae.config.latents_std)
             )
+
+            def pixels(one: np.ndarray) -> np.ndarray:
+                return to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device)).sample)
+
             if prod(latents.shape[-2:]) * self.pixels_per_latent**2 > UNTILED:
                 vae.enable_tiling()
-            videos = [
-                to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device)).sample)
-                for one in latents * std + mean
-            ]
+            videos = []
+            for one in latents * std + mean:
+                try:
+                    videos.append(pixels(one))
+                except torch.OutOfMemoryError:
+                    vae.enable_tiling()
+                    torch.cuda.empty_cache()
+                    videos.append(pixels(one))
         return np.concatenate(videos)
 
 

@@ -53,7 +53,7 @@ def flow_match_sigmas(config: dict, steps: int, tokens: int) -> np.ndarray:
     UsageError for fewer than one step or a scheduler this does not implement.
     """
     _check(config, steps)
-    return _finish(config, np.linspace(1, 1 / steps, steps), tokens)
+    return np.append(_shifted(config, np.linspace(1, 1 / steps, steps), tokens), 0).astype(np.float32)
 
 
 def default_sigmas(config: dict, steps: int) -> np.ndarray:
@@ -70,10 +70,18 @@ def default_sigmas(config: dict, steps: int) -> np.ndarray:
     if not is_unipc(config):
         shift = config.get("shift", 1.0)
         lowest = shift * lowest / (1 + (shift - 1) * lowest)
-        return _finish(config, np.linspace(1, lowest, steps), tokens=0)
-    sigmas = _finish(config, np.linspace(1, lowest, steps + 1)[:-1], tokens=0)
+        return np.append(_shifted(config, np.linspace(1, lowest, steps), tokens=0), 0).astype(np.float32)
+    exact = _shifted(config, np.linspace(1, lowest, steps + 1)[:-1], tokens=0)
     # As the official scheduler does: at exactly 1, log(1 - σ) would be infinite.
-    sigmas[0] -= 1e-6
+    exact[0] -= 1e-6
+    sigmas = np.append(exact, 0).astype(np.float32)
+    # Its models are told 1000·σ without its fraction. Where 1000·σ is almost whole, rounding to float32
+    # must not carry it to the other side.
+    time, levels = np.trunc(1000 * exact), sigmas[:-1]
+    for _ in range(2):  # steps of float32's last place; two always do
+        told = np.floor(np.float32(1000) * levels)
+        towards = np.where(told < time, 1, np.where(told > time, 0, levels)).astype(np.float32)
+        levels[:] = np.nextafter(levels, towards)
     return sigmas
 
 
@@ -96,8 +104,8 @@ def _check(config: dict, steps: int) -> None:
         raise UsageError(f"scheduler_config.json: unknown time_shift_type {kind!r}")
 
 
-def _finish(config: dict, sigmas: np.ndarray, tokens: int) -> np.ndarray:
-    """`sigmas` shifted towards 1, stretched to their terminal, and 0 appended."""
+def _shifted(config: dict, sigmas: np.ndarray, tokens: int) -> np.ndarray:
+    """`sigmas` shifted towards 1 and stretched to their terminal."""
     if config.get("use_dynamic_shifting"):
         mu = dynamic_shift(config, tokens)
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
@@ -107,4 +115,4 @@ def _finish(config: dict, sigmas: np.ndarray, tokens: int) -> np.ndarray:
     if terminal := config.get("shift_terminal"):
         # Stretched towards 1 so that the last step starts at `terminal`.
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
-    return np.append(sigmas, 0).astype(np.float32)
+    return sigmas
