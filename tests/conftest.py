@@ -8,7 +8,10 @@ import jax
 import pytest
 import torch
 
+from jaxspd.cli import main
 from tests import tiny
+
+COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 def pytest_configure(config):
@@ -30,6 +33,40 @@ def pytest_collection_modifyitems(items):
 def _own_compilation_cache(tmp_path_factory):
     """Tests neither read nor fill the user's cache."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+
+
+@pytest.fixture
+def compiled():
+    """Grows by one whenever XLA compiles anything at all."""
+    events = []
+
+    def listen(event, duration, **_):
+        if event == COMPILE:
+            events.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs the command, checks the manner of the refusal, and returns its line."""
+
+    def run(*flags, model=None, prompt="a lake"):
+        out = tmp_path / "out"
+        command = ["generate", "--output-path", str(out), "--prompt", prompt]
+        command += ["--model-path", str(model)] if model else []
+        code = main([*command, *flags])
+        captured = capsys.readouterr()
+        assert code == 2
+        assert captured.out == ""
+        assert not out.exists()
+        lines = captured.err.splitlines()
+        assert len(lines) == 1, captured.err
+        return lines[0]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -8,27 +8,6 @@ import pytest
 
 from jaxspd.cli import main
 
-
-@pytest.fixture
-def refused(tmp_path, capsys):
-    """Runs the command, checks the manner of the refusal, and returns its line."""
-
-    def run(*flags, model=None, prompt="a lake"):
-        out = tmp_path / "out"
-        command = ["generate", "--output-path", str(out), "--prompt", prompt]
-        command += ["--model-path", str(model)] if model else []
-        code = main([*command, *flags])
-        captured = capsys.readouterr()
-        assert code == 2
-        assert captured.out == ""
-        assert not out.exists()
-        lines = captured.err.splitlines()
-        assert len(lines) == 1, captured.err
-        return lines[0]
-
-    return run
-
-
 PROGRESSIVE = ("--height", "64", "--width", "64", "--progressive-mode", "dct_rewind")
 
 

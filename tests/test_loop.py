@@ -28,7 +28,6 @@ CHANNELS = 4
 # Steep enough that 4×6, 8×12 and 16×24 latents all get several of a dozen steps.
 SPECTRUM = (20.0, 3.0)
 PROMPTS = ["a red house", "Blue hills, night"]
-COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclass
@@ -80,20 +79,6 @@ def model(flux1_folder):
 def programs(model):
     """Shared, so that each resolution compiles once for all comparisons."""
     return model.programs()
-
-
-@pytest.fixture
-def compiled():
-    """Grows by one whenever XLA compiles anything at all."""
-    events = []
-
-    def listen(event, duration, **_):
-        if event == COMPILE:
-            events.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(
