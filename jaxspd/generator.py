@@ -78,15 +78,8 @@ class DiffGenerator:
         family.check_weights()
         self.dit_cpu_offload = dit_cpu_offload
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        velocity = family.velocity_function(self.dtype)
-        self.programs = {
-            name: Programs(
-                guide(velocity, family.combine, batched=True),
-                solver,
-                guide(velocity, family.combine, batched=False),
-            )
-            for name, solver in SOLVERS.items()
-        }
+        self._velocity = family.velocity_function(self.dtype)
+        self._programs: dict[tuple[str, str], Programs] = {}
         self._abstract = family.abstract_parameters(self.dtype)
         self._home = jax.devices("cpu" if dit_cpu_offload else None)[0]
         self._pool = ThreadPoolExecutor(1, "load")
@@ -146,7 +139,7 @@ class DiffGenerator:
             paths = output_paths(params.output_path, params.output_file_name, requests, kind)
             check_writable(paths)
 
-        programs = self.programs[params.scheduler]
+        programs = self._programs_for(params)
         compiled_before = programs.compiled_steps
         guided = self.family.guided(params.guidance_scale)
         leading = self.family.leading(params.num_frames)
@@ -194,6 +187,18 @@ class DiffGenerator:
         for path, video, request in zip(paths, frames, requests, strict=False):
             write_output(path, video, request, params.fps)
         return result
+
+    def _programs_for(self, params: SamplingParams) -> Programs:
+        """The compiled programs that the solver and the grid asked for share."""
+        key, combine = (params.scheduler, params.progressive_grid), self.family.combine
+        if key not in self._programs:
+            self._programs[key] = Programs(
+                guide(self._velocity, combine, batched=True),
+                SOLVERS[params.scheduler],
+                guide(self._velocity, combine, batched=False),
+                self.family.expansions[params.progressive_grid],
+            )
+        return self._programs[key]
 
     def _conditioning(self, encoded: dict[str, np.ndarray], row: int, scale: float):
         """The denoiser's conditioning for one prompt of those encoded."""

@@ -48,6 +48,9 @@ class SamplingParams:
     progressive_delta: float = option(
         0.01, "error allowed at a change of resolution, 0 to 1; more is faster", float
     )
+    progressive_grid: str | None = option(
+        None, "grid that grows: latent, or patchified (FLUX.2's default: 2×2 latents as channels)"
+    )
 
     def __post_init__(self):
         for item in fields(self):

@@ -27,9 +27,13 @@ def complete(family, params: SamplingParams) -> SamplingParams:
     if params.negative_prompt and not family.guided(guidance):
         cure = "raise guidance_scale above 1 or leave it out" if family.guided(math.inf) else "leave it out"
         raise UsageError(f"{family.title} reads no negative prompt at guidance scale {guidance:g}; {cure}")
+    grid = params.progressive_grid or next(iter(family.expansions))
+    if grid not in family.expansions:
+        raise UsageError(f"{family.title} has no {grid!r} grid to grow; use {' or '.join(family.expansions)}")
     height, width = pixel_size(family, params)
     return replace(
         params,
+        progressive_grid=grid,
         num_inference_steps=params.num_inference_steps or family.default_steps,
         guidance_scale=guidance,
         scheduler=scheduler,

@@ -26,6 +26,7 @@ PROGRESSIVE = ("--height", "64", "--width", "64", "--progressive-mode", "dct_rew
         (["--num-inference-steps", "2.5"], "num-inference-steps"),
         (["--height", "100", "--width", "64"], "nearest to 100 by 64 is 96 by 64"),
         ([*PROGRESSIVE, "--height", "80"], "nearest to 80 by 64 is 64 by 64"),
+        ([*PROGRESSIVE, "--progressive-grid", "patchified"], "no 'patchified' grid to grow; use latent"),
         (["--height", "0"], "1 or more"),
         (["--num-outputs-per-prompt", "0"], "1 or more"),
         (["--seed", "-1"], "0 or more"),

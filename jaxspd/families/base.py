@@ -14,6 +14,7 @@ from convert.checkpoint import Checkpoint, read_config, read_json
 from convert.table import Rule
 from jaxspd.errors import UsageError
 from jaxspd.sampling.guidance import extrapolate
+from jaxspd.spectral.expansion import expand
 from jaxspd.spectral.spectrum import Spectrum
 
 
@@ -37,6 +38,8 @@ class BaseFamily:
     default_fps: ClassVar[int | None] = None
     # How two predictions become one where there is a negative prompt.
     combine: ClassVar[Callable[..., jax.Array]] = staticmethod(extrapolate)
+    # The grids that may grow, by the names that users give them, and how; the first is the default.
+    expansions: ClassVar[Mapping[str, Callable[..., jax.Array]]] = {"latent": expand}
     # Whether a size that does not fit is rounded down, with a notice, or refused.
     aligns_size: ClassVar[bool] = False
 

@@ -27,13 +27,15 @@ class Programs:
 
     `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`;
     `lean_velocity` does the same in less memory and takes its place where the device could not hold
-    the first. There is one step program for each latent shape and shape of conditioning: σ, guidance
-    and everything else about a prompt are arguments, so that nothing but a new size compiles anything.
+    the first. `expand` grows latents, as `spectral.expansion` does. There is one step program for each
+    latent shape and shape of conditioning: σ, guidance and everything else about a prompt are
+    arguments, so that nothing but a new size compiles anything.
     """
 
     velocity: Callable[..., jax.Array]
     solver: Solver
     lean_velocity: Callable[..., jax.Array] | None = None
+    expand: Callable[..., jax.Array] = expand
     compiled_steps: int = 0
     compiled_transitions: int = 0
     _programs: dict[Any, Future] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Programs:
         return program(parameters, latents, state, sigma, next_sigma, conditioning)
 
     def transition(self, latents, noise, sigma, kappa) -> jax.Array:
-        """`latents` on the finer grid of `noise`: see `spectral.expansion.expand`."""
+        """`latents` on the finer grid of `noise`."""
         return self._programs[_key("transition", latents, noise)].result()(latents, noise, sigma, kappa)
 
     def _submit_step(self, parameters, latents, conditioning) -> None:
@@ -96,7 +98,7 @@ class Programs:
         if key not in self._programs:
             self.compiled_transitions += 1
             self._programs[key] = self._pool.submit(
-                lambda: jax.jit(expand).lower(coarse, fine, SCALAR, SCALAR).compile()
+                lambda: jax.jit(self.expand).lower(coarse, fine, SCALAR, SCALAR).compile()
             )
 
 

@@ -1,0 +1,172 @@
+"""A toy family, made as CONTRIBUTING.md tells: the least that `jaxspd generate` needs of a family.
+
+Its pictures are 3-channel latents at half the resolution, its text encoder counts letters.
+"""
+
+import json
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax import nnx
+
+from convert.checkpoint import read_json, write_component
+from convert.loader import flat_parameters
+from convert.table import linear
+from jaxspd.families.base import BaseFamily, check_parts, read_spectrum, read_transformer_config
+from jaxspd.models.layers import linear as linear_layer
+from jaxspd.models.layers import scan, sinusoidal_embedding, stack
+from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
+from jaxspd.spectral.spectrum import Spectrum
+
+SPECTRUM = Spectrum(amplitude=20.0, exponent=3.0)
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
+LETTERS = string.ascii_lowercase
+
+
+# models/toy.py
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """The fields of `transformer/config.json`."""
+
+    in_channels: int = 3
+    dim: int = 16
+    num_layers: int = 2
+
+
+class Block(nnx.Module):
+    """One layer, steered by text and time."""
+
+    def __init__(self, config: ToyConfig, *, dtype, rngs):
+        self.layer = linear_layer(config.dim, config.dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
+        return x + jax.nn.silu(self.layer(x + vector[:, None]))
+
+
+class ToyTransformer(nnx.Module):
+    """Velocity of `[B, C, h, w]`, pixel by pixel."""
+
+    def __init__(self, config: ToyConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.dim = config.dim
+        self.image_in = linear_layer(config.in_channels, config.dim, dtype=dtype, rngs=rngs)
+        self.text_in = linear_layer(len(LETTERS), config.dim, dtype=dtype, rngs=rngs)
+        self.blocks = stack(lambda r: Block(config, dtype=dtype, rngs=r), config.num_layers, rngs)
+        self.out = linear_layer(config.dim, config.in_channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
+        x = self.image_in(rearrange(latents, "b c h w -> b (h w) c"))
+        x = scan(self.blocks, x, self.text_in(text) + sinusoidal_embedding(time, self.dim))
+        return rearrange(self.out(x), "b (h w) c -> b c h w", h=latents.shape[2])
+
+
+# convert/toy.py
+
+RULES = (
+    *linear("img_in", "image_in"),
+    *linear("txt_in", "text_in"),
+    *linear("layers.{}.proj", "blocks.layer"),
+    *linear("proj_out", "out"),
+)
+
+
+# families/toy.py
+
+
+@dataclass(frozen=True)
+class Family(BaseFamily):
+    """The toy, with classifier-free guidance."""
+
+    name: ClassVar[str] = "toy"
+    title: ClassVar[str] = "Toy"
+    rules: ClassVar = RULES
+    transformer: ClassVar = ToyTransformer
+    parts: ClassVar = ("scheduler", "transformer")
+    weights: ClassVar = {}
+
+    folder: Path | None = None
+    config: ToyConfig = ToyConfig()
+    scheduler: dict = field(default_factory=lambda: SCHEDULER)
+    vae: dict = field(default_factory=dict)
+    spectrum: Spectrum = SPECTRUM
+    text_tokens: int = 1
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Family":
+        check_parts(folder, cls.parts)
+        return cls(
+            folder,
+            read_transformer_config(folder, ToyConfig),
+            read_json(folder / "scheduler" / "scheduler_config.json"),
+            {},
+            read_spectrum(folder, SPECTRUM),
+        )
+
+    default_steps: ClassVar[int] = 12
+    default_guidance: ClassVar[float] = 2.0
+    default_size: ClassVar[tuple[int, int]] = (32, 48)
+
+    latents_per_token: ClassVar[int] = 1
+    pixels_per_latent: ClassVar[int] = 2
+    pixel_multiple: ClassVar[int] = 2
+
+    def leading(self, frames: int) -> tuple[int, ...]:
+        return (self.config.in_channels,)
+
+    def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
+        return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
+
+    def forward_flops(self, tokens: int) -> float:
+        return 2.0 * tokens * self.config.dim * (2 * self.config.in_channels + self.config.dim)
+
+    @staticmethod
+    def guided(guidance_scale: float) -> bool:
+        return guidance_scale > 1
+
+    def velocity_function(self, dtype):
+        graph, _ = nnx.split(self.abstract_transformer(dtype))
+
+        def velocity(parameters, latents, sigma, conditioning):
+            time = jnp.broadcast_to(1000 * sigma, latents.shape[:1])
+            return nnx.merge(graph, parameters)(latents, conditioning["text"], time)
+
+        return velocity
+
+    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"text": jax.ShapeDtypeStruct((batch, len(LETTERS)), jnp.float32)}
+
+    @staticmethod
+    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
+        return encoded
+
+    @staticmethod
+    def encode(prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        return {"text": np.array([[p.count(letter) for letter in LETTERS] for p in prompts], np.float32)}
+
+    @staticmethod
+    def decode(latents: np.ndarray) -> np.ndarray:
+        pixels = repeat(latents, "b c h w -> b 1 (h 2) (w 2) c")
+        return np.clip(127.5 * (pixels + 1), 0, 255).astype(np.uint8)
+
+
+# tests/tiny/toy.py
+
+
+def write_toy(folder: Path) -> Path:
+    """A random toy in the official layout."""
+    (folder / "scheduler").mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    transformer = nnx.state(ToyTransformer(ToyConfig(), rngs=nnx.Rngs(0)))
+    values = {path: value[...] for path, value in flat_parameters(transformer).items()}
+    config = {"in_channels": 3, "dim": 16, "num_layers": 2}
+    write_component(folder / "transformer", "ToyTransformer", config, RULES, values, np.float32)
+    return folder
