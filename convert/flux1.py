@@ -1,6 +1,6 @@
 """FLUX.1: official keys (diffusers' layout) beside our parameters."""
 
-from convert.table import linear, scale
+from convert.table import joint_attention, linear, scale
 
 RULES = (
     *linear("x_embedder", "image_in"),
@@ -11,24 +11,12 @@ RULES = (
     *linear("time_text_embed.guidance_embedder.linear_2", "guidance_in.linear_2"),
     *linear("time_text_embed.text_embedder.linear_1", "pooled_in.linear_1"),
     *linear("time_text_embed.text_embedder.linear_2", "pooled_in.linear_2"),
-    # Double-stream blocks, image
+    # Double-stream blocks
+    *joint_attention("transformer_blocks.{}.attn", "double_blocks"),
     *linear("transformer_blocks.{}.norm1.linear", "double_blocks.image.modulation.linear"),
-    *linear("transformer_blocks.{}.attn.to_q", "double_blocks.image.qkv.q"),
-    *linear("transformer_blocks.{}.attn.to_k", "double_blocks.image.qkv.k"),
-    *linear("transformer_blocks.{}.attn.to_v", "double_blocks.image.qkv.v"),
-    *scale("transformer_blocks.{}.attn.norm_q", "double_blocks.image.qkv.norm_q"),
-    *scale("transformer_blocks.{}.attn.norm_k", "double_blocks.image.qkv.norm_k"),
-    *linear("transformer_blocks.{}.attn.to_out.0", "double_blocks.image.out"),
     *linear("transformer_blocks.{}.ff.net.0.proj", "double_blocks.image.mlp.linear_1"),
     *linear("transformer_blocks.{}.ff.net.2", "double_blocks.image.mlp.linear_2"),
-    # Double-stream blocks, text
     *linear("transformer_blocks.{}.norm1_context.linear", "double_blocks.text.modulation.linear"),
-    *linear("transformer_blocks.{}.attn.add_q_proj", "double_blocks.text.qkv.q"),
-    *linear("transformer_blocks.{}.attn.add_k_proj", "double_blocks.text.qkv.k"),
-    *linear("transformer_blocks.{}.attn.add_v_proj", "double_blocks.text.qkv.v"),
-    *scale("transformer_blocks.{}.attn.norm_added_q", "double_blocks.text.qkv.norm_q"),
-    *scale("transformer_blocks.{}.attn.norm_added_k", "double_blocks.text.qkv.norm_k"),
-    *linear("transformer_blocks.{}.attn.to_add_out", "double_blocks.text.out"),
     *linear("transformer_blocks.{}.ff_context.net.0.proj", "double_blocks.text.mlp.linear_1"),
     *linear("transformer_blocks.{}.ff_context.net.2", "double_blocks.text.mlp.linear_2"),
     # Single-stream blocks

@@ -69,3 +69,18 @@ def linear(official: str, path: str) -> Iterator[Rule]:
 def scale(official: str, path: str) -> Iterator[Rule]:
     """The rule of a norm with a learned scale."""
     yield Rule(f"{official}.weight", f"{path}.scale", keep)
+
+
+def joint_attention(official: str, path: str, layer: Callable[[str, str], Iterator[Rule]] = linear):
+    """The rules of an attention in which the streams `path.image` and `path.text` meet, as diffusers
+    names its parts; `layer` makes those of one projection.
+    """
+    for stream, projections, norms, out in (
+        ("image", ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"), "to_out.0"),
+        ("text", ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k"), "to_add_out"),
+    ):
+        for name, theirs in zip("qkv", projections, strict=True):
+            yield from layer(f"{official}.{theirs}", f"{path}.{stream}.qkv.{name}")
+        for name, theirs in zip(("norm_q", "norm_k"), norms, strict=True):
+            yield from scale(f"{official}.{theirs}", f"{path}.{stream}.qkv.{name}")
+        yield from layer(f"{official}.{out}", f"{path}.{stream}.out")

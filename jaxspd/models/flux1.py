@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
 from jaxspd.models.layers import (
@@ -20,16 +19,15 @@ from jaxspd.models.layers import (
     layer_norm,
     linear,
     modulate,
-    rms_norm,
     rope_table,
     scan,
     sinusoidal_embedding,
     stack,
 )
+from jaxspd.models.mmdit import MLP_RATIO, DoubleBlock, Modulation, SelfAttentionInputs
 
 ROPE_THETA = 10_000.0
 TIME_CHANNELS = 256
-MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -53,88 +51,14 @@ class Flux1Config:
         return self.num_attention_heads * self.attention_head_dim
 
 
-class SelfAttentionInputs(nnx.Module):
-    """Queries, keys and values `[B, N, heads, head_dim]` of one stream, queries and keys normalised."""
-
-    def __init__(self, config: Flux1Config, *, dtype, rngs):
-        for name in ("q", "k", "v"):
-            setattr(self, name, linear(config.dim, config.dim, dtype=dtype, rngs=rngs))
-        self.norm_q = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs)
-        self.norm_k = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs)
-        self.heads = config.num_attention_heads
-
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        query, key, value = (
-            rearrange(project(x), "b n (h d) -> b n h d", h=self.heads)
-            for project in (self.q, self.k, self.v)
-        )
-        return self.norm_q(query), self.norm_k(key), value
-
-
-class Modulation(nnx.Module):
-    """`count` vectors `[B, D]` computed from the conditioning vector."""
-
-    def __init__(self, dim: int, count: int, *, dtype, rngs):
-        self.linear = linear(dim, count * dim, dtype=dtype, rngs=rngs)
-        self.count = count
-
-    def __call__(self, vector: jax.Array) -> list[jax.Array]:
-        return jnp.split(self.linear(jax.nn.silu(vector)), self.count, axis=-1)
-
-
-class Stream(nnx.Module):
-    """One modality's half of a double-stream block: everything but the joint attention."""
-
-    def __init__(self, config: Flux1Config, *, dtype, rngs):
-        dim = config.dim
-        self.modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.qkv = SelfAttentionInputs(config, dtype=dtype, rngs=rngs)
-        self.out = linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, MLP_RATIO * dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
-
-    def attend(self, x: jax.Array, shift: jax.Array, scale: jax.Array):
-        return self.qkv(modulate(self.norm(x), shift, scale))
-
-    def finish(self, x, attended, gate, shift_mlp, scale_mlp, gate_mlp):
-        x = x + gate[:, None] * self.out(attended)
-        return x + gate_mlp[:, None] * self.mlp(modulate(self.norm(x), shift_mlp, scale_mlp))
-
-
-class DoubleBlock(nnx.Module):
-    """Text and image keep weights of their own and meet in one attention (MMDiT, arXiv 2403.03206)."""
-
-    def __init__(self, config: Flux1Config, *, dtype, rngs):
-        self.image = Stream(config, dtype=dtype, rngs=rngs)
-        self.text = Stream(config, dtype=dtype, rngs=rngs)
-
-    def __call__(self, carry, vector: jax.Array, angles: np.ndarray):
-        image, text = carry
-        image_shift, image_scale, *image_rest = self.image.modulation(vector)
-        text_shift, text_scale, *text_rest = self.text.modulation(vector)
-        query, key, value = (
-            jnp.concatenate(pair, axis=1)
-            for pair in zip(
-                self.text.attend(text, text_shift, text_scale),
-                self.image.attend(image, image_shift, image_scale),
-                strict=True,
-            )
-        )
-        attended = attention(apply_rope(query, angles), apply_rope(key, angles), value)
-        attended_text, attended_image = jnp.split(attended, [text.shape[1]], axis=1)
-        image = self.image.finish(image, attended_image, *image_rest)
-        text = self.text.finish(text, attended_text, *text_rest)
-        return image, text
-
-
 class SingleBlock(nnx.Module):
     """Attention and MLP side by side over the joined sequence (arXiv 2302.05442)."""
 
     def __init__(self, config: Flux1Config, *, dtype, rngs):
-        dim = config.dim
+        dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
         self.modulation = Modulation(dim, 3, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.qkv = SelfAttentionInputs(config, dtype=dtype, rngs=rngs)
+        self.qkv = SelfAttentionInputs(heads, head_dim, dtype=dtype, rngs=rngs)
         self.mlp = linear(dim, MLP_RATIO * dim, dtype=dtype, rngs=rngs)
         self.out = linear((1 + MLP_RATIO) * dim, dim, dtype=dtype, rngs=rngs)
 
@@ -155,7 +79,7 @@ class Flux1Transformer(nnx.Module):
     """
 
     def __init__(self, config: Flux1Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        dim = config.dim
+        dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
         self.config = config
         self.dtype = dtype
         self.image_in = linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
@@ -168,7 +92,7 @@ class Flux1Transformer(nnx.Module):
         self.guidance_in = embedder(TIME_CHANNELS) if config.guidance_embeds else None
         self.pooled_in = embedder(config.pooled_projection_dim)
         self.double_blocks = stack(
-            lambda r: DoubleBlock(config, dtype=dtype, rngs=r), config.num_layers, rngs
+            lambda r: DoubleBlock(heads, head_dim, dtype=dtype, rngs=r), config.num_layers, rngs
         )
         self.single_blocks = stack(
             lambda r: SingleBlock(config, dtype=dtype, rngs=r), config.num_single_layers, rngs
@@ -191,7 +115,7 @@ class Flux1Transformer(nnx.Module):
         `[B, T, joint_attention_dim]`; `pooled` `[B, pooled_projection_dim]`; `sigma` and `guidance`
         `[B]`, guidance only where the checkpoint embeds it. Returns `[B, h*w, out_channels]`.
         """
-        angles = rope_table(position_ids(text.shape[1], grid), self.config.axes_dims_rope, ROPE_THETA)
+        angles = rope_table(position_ids(grid, text.shape[1]), self.config.axes_dims_rope, ROPE_THETA)
 
         def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
             # The official model feeds thousandths: σ and guidance both times 1000.
@@ -204,15 +128,15 @@ class Flux1Transformer(nnx.Module):
         image = self.image_in(image.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
         image, text = scan(self.double_blocks, (image, text), vector, angles)
-        joined = jnp.concatenate([text, image], axis=1)
+        joined = jnp.concatenate([image, text], axis=1)
         joined = scan(self.single_blocks, joined, vector, angles)
-        image = joined[:, text.shape[1] :]
+        image = joined[:, : image.shape[1]]
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))
 
 
-def position_ids(text_tokens: int, grid: tuple[int, int]) -> np.ndarray:
-    """Positions (0, row, column) `[T + h*w, 3]`: text sits at the origin, image tokens on the grid."""
+def position_ids(grid: tuple[int, int], text_tokens: int) -> np.ndarray:
+    """Positions (0, row, column) `[h*w + T, 3]`: image tokens sit on the grid, text at the origin."""
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
     image = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
-    return np.concatenate([np.zeros((text_tokens, 3), int), image])
+    return np.concatenate([image, np.zeros((text_tokens, 3), int)])

@@ -1,0 +1,94 @@
+"""Two streams, image and text, with weights of their own, that meet in one attention.
+
+Source: MMDiT, arXiv 2403.03206. FLUX.1's double-stream blocks and Qwen-Image's blocks are these.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from jaxspd.models.layers import Mlp, apply_rope, attention, gelu_tanh, layer_norm, linear, modulate, rms_norm
+
+MLP_RATIO = 4
+
+
+class SelfAttentionInputs(nnx.Module):
+    """Queries, keys and values `[B, N, heads, head_dim]` of one stream, queries and keys normalised."""
+
+    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
+        dim = heads * head_dim
+        for name in ("q", "k", "v"):
+            setattr(self, name, linear(dim, dim, dtype=dtype, rngs=rngs))
+        self.norm_q = rms_norm(head_dim, dtype=dtype, rngs=rngs)
+        self.norm_k = rms_norm(head_dim, dtype=dtype, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        query, key, value = (
+            rearrange(project(x), "b n (h d) -> b n h d", h=self.heads)
+            for project in (self.q, self.k, self.v)
+        )
+        return self.norm_q(query), self.norm_k(key), value
+
+
+class Modulation(nnx.Module):
+    """`count` vectors `[B, D]` computed from the conditioning vector."""
+
+    def __init__(self, dim: int, count: int, *, dtype, rngs):
+        self.linear = linear(dim, count * dim, dtype=dtype, rngs=rngs)
+        self.count = count
+
+    def __call__(self, vector: jax.Array) -> list[jax.Array]:
+        return jnp.split(self.linear(jax.nn.silu(vector)), self.count, axis=-1)
+
+
+class Stream(nnx.Module):
+    """One modality's half of a block: everything but the joint attention."""
+
+    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
+        dim = heads * head_dim
+        self.modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.qkv = SelfAttentionInputs(heads, head_dim, dtype=dtype, rngs=rngs)
+        self.out = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, MLP_RATIO * dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
+
+    def attend(self, x: jax.Array, shift: jax.Array, scale: jax.Array):
+        return self.qkv(modulate(self.norm(x), shift, scale))
+
+    def finish(self, x, attended, gate, shift_mlp, scale_mlp, gate_mlp):
+        x = x + gate[:, None] * self.out(attended)
+        return x + gate_mlp[:, None] * self.mlp(modulate(self.norm(x), shift_mlp, scale_mlp))
+
+
+class DoubleBlock(nnx.Module):
+    """One block of both streams. In their joint sequence the image comes first, then the text, whose end
+    may be padding.
+    """
+
+    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
+        self.image = Stream(heads, head_dim, dtype=dtype, rngs=rngs)
+        self.text = Stream(heads, head_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, carry, vector: jax.Array, angles: np.ndarray, lengths: jax.Array | None = None):
+        """`carry` is (image `[B, N, D]`, text `[B, T, D]`), `vector` `[B, D]`, `angles` those of all
+        `N + T` positions; `lengths` `[B]` counts the tokens of both that are no padding.
+        """
+        image, text = carry
+        image_shift, image_scale, *image_rest = self.image.modulation(vector)
+        text_shift, text_scale, *text_rest = self.text.modulation(vector)
+        query, key, value = (
+            jnp.concatenate(pair, axis=1)
+            for pair in zip(
+                self.image.attend(image, image_shift, image_scale),
+                self.text.attend(text, text_shift, text_scale),
+                strict=True,
+            )
+        )
+        attended = attention(apply_rope(query, angles), apply_rope(key, angles), value, lengths)
+        attended_image, attended_text = jnp.split(attended, [image.shape[1]], axis=1)
+        image = self.image.finish(image, attended_image, *image_rest)
+        text = self.text.finish(text, attended_text, *text_rest)
+        return image, text
