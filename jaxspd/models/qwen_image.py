@@ -1,0 +1,104 @@
+"""Qwen-Image's transformer: double-stream blocks over packed latents and Qwen2.5-VL's hidden states.
+
+Source: Qwen-Image Technical Report (arXiv 2508.02324), section 2. Parameter names follow the
+architecture; `convert/qwen_image.py` says which official key fills which.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxspd.models.layers import (
+    Mlp,
+    layer_norm,
+    linear,
+    modulate,
+    rms_norm,
+    rope_table,
+    scan,
+    sinusoidal_embedding,
+    stack,
+)
+from jaxspd.models.mmdit import DoubleBlock, Modulation
+
+ROPE_THETA = 10_000.0
+TIME_CHANNELS = 256
+
+
+@dataclass(frozen=True)
+class QwenImageConfig:
+    """The fields of `transformer/config.json`, with the official class's names and defaults."""
+
+    patch_size: int = 2
+    in_channels: int = 64
+    out_channels: int | None = 16
+    num_layers: int = 60
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 3584
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+class QwenImageTransformer(nnx.Module):
+    """Velocity of packed latents.
+
+    `dtype` is that of the weights and matrix products; norms, softmax, rotary positions and the time
+    embedding's sinusoids are computed in float32 whatever it is.
+    """
+
+    def __init__(self, config: QwenImageConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
+        self.config, self.dtype = config, dtype
+        self.image_in = linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
+        self.text_norm = rms_norm(config.joint_attention_dim, dtype=dtype, rngs=rngs)
+        self.text_in = linear(config.joint_attention_dim, dim, dtype=dtype, rngs=rngs)
+        self.time_in = Mlp(TIME_CHANNELS, dim, dim, jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.blocks = stack(
+            lambda r: DoubleBlock(heads, head_dim, dtype=dtype, rngs=r), config.num_layers, rngs
+        )
+        self.modulation_out = Modulation(dim, 2, dtype=dtype, rngs=rngs)
+        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
+        out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
+        self.out = linear(dim, out_channels, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        image: jax.Array,
+        grid: tuple[int, int],
+        text: jax.Array,
+        text_lengths: jax.Array,
+        sigma: jax.Array,
+    ) -> jax.Array:
+        """`image` `[B, h*w, in_channels]` with `grid` = (h, w) tokens, row by row; `text`
+        `[B, T, joint_attention_dim]`, of which the first `text_lengths` `[B]` are no padding; `sigma` `[B]`.
+        Returns `[B, h*w, patch_size² * out_channels]`.
+        """
+        positions = position_ids(grid, text.shape[1])
+        angles = rope_table(positions, self.config.axes_dims_rope, ROPE_THETA)
+        # The official model feeds thousandths.
+        vector = self.time_in(sinusoidal_embedding(1000 * sigma, TIME_CHANNELS).astype(self.dtype))
+        text = self.text_in(self.text_norm(text.astype(self.dtype)))
+        image = self.image_in(image.astype(self.dtype))
+        lengths = image.shape[1] + text_lengths
+        image, _ = scan(self.blocks, (image, text), vector, angles, lengths)
+        scale, shift = self.modulation_out(vector)
+        return self.out(modulate(self.norm_out(image), shift, scale))
+
+
+def position_ids(grid: tuple[int, int], text_tokens: int) -> np.ndarray:
+    """Positions (0, row, column) `[h*w + T, 3]`: the image's are centred at 0, and the text goes on along
+    the diagonal from where the image's larger side ends.
+    """
+    height, width = grid
+    # Of an odd number the larger half is negative.
+    rows, columns = np.mgrid[height // 2 - height : height // 2, width // 2 - width : width // 2].reshape(2, -1)
+    image = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
+    text = max(height // 2, width // 2) + np.arange(text_tokens)
+    return np.concatenate([image, np.repeat(text[:, None], 3, axis=1)])
