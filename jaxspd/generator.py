@@ -147,7 +147,7 @@ class DiffGenerator:
         seconds: dict[str, Any] = {}
         begin = time.perf_counter()
         # The negative prompt, one for all, comes last.
-        encoded = self.family.encode(params.prompts + [params.negative_prompt or ""] * guided)
+        encoded = self.family.encode(params.prompts + [params.negative_prompt] * guided)
         seconds["encode"] = time.perf_counter() - begin
         parameters, seconds["load"] = self._loading.result()
         seconds["compile"] = programs.wait()

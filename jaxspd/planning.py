@@ -27,6 +27,9 @@ def complete(family, params: SamplingParams) -> SamplingParams:
     if params.negative_prompt and not family.guided(guidance):
         cure = "raise guidance_scale above 1 or leave it out" if family.guided(math.inf) else "leave it out"
         raise UsageError(f"{family.title} reads no negative prompt at guidance scale {guidance:g}; {cure}")
+    negative = params.negative_prompt
+    if family.guided(guidance) and negative is None:
+        negative = family.default_negative_prompt
     grid = params.progressive_grid or next(iter(family.expansions))
     if grid not in family.expansions:
         raise UsageError(f"{family.title} has no {grid!r} grid to grow; use {' or '.join(family.expansions)}")
@@ -36,6 +39,7 @@ def complete(family, params: SamplingParams) -> SamplingParams:
         progressive_grid=grid,
         num_inference_steps=params.num_inference_steps or family.default_steps,
         guidance_scale=guidance,
+        negative_prompt=negative,
         scheduler=scheduler,
         num_frames=frames(family, params),
         fps=params.fps or family.default_fps,

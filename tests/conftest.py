@@ -82,3 +82,8 @@ def schnell_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def wan_folder(tmp_path_factory):
     return tiny.write_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="session")
+def qwen_image_folder(tmp_path_factory):
+    return tiny.write_qwen_image(tmp_path_factory.mktemp("qwen_image"))

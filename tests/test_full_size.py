@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, WanTransformer3DModel
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, WanTransformer3DModel
 from flax import nnx
 
-from convert import flux1, wan
+from convert import flux1, qwen_image, wan
 from convert.loader import assign, flat_parameters
 from jaxspd.families import PIPELINES, family_class
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
+from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
 from jaxspd.models.wan import WanConfig, WanTransformer
 
 
@@ -33,6 +34,13 @@ class Architecture:
 
 ARCHITECTURES = {
     "flux1": Architecture(FluxTransformer2DModel, Flux1Transformer, Flux1Config, flux1.RULES),
+    "qwen_image": Architecture(
+        QwenImageTransformer2DModel,
+        QwenImageTransformer,
+        QwenImageConfig,
+        qwen_image.RULES,
+        ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"),
+    ),
     "wan": Architecture(
         WanTransformer3DModel,
         WanTransformer,
@@ -46,6 +54,7 @@ ARCHITECTURES = {
 CHECKPOINTS = {
     "FLUX.1-dev": ("flux1", {"guidance_embeds": True}, 1160, 11_901_408_320),
     "FLUX.1-schnell": ("flux1", {"guidance_embeds": False}, 1156, 11_891_178_560),
+    "Qwen-Image": ("qwen_image", {}, 1933, 20_430_401_088),
     "Wan2.1-T2V-1.3B": (
         "wan",
         {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},

@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, grow, stage_noises, stage_starts
+from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
 
 
 def set_schedule(
@@ -120,19 +120,14 @@ class Flux1Reference:
         """
         noises = stage_noises(noises, mode, levels, self.device)
         height, width = noises[-1].shape[-2:]
-        # A scheduler of our own: its sigmas are edited below.
+        # A scheduler of our own: its sigmas will be edited.
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
-        sigmas = set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
-        starts = stage_starts(sigmas, height, width, levels=len(noises) - 1, delta=delta, spectrum=spectrum)
-        latents = noises[0]
-        for i, sigma in enumerate(sigmas):
-            if i in starts[1:]:
-                latents, sigma = grow(latents, noises[starts.index(i)], sigma, mode)
-                # Only this entry: the step from it still ends on the schedule.
-                scheduler.sigmas[i] = sigma
-            velocity = self.velocity(latents, sigma, prompt_embeds, pooled, guidance_scale)
-            latents = scheduler.step(velocity, scheduler.timesteps[i], latents).prev_sample
-        return latents
+        set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
+
+        def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
+            return self.velocity(latents, sigma, prompt_embeds, pooled, guidance_scale)
+
+        return denoise_euler(scheduler, velocity, noises, mode=mode, delta=delta, spectrum=spectrum)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

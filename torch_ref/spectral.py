@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 Mode = Literal["fullres", "dct", "dct_rewind"]
 Spectrum = tuple[float, float]
@@ -149,3 +150,30 @@ def grow(x: torch.Tensor, noise: torch.Tensor, sigma: float, mode: Mode) -> tupl
         return x, sigma
     factor = kappa(sigma)
     return factor * x, factor * sigma
+
+
+def denoise_euler(
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    velocity: Callable[[torch.Tensor, float], torch.Tensor],
+    noises: Sequence[torch.Tensor],
+    *,
+    mode: Mode,
+    delta: float,
+    spectrum: Spectrum,
+) -> torch.Tensor:
+    """Latents ``[..., h, w]`` after all stages, by the steps of ``scheduler``, whose time steps are set.
+
+    ``noises`` are those of :func:`stage_noises`; ``velocity`` is the model at latents and a sigma.
+    The scheduler's sigmas are edited: it must be the caller's own.
+    """
+    height, width = noises[-1].shape[-2:]
+    sigmas = scheduler.sigmas[:-1].tolist()
+    starts = stage_starts(sigmas, height, width, levels=len(noises) - 1, delta=delta, spectrum=spectrum)
+    latents = noises[0]
+    for i, sigma in enumerate(sigmas):
+        if i in starts[1:]:
+            latents, sigma = grow(latents, noises[starts.index(i)], sigma, mode)
+            # Only this entry: the step from it still ends on the schedule.
+            scheduler.sigmas[i] = sigma
+        latents = scheduler.step(velocity(latents, sigma), scheduler.timesteps[i], latents).prev_sample
+    return latents

@@ -8,7 +8,7 @@ from jaxspd.errors import UsageError
 
 # Pipeline class in model_index.json -> family; the module has the family's name, and is imported only
 # when it is needed.
-PIPELINES = {"FluxPipeline": "flux1", "WanPipeline": "wan"}
+PIPELINES = {"FluxPipeline": "flux1", "QwenImagePipeline": "qwen_image", "WanPipeline": "wan"}
 
 
 def family_class(name: str) -> type:

@@ -36,6 +36,8 @@ class BaseFamily:
     # A family of videos sets both; one of pictures has a single frame and no rate.
     default_frames: ClassVar[int] = 1
     default_fps: ClassVar[int | None] = None
+    # What is guided away from where nothing is said.
+    default_negative_prompt: ClassVar[str] = ""
     # How two predictions become one where there is a negative prompt.
     combine: ClassVar[Callable[..., jax.Array]] = staticmethod(extrapolate)
     # The grids that may grow, by the names that users give them, and how; the first is the default.

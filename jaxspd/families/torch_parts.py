@@ -81,6 +81,7 @@ def tokenize(tokenizer_class: type, folder: Path, prompts: Sequence[str], length
     return tokenizer(
         list(prompts),
         padding="max_length",
+        padding_side="right",
         max_length=length,
         truncation=True,
         return_tensors="pt",

@@ -98,7 +98,9 @@ def position_ids(grid: tuple[int, int], text_tokens: int) -> np.ndarray:
     """
     height, width = grid
     # Of an odd number the larger half is negative.
-    rows, columns = np.mgrid[height // 2 - height : height // 2, width // 2 - width : width // 2].reshape(2, -1)
+    rows, columns = np.mgrid[height // 2 - height : height // 2, width // 2 - width : width // 2].reshape(
+        2, -1
+    )
     image = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
     text = max(height // 2, width // 2) + np.arange(text_tokens)
     return np.concatenate([image, np.repeat(text[:, None], 3, axis=1)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 CLIP_LENGTH = 77
 
@@ -60,3 +60,28 @@ def t5_tokenizer(folder: Path, text_length: int) -> T5TokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return T5TokenizerFast.from_pretrained(folder, extra_ids=0, model_max_length=text_length)
+
+
+# The words before a prompt in Qwen-Image's template: officially 34 tokens, of which these are one each.
+QWEN_WORDS = (
+    "system Describe user assistant Ġthe Ġimage Ġby Ġdetailing Ġcolor Ġshape Ġsize Ġtexture Ġquantity Ġtext "
+    "Ġspatial Ġrelationships Ġof Ġobjects Ġand Ġbackground"
+)
+
+
+def qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """Byte-level tokenizer with one token a byte, and one for each word of the official template, written
+    to ``folder``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens, merges = sorted(pre_tokenizers.ByteLevel.alphabet()), []
+    for word in QWEN_WORDS.split():
+        for end in range(1, len(word)):
+            merges.append(f"{word[:end]} {word[end]}")
+            tokens.append(word[: end + 1])
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *dict.fromkeys(merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    special = ["<|im_start|>", "<|im_end|>"]
+    return Qwen2Tokenizer.from_pretrained(folder, additional_special_tokens=special)

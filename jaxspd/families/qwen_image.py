@@ -1,0 +1,215 @@
+"""Qwen-Image (Alibaba, arXiv 2508.02324)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.checkpoint import read_config, read_json
+from convert.qwen_image import RULES
+from jaxspd.errors import UsageError
+from jaxspd.families.base import (
+    BaseFamily,
+    check_parts,
+    read_spectrum,
+    read_transformer_config,
+    to_pixels,
+)
+from jaxspd.models.packing import pack, unpack
+from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
+from jaxspd.sampling.guidance import extrapolate
+from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
+from jaxspd.spectral.spectrum import Spectrum
+
+# FLUX.1's, as placeholders: nobody has published a spectrum of Qwen-Image's latents.
+SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
+OFFICIAL_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+}
+OFFICIAL_VAE = {"z_dim": 16, "temperal_downsample": [False, True, True]}
+# Options of the official class that serve editing and layered pictures.
+FOREIGN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
+# The official prompt template, and how many of its tokens precede the prompt: their states are dropped.
+TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+TEMPLATE_TOKENS = 34
+
+
+@dataclass(frozen=True)
+class Family(BaseFamily):
+    """What the sampler and the generator need to know of a Qwen-Image checkpoint.
+
+    Without a folder it is Qwen-Image as published, good for planning and counting.
+    """
+
+    name: ClassVar[str] = "qwen_image"
+    title: ClassVar[str] = "Qwen-Image"
+    rules: ClassVar = RULES
+    transformer: ClassVar = QwenImageTransformer
+    parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
+
+    folder: Path | None = None
+    config: QwenImageConfig = QwenImageConfig()
+    scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
+    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
+    spectrum: Spectrum = SPECTRUM
+    text_tokens: int = 512
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
+        check_parts(folder, cls.parts)
+        given = read_config(folder / "transformer")
+        foreign = [name for name in FOREIGN if given.get(name)]
+        if foreign:
+            raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
+        config, vae = read_transformer_config(folder, QwenImageConfig), read_config(folder / "vae")
+        channels = vae.get("z_dim", 16)
+        ours = (config.in_channels, config.out_channels, config.patch_size)
+        if ours != (4 * channels, channels, 2):
+            raise UsageError(
+                f"{folder}: transformer/config.json wants {config.in_channels} channels in, "
+                f"{config.out_channels} out, in patches of {config.patch_size}; the VAE's latents have "
+                f"{channels}: they do not belong together"
+            )
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
+
+    # Defaults: those of the model card.
+
+    default_steps: ClassVar[int] = 50
+    default_guidance: ClassVar[float] = 4.0
+    default_negative_prompt: ClassVar[str] = " "
+    default_size: ClassVar[tuple[int, int]] = (928, 1664)
+
+    # Geometry and schedule.
+
+    latents_per_token: ClassVar[int] = 4  # 2×2 patches
+
+    def leading(self, frames: int) -> tuple[int, ...]:
+        """The axes of latents between batch and grid."""
+        return (self.vae.get("z_dim", 16),)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** len(self.vae.get("temperal_downsample", OFFICIAL_VAE["temperal_downsample"]))
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What height and width must divide by on every grid: the VAE's factor times the packing's."""
+        return 2 * self.pixels_per_latent
+
+    def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
+        """σ `[steps + 1]` for a picture of `tokens` at full resolution."""
+        return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of one forward of one picture: matrix products and attention, text included."""
+        c, both = self.config, tokens + self.text_tokens
+        layers = c.num_layers * both * (12 * c.dim**2 + 2 * both * c.dim)
+        edges = c.dim * (2 * tokens * c.in_channels + self.text_tokens * c.joint_attention_dim)
+        modulation = c.dim**2 * (12 * c.num_layers + 3)
+        return 2.0 * (layers + edges + modulation)
+
+    @staticmethod
+    def guided(guidance_scale: float) -> bool:
+        """Whether there is a second pass with a negative prompt: as in the official pipeline, above 1."""
+        return guidance_scale > 1
+
+    @staticmethod
+    def combine(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:
+        """Guided velocity `[B, C, h, w]` with the norm of the prompt's own in each token's patch."""
+        grid = (positive.shape[-2] // 2, positive.shape[-1] // 2)
+        wanted, guided = pack(positive), pack(extrapolate(positive, negative, scale))
+        norms = (jnp.linalg.norm(tokens, axis=-1, keepdims=True) for tokens in (wanted, guided))
+        target, found = norms
+        return unpack(guided * (target / found), grid)
+
+    # The denoiser.
+
+    def velocity_function(self, dtype):
+        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, H, W]`, σ a
+        scalar, conditioning as `encode` and `condition` make it.
+        """
+        graph, _ = nnx.split(self.abstract_transformer(dtype))
+
+        def velocity(parameters, latents, sigma, conditioning):
+            grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
+            tokens = nnx.merge(graph, parameters)(
+                pack(latents),
+                grid,
+                conditioning["text"],
+                conditioning["lengths"],
+                jnp.broadcast_to(sigma, latents.shape[:1]),
+            )
+            return unpack(tokens, grid)
+
+        return velocity
+
+    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of `condition`'s result: the same for every prompt."""
+        shape = (batch, self.text_tokens, self.config.joint_attention_dim)
+        return {
+            "text": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        }
+
+    @staticmethod
+    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
+        """What the denoiser wants for a batch of encoded prompts."""
+        return encoded
+
+    # Text encoder and VAE.
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Qwen2.5-VL's last hidden states `text` `[B, T, joint_attention_dim]`, float32, after the
+        template's beginning, zero after the prompts' ends, and their `lengths` `[B]`.
+        """
+        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+        from jaxspd.families.torch_parts import tokenize, torch_module
+
+        filled = [TEMPLATE.format(prompt) for prompt in prompts]
+        length = TEMPLATE_TOKENS + self.text_tokens
+        tokens = tokenize(Qwen2Tokenizer, self.folder / "tokenizer", filled, length)
+        with torch_module(Qwen2_5_VLForConditionalGeneration, self.folder / "text_encoder") as qwen:
+            mask = tokens.attention_mask.to(qwen.device)
+            hidden = qwen.model(tokens.input_ids.to(qwen.device), mask).last_hidden_state
+            text = (hidden * mask[:, :, None])[:, TEMPLATE_TOKENS:].float().cpu().numpy()
+        lengths = tokens.attention_mask.sum(1).numpy() - TEMPLATE_TOKENS
+        return {"text": text, "lengths": lengths.astype(np.int32)}
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
+        import torch
+        from diffusers import AutoencoderKLQwenImage
+
+        from jaxspd.families.torch_parts import device, torch_module
+
+        dtype = torch.bfloat16 if device() == "cuda" else torch.float32
+        with torch_module(AutoencoderKLQwenImage, self.folder / "vae", dtype) as vae:
+            mean, std = (
+                np.asarray(values, np.float32)[:, None, None]
+                for values in (vae.config.latents_mean, vae.config.latents_std)
+            )
+            pictures = [
+                # The VAE is one of videos: a picture has one frame.
+                to_pixels(vae.decode(torch.from_numpy(one[None, :, None]).to(vae.device, dtype)).sample)
+                for one in latents * std + mean
+            ]
+        return np.concatenate(pictures)

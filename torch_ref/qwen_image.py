@@ -1,0 +1,125 @@
+"""Qwen-Image with spectral progressive diffusion (arXiv 2605.18736) on diffusers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+
+from torch_ref.flux1 import set_schedule
+from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
+
+TEXT_LENGTH = 512
+Text = tuple[torch.Tensor, "torch.Tensor | None"]
+
+
+class QwenImageReference:
+    """Qwen-Image as diffusers computes it; latents stay spatial, ``[B, C, H, W]`` in float32."""
+
+    def __init__(self, pipeline: QwenImagePipeline) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QwenImageReference:
+        """Opens a pipeline folder in the official layout; never reaches for the network."""
+        pipeline = QwenImagePipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return cls(pipeline.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.transformer.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """Qwen2.5-VL's states ``[B, S, D]`` as long as the longest prompt, and their mask ``[B, S]``, which
+        is None where there is no padding.
+        """
+        return self.pipeline.encode_prompt(list(prompts), max_sequence_length=TEXT_LENGTH)
+
+    @torch.no_grad()
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        text: Text,
+        negative: Text | None = None,
+        guidance_scale: float = 4.0,
+    ) -> torch.Tensor:
+        """Predicted ``noise - clean`` at ``latents`` ``[B, C, H, W]``, same shape, float32.
+
+        With a negative prompt there are two passes, and the guided prediction takes the norm of the
+        prompt's own, token by token.
+        """
+        transformer, pipeline = self.pipeline.transformer, self.pipeline
+        batch, channels, height, width = latents.shape
+        tokens = pipeline._pack_latents(latents, batch, channels, height, width)
+
+        def predict(embeds: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return transformer(
+                hidden_states=tokens.to(self.device, transformer.dtype),
+                timestep=torch.full((batch,), sigma, dtype=torch.float32, device=self.device),
+                encoder_hidden_states=embeds.to(self.device, transformer.dtype),
+                encoder_hidden_states_mask=mask,
+                img_shapes=[[(1, height // 2, width // 2)]] * batch,
+                return_dict=False,
+            )[0].float()
+
+        velocity = predict(*text)
+        if negative is not None:
+            away = predict(*negative)
+            guided = away + guidance_scale * (velocity - away)
+            norms = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (velocity, guided))
+            wanted, found = norms
+            velocity = guided * (wanted / found)
+        # The pipeline's unpacking counts in pixels, hence its scale factor twice.
+        factor = pipeline.vae_scale_factor
+        return pipeline._unpack_latents(velocity, height * factor, width * factor, factor)[:, :, 0]
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noises: Sequence[np.ndarray | torch.Tensor],
+        text: Text,
+        negative: Text | None = None,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 4.0,
+        mode: Mode = "fullres",
+        levels: int = 1,
+        delta: float = 0.01,
+        spectrum: Spectrum = FLUX1_SPECTRUM,
+    ) -> torch.Tensor:
+        """Latents ``[B, C, H, W]`` of a whole generation, in float32.
+
+        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`.
+        """
+        noises = stage_noises(noises, mode, levels, self.device)
+        height, width = noises[-1].shape[-2:]
+        # A scheduler of our own: its sigmas will be edited.
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
+
+        def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
+            return self.velocity(latents, sigma, text, negative, guidance_scale)
+
+        return denoise_euler(scheduler, velocity, noises, mode=mode, delta=delta, spectrum=spectrum)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Images ``[B, 8H, 8W, 3]``, float32 in 0 to 1, of ``latents`` ``[B, C, H, W]``."""
+        vae = self.pipeline.vae
+        mean, std = (
+            torch.tensor(values, device=vae.device)[:, None, None, None]
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        latents = latents.to(vae.device)[:, :, None] * std + mean
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0][:, :, 0]
+        return self.pipeline.image_processor.postprocess(images.float(), output_type="np")
