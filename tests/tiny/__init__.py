@@ -4,7 +4,14 @@ Widths are chosen to differ wherever the official ones do, so that two axes cann
 for each other, and no parameter keeps the zeros or ones that diffusers initialises it with.
 """
 
-from tests.tiny.common import CLIP_LENGTH, clip_tokenizer, qwen_tokenizer, randomise, t5_tokenizer
+from tests.tiny.common import (
+    CLIP_LENGTH,
+    change_json,
+    clip_tokenizer,
+    qwen_tokenizer,
+    randomise,
+    t5_tokenizer,
+)
 from tests.tiny.flux1 import flux1_scheduler, flux1_transformer, flux1_vae, write_flux1
 from tests.tiny.qwen_image import (
     qwen_image_scheduler,
@@ -16,6 +23,7 @@ from tests.tiny.wan import wan_scheduler, wan_transformer, wan_vae, write_wan
 
 __all__ = [
     "CLIP_LENGTH",
+    "change_json",
     "clip_tokenizer",
     "flux1_scheduler",
     "flux1_transformer",

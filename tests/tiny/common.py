@@ -85,3 +85,8 @@ def qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
     special = ["<|im_start|>", "<|im_end|>"]
     return Qwen2Tokenizer.from_pretrained(folder, additional_special_tokens=special)
+
+
+def change_json(path: Path, **values) -> None:
+    """Sets ``values`` in a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

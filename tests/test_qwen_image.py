@@ -1,0 +1,262 @@
+"""Qwen-Image beside diffusers' own modules: transformer, loop, and from prompt to pixels."""
+
+from dataclasses import replace
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+
+from convert.qwen_image import RULES
+from jaxspd import DiffGenerator
+from jaxspd.families import family_class, open_family
+from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
+from jaxspd.params import SamplingParams
+from jaxspd.planning import complete, plan_request
+from jaxspd.sampling.noise import stage_noises
+from tests import tiny
+from tests.compare import relative
+from tests.parity import Loop, assert_each_within, flax_transformer
+from torch_ref.qwen_image import QwenImageReference
+
+GRIDS = [(4, 4), (3, 5)]
+PROMPTS, NEGATIVES = ["a lake", "a wide green meadow under the midday sun"], [" ", " "]
+
+
+# The transformer
+
+
+class Pair:
+    """Our transformer and diffusers' from one pipeline folder, called with the same arrays."""
+
+    def __init__(self, pipeline):
+        self.theirs = QwenImageTransformer2DModel.from_pretrained(pipeline / "transformer")
+        self.config, self.ours = flax_transformer(
+            QwenImageTransformer, QwenImageConfig, RULES, pipeline, static=[1]
+        )
+
+    def inputs(self, grid, tokens=10, seed=0):
+        """Two elements; the second one's text is shorter, and what follows it must not matter."""
+        draw = np.random.default_rng(seed)
+        image = draw.standard_normal((2, grid[0] * grid[1], self.config.in_channels), dtype=np.float32)
+        text = draw.standard_normal((2, tokens, self.config.joint_attention_dim), dtype=np.float32)
+        return [image, grid, text, np.array([tokens, 4]), np.array([0.95, 0.2], np.float32)]
+
+    @torch.no_grad()
+    def official(self, image, grid, text, lengths, sigma):
+        """One by one and unpadded."""
+        return np.concatenate(
+            [
+                self.theirs(
+                    hidden_states=torch.from_numpy(image[i : i + 1]),
+                    encoder_hidden_states=torch.from_numpy(text[i : i + 1, : lengths[i]]),
+                    timestep=torch.from_numpy(sigma[i : i + 1]),
+                    img_shapes=[[(1, *grid)]],
+                ).sample.numpy()
+                for i in range(len(image))
+            ]
+        )
+
+
+@pytest.fixture(scope="module")
+def pair(qwen_image_folder):
+    return Pair(qwen_image_folder)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_padded_velocity_is_diffusers_unpadded_one(pair, grid):
+    inputs = pair.inputs(grid)
+    ours = pair.ours(*inputs)
+    chex.assert_shape(ours, inputs[0].shape)
+    assert ours.dtype == jnp.float32
+    assert_each_within(1e-5, ours, pair.official(*inputs))
+
+
+def test_padding_is_not_seen(pair):
+    inputs = pair.inputs(GRIDS[1])
+    before = np.asarray(pair.ours(*inputs))
+    inputs[2] = inputs[2].copy()
+    inputs[2][1, 4:] = 7.0
+    np.testing.assert_allclose(pair.ours(*inputs), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patch_size": 1, "out_channels": 16},
+        {"out_channels": None},
+        {"num_layers": 1, "axes_dims_rope": (8, 4, 4)},
+    ],
+    ids=["patches of one", "as many out as in", "other rope axes"],
+)
+def test_any_configuration_of_the_official_class(tmp_path, options):
+    tiny.qwen_image_transformer(seed=4, **options).save_pretrained(tmp_path / "transformer")
+    pair = Pair(tmp_path)
+    inputs = pair.inputs(GRIDS[0])
+    assert_each_within(1e-5, pair.ours(*inputs), pair.official(*inputs))
+
+
+@pytest.mark.parametrize("position", [0, 2, 4], ids=["image", "text", "sigma"])
+def test_every_input_matters_to_its_own_batch_element_only(pair, position):
+    inputs = pair.inputs(GRIDS[1])
+    before = np.asarray(pair.ours(*inputs))
+    inputs[position] = inputs[position].copy()
+    # Not by scaling it, to which the text's norm is blind.
+    inputs[position][1] = inputs[position][1] ** 2
+    after = np.asarray(pair.ours(*inputs))
+    assert relative(after[1], before[1]) > 1e-3
+    chex.assert_trees_all_close(after[0], before[0], rtol=0, atol=1e-6)
+
+
+# The loop
+
+
+@pytest.fixture(scope="module")
+def loop(qwen_image_folder):
+    reference = QwenImageReference.from_pretrained(qwen_image_folder)
+    family = open_family(qwen_image_folder)
+    return Loop(
+        qwen_image_folder, reference, lambda prompts: (reference.encode(prompts), family.encode(prompts))
+    )
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0], ids=["unguided", "guided"])
+@pytest.mark.parametrize(
+    ("mode", "levels", "split"),
+    [("fullres", 0, [14]), ("dct", 1, [5, 9]), ("dct_rewind", 1, [5, 9]), ("dct_rewind", 2, [2, 3, 9])],
+)
+def test_latents_are_the_references(loop, mode, levels, split, guidance):
+    plan = loop.plan(mode, levels, steps=14, delta=0.05)
+    assert [stage.steps for stage in plan.stages] == split
+    assert_each_within(1e-4, *loop.both(plan, PROMPTS, NEGATIVES, guidance))
+
+
+def test_guidance_keeps_each_tokens_norm(loop):
+    draw = np.random.default_rng(0)
+    positive, negative = (draw.standard_normal((2, 4, 4, 6), dtype=np.float32) for _ in range(2))
+    scale = np.array([4.0, 9.0], np.float32).reshape(2, 1, 1, 1)
+    guided = np.asarray(loop.family.combine(positive, negative, scale))
+
+    def norms(v):
+        return np.linalg.norm(
+            v.reshape(2, 4, 2, 2, 3, 2).transpose(0, 2, 4, 1, 3, 5).reshape(2, 6, -1), axis=-1
+        )
+
+    np.testing.assert_allclose(norms(guided), norms(positive), rtol=1e-5)
+    assert relative(guided, positive) > 0.1
+
+
+# From prompt to pixels
+
+
+@pytest.fixture(scope="module")
+def generator(qwen_image_folder):
+    return DiffGenerator.from_pretrained(model_path=str(qwen_image_folder), compilation_cache=False)
+
+
+def make(generator, **values):
+    request = {"prompt": "a lake", "height": 64, "width": 96, "num_inference_steps": 12, **values}
+    return generator.generate(request, save_output=False, show_progress=False)
+
+
+def official(folder):
+    pipeline = QwenImagePipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"negative_prompt": "haze"}])
+def test_full_resolution_equals_the_official_pipeline(generator, qwen_image_folder, options):
+    ours = make(generator, prompt="a wide lake", **options).frames[0]
+    pipeline = official(qwen_image_folder)
+    theirs = pipeline(
+        "a wide lake",
+        negative_prompt=options.get("negative_prompt", " "),
+        true_cfg_scale=options.get("guidance_scale", 4.0),
+        height=64,
+        width=96,
+        num_inference_steps=12,
+        latents=pipeline._pack_latents(
+            torch.from_numpy(stage_noises([42], (4,), [(8, 12)])[0][:, None]), 1, 4, 8, 12
+        ),
+        output_type="np",
+    ).images
+    assert np.abs(ours / 255 - theirs).max() <= 1 / 255
+
+
+def test_text_is_encoded_as_the_official_pipeline_does(qwen_image_folder):
+    family, prompts = open_family(qwen_image_folder), ["a lake", "", "a wide meadow " * 60]
+    ours = family.encode(prompts)
+    pipeline = official(qwen_image_folder)
+    assert ours["text"].shape[1] == 512
+    for prompt, text, length in zip(prompts, ours["text"], ours["lengths"], strict=True):
+        with torch.no_grad():
+            theirs, mask = pipeline.encode_prompt([prompt], max_sequence_length=512)
+        assert mask is None
+        assert length == theirs.shape[1]
+        assert relative(text[:length], theirs[0].numpy()) <= 1e-5
+        assert (text[length:] == 0).all()
+    assert ours["lengths"].tolist()[2] == 512  # cut, as there
+
+
+def test_decoding_is_the_official_one(qwen_image_folder, loop):
+    latents = np.random.default_rng(0).standard_normal((2, 4, 8, 12), dtype=np.float32)
+    theirs = loop.reference.decode(torch.from_numpy(latents))
+    ours = loop.family.decode(latents)
+    assert ours.shape == (2, 1, 64, 96, 3)
+    # Nothing but rounding to 256 levels between them.
+    assert np.abs(ours[:, 0] / 255 - theirs).max() <= 0.5 / 255 + 1e-4
+
+
+def test_no_prompt_length_compiles_anything(qwen_image_folder, compiled):
+    generator = DiffGenerator.from_pretrained(model_path=str(qwen_image_folder), compilation_cache=False)
+    # A threshold that falls among the steps of so small a picture.
+    settings = {"progressive_mode": "dct_rewind", "progressive_delta": 0.6, "num_inference_steps": 40}
+    settings |= {"height": 128, "width": 128}
+    assert make(generator, prompt="a wide lake", **settings).programs == 2
+    compiled.clear()
+    assert make(generator, prompt="green hills and a house " * 30, **settings).programs == 0
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    ("delta", "split", "limit"), [(0.05, [13, 17], 1.51), (0.1, [16, 14], 1.70), (0.2, [19, 11], 1.96)]
+)
+def test_published_splits_and_flop_limits(delta, split, limit):
+    family = family_class("qwen_image")()
+    params = {"progressive_mode": "dct_rewind", "progressive_delta": delta, "num_inference_steps": 30}
+    plan = plan_request(family, SamplingParams(height=1024, width=1024, **params))
+    assert [stage.latent for stage in plan.stages] == [(64, 64), (128, 128)]
+    assert [stage.steps for stage in plan.stages] == split
+    # The published limits count a prompt of about 60 tokens; ours run with all 512, padding included.
+    assert plan.flop_speedup(replace(family, text_tokens=60).forward_flops) == pytest.approx(limit, abs=0.005)
+    assert plan.flop_speedup(family.forward_flops) < limit
+
+
+def test_defaults_are_the_model_cards_example():
+    params = complete(family_class("qwen_image")(), SamplingParams(prompt="a"))
+    assert (params.width, params.height, params.num_inference_steps) == (1664, 928, 50)
+    assert (params.guidance_scale, params.negative_prompt, params.scheduler) == (4.0, " ", "euler")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"zero_cond_t": True}, "zero_cond_t belongs to another model"),
+        ({"use_layer3d_rope": True}, "use_layer3d_rope"),
+        ({"in_channels": 64}, "do not belong together"),
+    ],
+)
+def test_a_checkpoint_of_another_kind(refused, tmp_path, change, says):
+    folder = tiny.write_qwen_image(tmp_path / "model")
+    tiny.change_json(folder / "transformer" / "config.json", **change)
+    assert says in refused(model=folder)
+
+
+def test_a_size_that_does_not_fit_names_the_nearest(refused, qwen_image_folder):
+    assert "is 96 by 64" in refused("--height", "100", "--width", "64", model=qwen_image_folder)
