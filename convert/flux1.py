@@ -13,10 +13,10 @@ RULES = (
     *linear("time_text_embed.text_embedder.linear_2", "pooled_in.linear_2"),
     # Double-stream blocks
     *joint_attention("transformer_blocks.{}.attn", "double_blocks"),
-    *linear("transformer_blocks.{}.norm1.linear", "double_blocks.image.modulation.linear"),
+    *linear("transformer_blocks.{}.norm1.linear", "double_blocks.image_modulation.linear"),
     *linear("transformer_blocks.{}.ff.net.0.proj", "double_blocks.image.mlp.linear_1"),
     *linear("transformer_blocks.{}.ff.net.2", "double_blocks.image.mlp.linear_2"),
-    *linear("transformer_blocks.{}.norm1_context.linear", "double_blocks.text.modulation.linear"),
+    *linear("transformer_blocks.{}.norm1_context.linear", "double_blocks.text_modulation.linear"),
     *linear("transformer_blocks.{}.ff_context.net.0.proj", "double_blocks.text.mlp.linear_1"),
     *linear("transformer_blocks.{}.ff_context.net.2", "double_blocks.text.mlp.linear_2"),
     # Single-stream blocks

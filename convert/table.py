@@ -66,6 +66,11 @@ def linear(official: str, path: str) -> Iterator[Rule]:
     yield Rule(f"{official}.bias", f"{path}.bias", keep)
 
 
+def matrix(official: str, path: str) -> Iterator[Rule]:
+    """The rule of a linear layer without bias."""
+    yield Rule(f"{official}.weight", f"{path}.kernel", transpose)
+
+
 def scale(official: str, path: str) -> Iterator[Rule]:
     """The rule of a norm with a learned scale."""
     yield Rule(f"{official}.weight", f"{path}.scale", keep)

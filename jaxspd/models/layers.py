@@ -81,9 +81,9 @@ def sinusoidal_embedding(t: jax.Array, dim: int = 256, max_period: float = 10_00
 class Mlp(nnx.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, dim_in, dim_hidden, dim_out, activation, *, dtype, rngs):
-        self.linear_1 = linear(dim_in, dim_hidden, dtype=dtype, rngs=rngs)
-        self.linear_2 = linear(dim_hidden, dim_out, dtype=dtype, rngs=rngs)
+    def __init__(self, dim_in, dim_hidden, dim_out, activation, *, dtype, rngs, use_bias=True):
+        self.linear_1 = linear(dim_in, dim_hidden, dtype=dtype, rngs=rngs, use_bias=use_bias)
+        self.linear_2 = linear(dim_hidden, dim_out, dtype=dtype, rngs=rngs, use_bias=use_bias)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
 """Two streams, image and text, with weights of their own, that meet in one attention.
 
-Source: MMDiT, arXiv 2403.03206. FLUX.1's double-stream blocks and Qwen-Image's blocks are these.
+Source: MMDiT, arXiv 2403.03206. FLUX.1, FLUX.2 and Qwen-Image are built of these blocks.
 """
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,12 @@ MLP_RATIO = 4
 class SelfAttentionInputs(nnx.Module):
     """Queries, keys and values `[B, N, heads, head_dim]` of one stream, queries and keys normalised."""
 
-    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
+    def __init__(self, heads: int, head_dim: int, *, dtype, rngs, use_bias=True, epsilon=1e-6):
         dim = heads * head_dim
         for name in ("q", "k", "v"):
-            setattr(self, name, linear(dim, dim, dtype=dtype, rngs=rngs))
-        self.norm_q = rms_norm(head_dim, dtype=dtype, rngs=rngs)
-        self.norm_k = rms_norm(head_dim, dtype=dtype, rngs=rngs)
+            setattr(self, name, linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias))
+        self.norm_q = rms_norm(head_dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
+        self.norm_k = rms_norm(head_dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
         self.heads = heads
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -36,8 +38,8 @@ class SelfAttentionInputs(nnx.Module):
 class Modulation(nnx.Module):
     """`count` vectors `[B, D]` computed from the conditioning vector."""
 
-    def __init__(self, dim: int, count: int, *, dtype, rngs):
-        self.linear = linear(dim, count * dim, dtype=dtype, rngs=rngs)
+    def __init__(self, dim: int, count: int, *, dtype, rngs, use_bias=True):
+        self.linear = linear(dim, count * dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
         self.count = count
 
     def __call__(self, vector: jax.Array) -> list[jax.Array]:
@@ -47,13 +49,14 @@ class Modulation(nnx.Module):
 class Stream(nnx.Module):
     """One modality's half of a block: everything but the joint attention."""
 
-    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
+    def __init__(self, heads: int, head_dim: int, mlp: nnx.Module, *, dtype, rngs, use_bias, epsilon):
         dim = heads * head_dim
-        self.modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.qkv = SelfAttentionInputs(heads, head_dim, dtype=dtype, rngs=rngs)
-        self.out = linear(dim, dim, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, MLP_RATIO * dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
+        self.qkv = SelfAttentionInputs(
+            heads, head_dim, dtype=dtype, rngs=rngs, use_bias=use_bias, epsilon=epsilon
+        )
+        self.out = linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
+        self.mlp = mlp
 
     def attend(self, x: jax.Array, shift: jax.Array, scale: jax.Array):
         return self.qkv(modulate(self.norm(x), shift, scale))
@@ -63,32 +66,71 @@ class Stream(nnx.Module):
         return x + gate_mlp[:, None] * self.mlp(modulate(self.norm(x), shift_mlp, scale_mlp))
 
 
-class DoubleBlock(nnx.Module):
-    """One block of both streams. In their joint sequence the image comes first, then the text, whose end
-    may be padding.
+class JointBlock(nnx.Module):
+    """One block of both streams, modulated by vectors it is given. In their joint sequence the image comes
+    first, then the text, whose end may be padding. `make_mlp()` gives each stream its MLP.
     """
 
-    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
-        self.image = Stream(heads, head_dim, dtype=dtype, rngs=rngs)
-        self.text = Stream(heads, head_dim, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        make_mlp: Callable[[], nnx.Module],
+        *,
+        dtype,
+        rngs,
+        use_bias=True,
+        epsilon=1e-6,
+    ):
+        for name in ("image", "text"):
+            stream = Stream(
+                heads, head_dim, make_mlp(), dtype=dtype, rngs=rngs, use_bias=use_bias, epsilon=epsilon
+            )
+            setattr(self, name, stream)
 
-    def __call__(self, carry, vector: jax.Array, angles: np.ndarray, lengths: jax.Array | None = None):
-        """`carry` is (image `[B, N, D]`, text `[B, T, D]`), `vector` `[B, D]`, `angles` those of all
-        `N + T` positions; `lengths` `[B]` counts the tokens of both that are no padding.
+    def __call__(
+        self,
+        carry: tuple[jax.Array, jax.Array],
+        image_vectors: Sequence[jax.Array],
+        text_vectors: Sequence[jax.Array],
+        angles: np.ndarray,
+        lengths: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`carry` is (image `[B, N, D]`, text `[B, T, D]`); of either stream the vectors `[B, D]` are shift,
+        scale and gate of the attention, then of the MLP; `angles` are those of all `N + T` positions;
+        `lengths` `[B]` counts the tokens of both that are no padding.
         """
         image, text = carry
-        image_shift, image_scale, *image_rest = self.image.modulation(vector)
-        text_shift, text_scale, *text_rest = self.text.modulation(vector)
         query, key, value = (
             jnp.concatenate(pair, axis=1)
             for pair in zip(
-                self.image.attend(image, image_shift, image_scale),
-                self.text.attend(text, text_shift, text_scale),
+                self.image.attend(image, *image_vectors[:2]),
+                self.text.attend(text, *text_vectors[:2]),
                 strict=True,
             )
         )
         attended = attention(apply_rope(query, angles), apply_rope(key, angles), value, lengths)
         attended_image, attended_text = jnp.split(attended, [image.shape[1]], axis=1)
-        image = self.image.finish(image, attended_image, *image_rest)
-        text = self.text.finish(text, attended_text, *text_rest)
+        image = self.image.finish(image, attended_image, *image_vectors[2:])
+        text = self.text.finish(text, attended_text, *text_vectors[2:])
         return image, text
+
+
+class DoubleBlock(JointBlock):
+    """A block that computes its own modulation, as FLUX.1 and Qwen-Image have it."""
+
+    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
+        dim = heads * head_dim
+
+        def make_mlp() -> Mlp:
+            return Mlp(dim, MLP_RATIO * dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
+
+        super().__init__(heads, head_dim, make_mlp, dtype=dtype, rngs=rngs)
+        self.image_modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
+        self.text_modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
+
+    def __call__(self, carry, vector: jax.Array, angles: np.ndarray, lengths: jax.Array | None = None):
+        """As `JointBlock`, of the conditioning vector `[B, D]`."""
+        return super().__call__(
+            carry, self.image_modulation(vector), self.text_modulation(vector), angles, lengths
+        )

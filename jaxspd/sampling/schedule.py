@@ -46,14 +46,24 @@ def override_shift(config: dict, shift: float | None) -> dict:
     return {**config, "flow_shift" if is_unipc(config) else "shift": shift}
 
 
-def flow_match_sigmas(config: dict, steps: int, tokens: int) -> np.ndarray:
+def empirical_shift(tokens: int, steps: int) -> float:
+    """μ as FLUX.2's authors fitted it: linear in tokens at 10 and at 200 steps, and linear in steps
+    between and beyond them; above 4300 tokens that of 200 steps.
+    """
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    at_200 = 0.00016927 * tokens + 0.45666666
+    return at_200 if tokens > 4300 else at_200 + (at_200 - at_10) / 190 * (steps - 200)
+
+
+def flow_match_sigmas(config: dict, steps: int, tokens: int, mu: float | None = None) -> np.ndarray:
     """σ `[steps + 1]`, float32, from 1 down to 0: `linspace(1, 1/n, n)`, shifted, then 0.
 
-    `tokens` counts the image tokens of the full resolution; only dynamic shifting uses it. Raises
-    UsageError for fewer than one step or a scheduler this does not implement.
+    `tokens` counts the image tokens of the full resolution; only dynamic shifting uses it, unless `mu` is
+    given. Raises UsageError for fewer than one step or a scheduler this does not implement.
     """
     _check(config, steps)
-    return np.append(_shifted(config, np.linspace(1, 1 / steps, steps), tokens), 0).astype(np.float32)
+    mu = dynamic_shift(config, tokens) if mu is None else mu
+    return np.append(_shifted(config, np.linspace(1, 1 / steps, steps), mu), 0).astype(np.float32)
 
 
 def default_sigmas(config: dict, steps: int) -> np.ndarray:
@@ -70,8 +80,8 @@ def default_sigmas(config: dict, steps: int) -> np.ndarray:
     if not is_unipc(config):
         shift = config.get("shift", 1.0)
         lowest = shift * lowest / (1 + (shift - 1) * lowest)
-        return np.append(_shifted(config, np.linspace(1, lowest, steps), tokens=0), 0).astype(np.float32)
-    exact = _shifted(config, np.linspace(1, lowest, steps + 1)[:-1], tokens=0)
+        return np.append(_shifted(config, np.linspace(1, lowest, steps)), 0).astype(np.float32)
+    exact = _shifted(config, np.linspace(1, lowest, steps + 1)[:-1])
     # As the official scheduler does: at exactly 1, log(1 - σ) would be infinite.
     exact[0] -= 1e-6
     sigmas = np.append(exact, 0).astype(np.float32)
@@ -104,10 +114,9 @@ def _check(config: dict, steps: int) -> None:
         raise UsageError(f"scheduler_config.json: unknown time_shift_type {kind!r}")
 
 
-def _shifted(config: dict, sigmas: np.ndarray, tokens: int) -> np.ndarray:
-    """`sigmas` shifted towards 1 and stretched to their terminal."""
+def _shifted(config: dict, sigmas: np.ndarray, mu: float = 0.0) -> np.ndarray:
+    """`sigmas` shifted towards 1, by `mu` if that is dynamic, and stretched to their terminal."""
     if config.get("use_dynamic_shifting"):
-        mu = dynamic_shift(config, tokens)
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     else:
         shift = config.get("flow_shift" if is_unipc(config) else "shift", 1.0)
