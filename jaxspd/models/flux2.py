@@ -1,0 +1,186 @@
+"""FLUX.2's transformer: double-stream, then single-stream blocks, over patchified latents.
+
+Source: Black Forest Labs, FLUX.2 (2025). Unlike FLUX.1's, blocks share one modulation, MLPs are gated, and
+no layer has a bias. Parameter names follow the architecture; `convert/flux2.py` says which official key
+fills which.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from jaxspd.models.layers import (
+    Mlp,
+    apply_rope,
+    attention,
+    layer_norm,
+    linear,
+    modulate,
+    rms_norm,
+    rope_table,
+    scan,
+    sinusoidal_embedding,
+    stack,
+)
+from jaxspd.models.mmdit import JointBlock, Modulation
+
+
+@dataclass(frozen=True)
+class Flux2Config:
+    """The fields of `transformer/config.json`, with the official class's names and defaults."""
+
+    patch_size: int = 1
+    in_channels: int = 128
+    out_channels: int | None = None
+    num_layers: int = 8
+    num_single_layers: int = 48
+    attention_head_dim: int = 128
+    num_attention_heads: int = 48
+    joint_attention_dim: int = 15360
+    timestep_guidance_channels: int = 256
+    mlp_ratio: float = 3.0
+    axes_dims_rope: tuple[int, ...] = (32, 32, 32, 32)
+    rope_theta: float = 2000
+    eps: float = 1e-6
+    guidance_embeds: bool = True
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def mlp_dim(self) -> int:
+        return int(self.dim * self.mlp_ratio)
+
+
+def gate(x: jax.Array) -> jax.Array:
+    """The first half of the channels, through SiLU, times the second (SwiGLU, arXiv 2002.05202)."""
+    gates, values = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(gates) * values
+
+
+class GatedMlp(nnx.Module):
+    """Two linear layers with a gate between them."""
+
+    def __init__(self, config: Flux2Config, *, dtype, rngs):
+        self.linear_1 = linear(config.dim, 2 * config.mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.linear_2 = linear(config.mlp_dim, config.dim, dtype=dtype, rngs=rngs, use_bias=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(gate(self.linear_1(x)))
+
+
+class SingleBlock(nnx.Module):
+    """Attention and gated MLP side by side over the joined sequence (arXiv 2302.05442), their projections
+    in as one and out as one.
+    """
+
+    def __init__(self, config: Flux2Config, *, dtype, rngs):
+        dim, mlp_dim = config.dim, config.mlp_dim
+        self.splits = (3 * dim,)
+        self.heads = config.num_attention_heads
+        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+        self.qkv_mlp = linear(dim, 3 * dim + 2 * mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.norm_q = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+        self.norm_k = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+        self.out = linear(dim + mlp_dim, dim, dtype=dtype, rngs=rngs, use_bias=False)
+
+    def __call__(self, x: jax.Array, vectors: list[jax.Array], angles: np.ndarray) -> jax.Array:
+        shift, scale, gate_out = vectors
+        qkv, mlp = jnp.split(self.qkv_mlp(modulate(self.norm(x), shift, scale)), self.splits, axis=-1)
+        query, key, value = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.heads)
+        query, key = apply_rope(self.norm_q(query), angles), apply_rope(self.norm_k(key), angles)
+        branches = jnp.concatenate([attention(query, key, value), gate(mlp)], axis=-1)
+        return x + gate_out[:, None] * self.out(branches)
+
+
+class Flux2Transformer(nnx.Module):
+    """Velocity of patchified latents as tokens.
+
+    `dtype` is that of the weights and matrix products; norms, softmax, rotary positions and the time
+    embedding's sinusoids are computed in float32 whatever it is.
+    """
+
+    def __init__(self, config: Flux2Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
+        self.config, self.dtype = config, dtype
+        bare = {"dtype": dtype, "rngs": rngs, "use_bias": False}
+
+        def embedder() -> Mlp:
+            return Mlp(config.timestep_guidance_channels, dim, dim, jax.nn.silu, **bare)
+
+        self.image_in = linear(config.in_channels, dim, **bare)
+        self.text_in = linear(config.joint_attention_dim, dim, **bare)
+        self.time_in = embedder()
+        self.guidance_in = embedder() if config.guidance_embeds else None
+        self.image_modulation = Modulation(dim, 6, **bare)
+        self.text_modulation = Modulation(dim, 6, **bare)
+        self.single_modulation = Modulation(dim, 3, **bare)
+
+        def double_block(rngs: nnx.Rngs) -> JointBlock:
+            return JointBlock(
+                heads,
+                head_dim,
+                lambda: GatedMlp(config, dtype=dtype, rngs=rngs),
+                dtype=dtype,
+                rngs=rngs,
+                use_bias=False,
+                epsilon=config.eps,
+            )
+
+        self.double_blocks = stack(double_block, config.num_layers, rngs)
+        self.single_blocks = stack(
+            lambda r: SingleBlock(config, dtype=dtype, rngs=r), config.num_single_layers, rngs
+        )
+        self.modulation_out = Modulation(dim, 2, **bare)
+        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+        out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
+        self.out = linear(dim, out_channels, **bare)
+
+    def __call__(
+        self,
+        image: jax.Array,
+        grid: tuple[int, int],
+        text: jax.Array,
+        sigma: jax.Array,
+        guidance: jax.Array | None = None,
+    ) -> jax.Array:
+        """`image` `[B, h*w, in_channels]` with `grid` = (h, w) tokens, row by row; `text`
+        `[B, T, joint_attention_dim]`; `sigma` and `guidance` `[B]`, guidance only where the checkpoint
+        embeds it. Returns `[B, h*w, out_channels]`.
+        """
+        config = self.config
+        angles = rope_table(position_ids(grid, text.shape[1]), config.axes_dims_rope, config.rope_theta)
+
+        def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
+            # The official model feeds thousandths: σ and guidance both times 1000.
+            embedded = sinusoidal_embedding(1000 * scalar, config.timestep_guidance_channels)
+            return embedder(embedded.astype(self.dtype))
+
+        vector = embed_scalar(self.time_in, sigma)
+        if self.guidance_in is not None:
+            vector = vector + embed_scalar(self.guidance_in, guidance)
+        modulations = self.image_modulation(vector), self.text_modulation(vector)
+
+        image = self.image_in(image.astype(self.dtype))
+        text = self.text_in(text.astype(self.dtype))
+        image, text = scan(self.double_blocks, (image, text), *modulations, angles)
+        joined = jnp.concatenate([image, text], axis=1)
+        joined = scan(self.single_blocks, joined, self.single_modulation(vector), angles)
+        image = joined[:, : image.shape[1]]
+        scale, shift = self.modulation_out(vector)
+        return self.out(modulate(self.norm_out(image), shift, scale))
+
+
+def position_ids(grid: tuple[int, int], text_tokens: int) -> np.ndarray:
+    """Positions (time, row, column, index in the text) `[h*w + T, 4]`: image tokens sit on the grid, text
+    tokens are counted on the last axis.
+    """
+    image, text = np.zeros((grid[0] * grid[1], 4), int), np.zeros((text_tokens, 4), int)
+    image[:, 1:3] = np.moveaxis(np.mgrid[: grid[0], : grid[1]], 0, -1).reshape(-1, 2)
+    text[:, 3] = np.arange(text_tokens)
+    return np.concatenate([image, text])
