@@ -87,3 +87,18 @@ def wan_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def qwen_image_folder(tmp_path_factory):
     return tiny.write_qwen_image(tmp_path_factory.mktemp("qwen_image"))
+
+
+@pytest.fixture(scope="session")
+def klein_folder(tmp_path_factory):
+    return tiny.write_flux2(tmp_path_factory.mktemp("flux2") / "klein")
+
+
+@pytest.fixture(scope="session")
+def klein_base_folder(tmp_path_factory):
+    return tiny.write_flux2(tmp_path_factory.mktemp("flux2") / "klein-base", distilled=False)
+
+
+@pytest.fixture(scope="session")
+def flux2_dev_folder(tmp_path_factory):
+    return tiny.write_flux2(tmp_path_factory.mktemp("flux2") / "dev", klein=False)

@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, WanTransformer3DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+    WanTransformer3DModel,
+)
 from flax import nnx
 
-from convert import flux1, qwen_image, wan
+from convert import flux1, flux2, qwen_image, wan
 from convert.loader import assign, flat_parameters
 from jaxspd.families import PIPELINES, family_class
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
+from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
 from jaxspd.models.wan import WanConfig, WanTransformer
 
@@ -34,6 +40,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "flux1": Architecture(FluxTransformer2DModel, Flux1Transformer, Flux1Config, flux1.RULES),
+    "flux2": Architecture(Flux2Transformer2DModel, Flux2Transformer, Flux2Config, flux2.RULES),
     "qwen_image": Architecture(
         QwenImageTransformer2DModel,
         QwenImageTransformer,
@@ -50,10 +57,25 @@ ARCHITECTURES = {
         ("qk_norm", "rope_max_seq_len", "image_dim", "added_kv_proj_dim", "pos_embed_seq_len"),
     ),
 }
+KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False}
 # Options beyond the class's defaults, official keys, parameters.
 CHECKPOINTS = {
     "FLUX.1-dev": ("flux1", {"guidance_embeds": True}, 1160, 11_901_408_320),
     "FLUX.1-schnell": ("flux1", {"guidance_embeds": False}, 1156, 11_891_178_560),
+    "FLUX.2-dev": ("flux2", {}, 331, 32_223_281_152),
+    "FLUX.2-klein-4B": ("flux2", KLEIN | {"num_layers": 5, "num_single_layers": 20}, 169, 3_875_544_576),
+    "FLUX.2-klein-9B": (
+        "flux2",
+        KLEIN
+        | {
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "joint_attention_dim": 12288,
+        },
+        233,
+        9_078_581_248,
+    ),
     "Qwen-Image": ("qwen_image", {}, 1933, 20_430_401_088),
     "Wan2.1-T2V-1.3B": (
         "wan",

@@ -46,11 +46,16 @@ def stage_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:
 
 
 def stage_noises(
-    noises: Sequence[np.ndarray | torch.Tensor], mode: Mode, levels: int, device: torch.device | str
+    noises: Sequence[np.ndarray | torch.Tensor],
+    mode: Mode,
+    levels: int,
+    device: torch.device | str,
+    patch: int = 2,
 ) -> list[torch.Tensor]:
     """``noises``, one ``[..., h, w]`` a stage, as float32 on ``device``; ValueError unless they fit.
 
-    The last one gives the full grid. ``fullres`` has one stage, whatever ``levels`` says.
+    The last one gives the full grid. ``fullres`` has one stage, whatever ``levels`` says. A token is
+    ``patch`` by ``patch`` latents.
     """
     if mode not in ("fullres", "dct", "dct_rewind"):
         raise ValueError(f"unknown mode {mode!r}")
@@ -59,8 +64,8 @@ def stage_noises(
     grids = stage_grids(height, width, 0 if mode == "fullres" else levels)
     if [tuple(noise.shape) for noise in noises] != [(*leading, *grid) for grid in grids]:
         raise ValueError(f"one noise array is needed for each of the grids {grids}, otherwise alike")
-    if any(h % 2 or w % 2 for h, w in grids):
-        raise ValueError(f"a token is 2x2 latents, so every grid must be even: {grids}")
+    if any(h % patch or w % patch for h, w in grids):
+        raise ValueError(f"a token is {patch}x{patch} latents, so every grid must be even: {grids}")
     return noises
 
 
@@ -160,6 +165,7 @@ def denoise_euler(
     mode: Mode,
     delta: float,
     spectrum: Spectrum,
+    grow: Callable[..., tuple[torch.Tensor, float]] = grow,
 ) -> torch.Tensor:
     """Latents ``[..., h, w]`` after all stages, by the steps of ``scheduler``, whose time steps are set.
 

@@ -8,7 +8,13 @@ from jaxspd.errors import UsageError
 
 # Pipeline class in model_index.json -> family; the module has the family's name, and is imported only
 # when it is needed.
-PIPELINES = {"FluxPipeline": "flux1", "QwenImagePipeline": "qwen_image", "WanPipeline": "wan"}
+PIPELINES = {
+    "FluxPipeline": "flux1",
+    "Flux2Pipeline": "flux2",
+    "Flux2KleinPipeline": "flux2",
+    "QwenImagePipeline": "qwen_image",
+    "WanPipeline": "wan",
+}
 
 
 def family_class(name: str) -> type:

@@ -69,12 +69,17 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
             torch.cuda.empty_cache()
 
 
+def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer):
+    """The tokenizer of a component folder, of which no remote code is run."""
+    with readable(folder):
+        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+
+
 def tokenize(tokenizer_class: type, folder: Path, prompts: Sequence[str], length: int):
     """Token ids and attention mask `[B, length]` of `prompts`, padded or cut to `length`; a warning
     tells how much of a prompt is cut.
     """
-    with readable(folder):
-        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+    tokenizer = open_tokenizer(folder, tokenizer_class)
     for prompt in prompts:
         if (count := len(tokenizer(prompt).input_ids)) > length:
             log.warning("%s reads %d of the prompt's %d tokens", folder.name, length, count)

@@ -1,4 +1,4 @@
-"""Between spatial latents and the tokens that transformers read."""
+"""Between spatial latents and the patches and tokens that transformers read."""
 
 import jax
 from einops import rearrange
@@ -12,3 +12,13 @@ def pack(latents: jax.Array) -> jax.Array:
 def unpack(tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """`[B, h*w, 4C]` on `grid` = (h, w) back to `[B, C, 2h, 2w]`."""
     return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=grid[0], p=2, q=2)
+
+
+def patchify(latents: jax.Array) -> jax.Array:
+    """`[B, C, 2h, 2w]` to `[B, 4C, h, w]`: each 2×2 patch becomes channels, the old channels outermost."""
+    return rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+
+
+def unpatchify(latents: jax.Array) -> jax.Array:
+    """`[B, 4C, h, w]` back to `[B, C, 2h, 2w]`."""
+    return rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)

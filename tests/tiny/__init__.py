@@ -13,6 +13,7 @@ from tests.tiny.common import (
     t5_tokenizer,
 )
 from tests.tiny.flux1 import flux1_scheduler, flux1_transformer, flux1_vae, write_flux1
+from tests.tiny.flux2 import flux2_scheduler, flux2_transformer, flux2_vae, write_flux2
 from tests.tiny.qwen_image import (
     qwen_image_scheduler,
     qwen_image_transformer,
@@ -28,6 +29,9 @@ __all__ = [
     "flux1_scheduler",
     "flux1_transformer",
     "flux1_vae",
+    "flux2_scheduler",
+    "flux2_transformer",
+    "flux2_vae",
     "qwen_image_scheduler",
     "qwen_image_transformer",
     "qwen_image_vae",
@@ -38,6 +42,7 @@ __all__ = [
     "wan_transformer",
     "wan_vae",
     "write_flux1",
+    "write_flux2",
     "write_qwen_image",
     "write_wan",
 ]

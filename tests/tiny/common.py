@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer, T5TokenizerFast
 
 CLIP_LENGTH = 77
 
@@ -69,6 +69,41 @@ QWEN_WORDS = (
 )
 
 
+# Qwen's way of writing a conversation, without tools: what `enable_thinking` changes is an empty thought.
+QWEN_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+MISTRAL_CHAT = (
+    "<s>{% for message in messages %}"
+    "{% if message.role == 'system' %}[SYSTEM_PROMPT]{{ message.content[0].text }}[/SYSTEM_PROMPT]"
+    "{% else %}[INST]{{ message.content[0].text }}[/INST]{% endif %}{% endfor %}"
+)
+
+
+def mistral_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level tokenizer with one token a byte, padded on the left as Mistral's is."""
+    special = ["<unk>", "<s>", "</s>", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "<pad>"]
+    special += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        padding_side="left",
+        chat_template=MISTRAL_CHAT,
+    )
+
+
 def qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
     """Byte-level tokenizer with one token a byte, and one for each word of the official template, written
     to ``folder``.
@@ -84,7 +119,7 @@ def qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
     lines = ["#version: 0.2", *dict.fromkeys(merges), ""]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
     special = ["<|im_start|>", "<|im_end|>"]
-    return Qwen2Tokenizer.from_pretrained(folder, additional_special_tokens=special)
+    return Qwen2Tokenizer.from_pretrained(folder, additional_special_tokens=special, chat_template=QWEN_CHAT)
 
 
 def change_json(path: Path, **values) -> None:

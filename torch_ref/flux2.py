@@ -1,0 +1,147 @@
+"""FLUX.2 with spectral progressive diffusion (arXiv 2605.18736) on diffusers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+)
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, retrieve_timesteps
+
+from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, grow, stage_noises
+
+
+def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, tokens: int) -> None:
+    """Prepares ``scheduler`` for ``tokens`` at full resolution."""
+    sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+    retrieve_timesteps(scheduler, sigmas=sigmas, mu=compute_empirical_mu(tokens, num_inference_steps))
+    scheduler.set_begin_index(0)
+
+
+class Flux2Reference:
+    """FLUX.2 [dev] or [klein] as diffusers computes it; latents are patchified, ``[B, 4C, H, W]`` in
+    float32.
+    """
+
+    def __init__(self, pipeline: Flux2Pipeline | Flux2KleinPipeline) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Flux2Reference:
+        """Opens a pipeline folder in the official layout; never reaches for the network."""
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return cls(pipeline.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.transformer.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Three hidden layers' states ``[B, S, 3D]`` of ``prompts``, padding included."""
+        return self.pipeline.encode_prompt(list(prompts), max_sequence_length=512)[0]
+
+    @torch.no_grad()
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        text: torch.Tensor,
+        negative: torch.Tensor | None = None,
+        guidance_scale: float = 4.0,
+    ) -> torch.Tensor:
+        """Predicted ``noise - clean`` at ``latents`` ``[B, 4C, H, W]``, same shape, float32.
+
+        [dev] embeds the guidance scale; with a negative prompt there are two passes, as for the base
+        models of [klein].
+        """
+        transformer, pipeline = self.pipeline.transformer, self.pipeline
+        batch, _, height, width = latents.shape
+        image_ids = pipeline._prepare_latent_ids(latents).to(self.device)
+        guidance = None
+        if transformer.config.guidance_embeds:
+            guidance = torch.full((batch,), guidance_scale, dtype=torch.float32, device=self.device)
+
+        def predict(embeds: torch.Tensor) -> torch.Tensor:
+            return transformer(
+                hidden_states=pipeline._pack_latents(latents).to(self.device, transformer.dtype),
+                timestep=torch.full((batch,), sigma, dtype=torch.float32, device=self.device),
+                guidance=guidance,
+                encoder_hidden_states=embeds.to(self.device, transformer.dtype),
+                txt_ids=pipeline._prepare_text_ids(embeds).to(self.device),
+                img_ids=image_ids,
+                return_dict=False,
+            )[0].float()
+
+        velocity = predict(text)
+        if negative is not None:
+            away = predict(negative)
+            velocity = away + guidance_scale * (velocity - away)
+        return pipeline._unpack_latents_with_ids(velocity, image_ids, height, width)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noises: Sequence[np.ndarray | torch.Tensor],
+        text: torch.Tensor,
+        negative: torch.Tensor | None = None,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 4.0,
+        mode: Mode = "fullres",
+        levels: int = 1,
+        delta: float = 0.01,
+        spectrum: Spectrum = FLUX1_SPECTRUM,
+        grid: Literal["patchified", "latent"] = "patchified",
+    ) -> torch.Tensor:
+        """Latents ``[B, 4C, H, W]`` of a whole generation, in float32.
+
+        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. ``grid`` tells
+        which one grows: the patchified, or that of twice its size whose 2x2 patches are its channels.
+        """
+        noises = stage_noises(noises, mode, levels, self.device, patch=1)
+        height, width = noises[-1].shape[-2:]
+        # A scheduler of our own: its sigmas will be edited.
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        set_schedule(scheduler, num_inference_steps, height * width)
+
+        def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
+            return self.velocity(latents, sigma, text, negative, guidance_scale)
+
+        def grow_unpatchified(x: torch.Tensor, noise: torch.Tensor, sigma: float, mode: Mode):
+            x, noise = (self.pipeline._unpatchify_latents(part) for part in (x, noise))
+            x, sigma = grow(x, noise, sigma, mode)
+            return self.pipeline._patchify_latents(x), sigma
+
+        return denoise_euler(
+            scheduler,
+            velocity,
+            noises,
+            mode=mode,
+            delta=delta,
+            spectrum=spectrum,
+            grow={"patchified": grow, "latent": grow_unpatchified}[grid],
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Images ``[B, 16H, 16W, 3]``, float32 in 0 to 1, of ``latents`` ``[B, 4C, H, W]``."""
+        vae = self.pipeline.vae
+        mean = vae.bn.running_mean[:, None, None]
+        std = torch.sqrt(vae.bn.running_var[:, None, None] + vae.config.batch_norm_eps)
+        latents = self.pipeline._unpatchify_latents(latents.to(vae.device) * std + mean)
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return self.pipeline.image_processor.postprocess(images.float(), output_type="np")
