@@ -70,9 +70,9 @@ class Loop:
             tokens=tokens,
         )
 
-    def both(self, plan, prompts, negatives, guidance, seeds=(5, 6), grid=None, **options):
-        """Latents of `plan`, ours and the reference's, from the same noise and text. `options` go to the
-        reference.
+    def both(self, plan, prompts, negatives, guidance, seeds=(5, 6), grid=None):
+        """Latents of `plan`, ours and the reference's, from the same noise and text. `grid` is the one that
+        grows, where the family has several.
         """
         leading = self.family.leading(1)
         noises = stage_noises(seeds, leading, [stage.latent for stage in plan.stages])
@@ -93,7 +93,7 @@ class Loop:
             levels=plan.levels,
             delta=plan.delta,
             spectrum=STEEP,
-            **options,
+            **({} if grid is None else {"grid": grid}),
         )
         programs = self.programs[grid or next(iter(self.programs))]
         programs.prepare(plan, (len(seeds), *leading), self.parameters, conditioning)

@@ -90,7 +90,8 @@ class Flux2Reference:
         if negative is not None:
             away = predict(negative)
             velocity = away + guidance_scale * (velocity - away)
-        return pipeline._unpack_latents_with_ids(velocity, image_ids, height, width)
+        # Tokens lie row by row, as `image_ids` says; the two pipelines unpack them by different signatures.
+        return velocity.mT.unflatten(-1, (height, width))
 
     @torch.no_grad()
     def denoise(

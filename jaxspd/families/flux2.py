@@ -234,8 +234,8 @@ class Family(BaseFamily):
         )
         with torch_module(encoder_class, self.folder / "text_encoder") as encoder:
             states = encoder.model(
-                tokens.input_ids.to(encoder.device),
-                tokens.attention_mask.to(encoder.device),
+                input_ids=tokens.input_ids.to(encoder.device),
+                attention_mask=tokens.attention_mask.to(encoder.device),
                 output_hidden_states=True,
                 use_cache=False,
             ).hidden_states

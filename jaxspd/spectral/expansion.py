@@ -15,7 +15,7 @@ def expand(latents: jax.Array, noise: jax.Array, sigma: jax.Array, kappa: jax.Ar
     by κ (1 for plain `dct`). Float32 throughout; any H ≥ h and W ≥ w.
     """
     height, width = latents.shape[-2:]
-    coefficients = dctn(latents.astype(jnp.float32), axes=SPATIAL, norm="ortho")
-    spectrum = sigma * noise.astype(jnp.float32)
+    coefficients = dctn(jnp.asarray(latents, jnp.float32), axes=SPATIAL, norm="ortho")
+    spectrum = sigma * jnp.asarray(noise, jnp.float32)
     spectrum = spectrum.at[..., :height, :width].set(coefficients)
     return kappa * idctn(spectrum, axes=SPATIAL, norm="ortho")
