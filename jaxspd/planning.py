@@ -16,7 +16,8 @@ log = logging.getLogger("jaxspd")
 def complete(family, params: SamplingParams) -> SamplingParams:
     """`params` with the checkpoint's defaults filled in; UsageError for what `family` cannot do.
 
-    Where the family rounds sizes, height and width come back rounded down, with a warning.
+    Where the family rounds sizes, or nobody asked for one, height and width come back rounded down, with
+    a warning.
     """
     scheduler = params.scheduler or default_solver(family.scheduler)
     if scheduler not in SOLVERS:
@@ -98,7 +99,8 @@ def pixel_size(family, params: SamplingParams) -> tuple[int, int]:
         f"{family.title} with {levels} progressive level{'s' * (levels != 1)} needs height and width in "
         f"multiples of {multiple}"
     )
-    if family.aligns_size and min(height, width) >= multiple:
+    asked = params.height or params.width
+    if (family.aligns_size or not asked) and min(height, width) >= multiple:
         aligned = height // multiple * multiple, width // multiple * multiple
         log.warning("%s: %d by %d becomes %d by %d", needs, height, width, *aligned)
         return aligned

@@ -61,9 +61,15 @@ def rope_table(positions: np.ndarray, axes_dims: tuple[int, ...], theta: float) 
 
 
 def apply_rope(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` by `angles` in float32."""
-    cos = jnp.asarray(np.cos(angles), jnp.float32)[None, :, None, :]
-    sin = jnp.asarray(np.sin(angles), jnp.float32)[None, :, None, :]
+    """Rotates `x` `[B, N, heads, head_dim]` by `angles` `[N, head_dim / 2]`."""
+    cos, sin = (jnp.asarray(f(angles), jnp.float32)[None, :, None, :] for f in (np.cos, np.sin))
+    return rotate(x, cos, sin)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` in float32, by angles whose
+    cosines and sines broadcast to `[B, N, heads, head_dim / 2]`.
+    """
     even, odd = jnp.moveaxis(rearrange(x, "b n h (d two) -> b n h d two", two=2), -1, 0)
     even, odd = even.astype(jnp.float32), odd.astype(jnp.float32)
     rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
