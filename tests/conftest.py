@@ -90,6 +90,16 @@ def qwen_image_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def z_image_folder(tmp_path_factory):
+    return tiny.write_z_image(tmp_path_factory.mktemp("z_image") / "base")
+
+
+@pytest.fixture(scope="session")
+def z_image_turbo_folder(tmp_path_factory):
+    return tiny.write_z_image(tmp_path_factory.mktemp("z_image") / "turbo", turbo=True)
+
+
+@pytest.fixture(scope="session")
 def klein_folder(tmp_path_factory):
     return tiny.write_flux2(tmp_path_factory.mktemp("flux2") / "klein")
 

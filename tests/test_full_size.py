@@ -13,16 +13,18 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
     WanTransformer3DModel,
+    ZImageTransformer2DModel,
 )
 from flax import nnx
 
-from convert import flux1, flux2, qwen_image, wan
+from convert import flux1, flux2, qwen_image, wan, z_image
 from convert.loader import assign, flat_parameters
 from jaxspd.families import PIPELINES, family_class
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
 from jaxspd.models.wan import WanConfig, WanTransformer
+from jaxspd.models.z_image import ZImageConfig, ZImageTransformer
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ ARCHITECTURES = {
         # The first two change nothing in diffusers' class, the others belong to image-to-video.
         ("qk_norm", "rope_max_seq_len", "image_dim", "added_kv_proj_dim", "pos_embed_seq_len"),
     ),
+    "z_image": Architecture(
+        ZImageTransformer2DModel,
+        ZImageTransformer,
+        ZImageConfig,
+        z_image.RULES,
+        # The first two are fixed for text-to-image, the third is another model's; diffusers' class has as
+        # many key heads as heads whatever the fourth says, and the last only limits positions.
+        ("all_patch_size", "all_f_patch_size", "siglip_feat_dim", "n_kv_heads", "axes_lens"),
+    ),
 }
 KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False}
 # Options beyond the class's defaults, official keys, parameters.
@@ -84,6 +95,7 @@ CHECKPOINTS = {
         1_418_996_800,
     ),
     "Wan2.1-T2V-14B": ("wan", {}, 1095, 14_288_491_584),
+    "Z-Image": ("z_image", {}, 521, 6_154_908_736),
 }
 architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -116,7 +128,8 @@ def test_config_defaults_are_the_official_classs(name):
     with torch.device("meta"):
         theirs = dict(architecture.official().config)
     ours = vars(architecture.config())
-    assert {key: theirs[key] for key in ours} == ours
+    told = {key: tuple(v) if isinstance(v, list) else v for key, v in theirs.items()}
+    assert {key: told[key] for key in ours} == ours
     assert {key for key in theirs if not key.startswith("_")} == set(ours) | set(architecture.unread)
 
 

@@ -14,6 +14,7 @@ PIPELINES = {
     "Flux2KleinPipeline": "flux2",
     "QwenImagePipeline": "qwen_image",
     "WanPipeline": "wan",
+    "ZImagePipeline": "z_image",
 }
 
 

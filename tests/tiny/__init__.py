@@ -21,6 +21,7 @@ from tests.tiny.qwen_image import (
     write_qwen_image,
 )
 from tests.tiny.wan import wan_scheduler, wan_transformer, wan_vae, write_wan
+from tests.tiny.z_image import write_z_image, z_image_scheduler, z_image_transformer
 
 __all__ = [
     "CLIP_LENGTH",
@@ -45,4 +46,7 @@ __all__ = [
     "write_flux2",
     "write_qwen_image",
     "write_wan",
+    "write_z_image",
+    "z_image_scheduler",
+    "z_image_transformer",
 ]

@@ -1,0 +1,211 @@
+"""Z-Image and Z-Image-Turbo (Alibaba, arXiv 2511.22699)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.checkpoint import read_config, read_json
+from convert.z_image import RULES
+from jaxspd.errors import UsageError
+from jaxspd.families.base import (
+    BaseFamily,
+    check_parts,
+    read_spectrum,
+    read_transformer_config,
+    to_pixels,
+)
+from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
+from jaxspd.sampling.schedule import default_sigmas, override_shift
+from jaxspd.spectral.spectrum import Spectrum
+
+# Its VAE is FLUX.1's; fitted on 105k images by the method's authors (arXiv 2605.18736).
+SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
+OFFICIAL_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0}
+TURBO_SHIFT = 3.0
+OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+# Options of the official class and what text-to-image has: others edit, or cut into other patches.
+FIXED = {"all_patch_size": [PATCH], "all_f_patch_size": [1], "siglip_feat_dim": None}
+
+
+@dataclass(frozen=True)
+class Family(BaseFamily):
+    """What the sampler and the generator need to know of a Z-Image checkpoint.
+
+    Without a folder it is Z-Image as published, good for planning and counting.
+    """
+
+    name: ClassVar[str] = "z_image"
+    title: ClassVar[str] = "Z-Image"
+    rules: ClassVar = RULES
+    transformer: ClassVar = ZImageTransformer
+    parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
+    # The model card's own 720 is no multiple of 32.
+    aligns_size: ClassVar[bool] = True
+
+    folder: Path | None = None
+    config: ZImageConfig = ZImageConfig()
+    scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
+    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
+    spectrum: Spectrum = SPECTRUM
+    text_tokens: int = 512
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
+        check_parts(folder, cls.parts)
+        given = read_config(folder / "transformer")
+        foreign = [name for name, wanted in FIXED.items() if given.get(name, wanted) != wanted]
+        if foreign:
+            raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
+        config, vae = read_transformer_config(folder, ZImageConfig), read_config(folder / "vae")
+        channels = vae.get("latent_channels", 4)
+        if config.in_channels != channels:
+            raise UsageError(
+                f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
+                f"have {channels}; they do not belong together"
+            )
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
+
+    # Defaults: those of the model cards.
+
+    @property
+    def distilled(self) -> bool:
+        """Whether this is Z-Image-Turbo, made for few steps without guidance: its scheduler shifts less."""
+        return self.scheduler.get("shift", 1.0) <= TURBO_SHIFT
+
+    @property
+    def default_steps(self) -> int:
+        return 9 if self.distilled else 50
+
+    @property
+    def default_guidance(self) -> float:
+        return 0.0 if self.distilled else 4.0
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (1024, 1024) if self.distilled else (1280, 720)
+
+    # Geometry and schedule.
+
+    latents_per_token: ClassVar[int] = PATCH**2
+
+    def leading(self, frames: int) -> tuple[int, ...]:
+        """The axes of latents between batch and grid."""
+        return (self.vae["latent_channels"],)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.vae["block_out_channels"]) - 1)
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What height and width must divide by on every grid: the VAE's factor times the patch's side."""
+        return PATCH * self.pixels_per_latent
+
+    def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
+        """σ `[steps + 1]`, the scheduler's own; the size of the picture does not matter.
+
+        The published splits are on these. The official pipeline's n steps are, nearly, the first n of n + 1
+        such, whose last starts at almost no noise.
+        """
+        return default_sigmas(override_shift(self.scheduler, flow_shift), steps)
+
+    def forward_flops(self, image_tokens: int) -> float:
+        """FLOPs of one forward of one picture: matrix products and attention, text included."""
+        c, image, text = self.config, padded(image_tokens), padded(self.text_tokens)
+
+        def block(tokens: int) -> int:
+            return tokens * (4 * c.dim**2 + 3 * c.dim * c.mlp_dim + 2 * tokens * c.dim)
+
+        layers = c.n_layers * block(image + text) + c.n_refiner_layers * (block(image) + block(text))
+        edges = c.dim * (2 * image_tokens * PATCH**2 * c.in_channels + self.text_tokens * c.cap_feat_dim)
+        modulation = c.dim * c.vector_dim * (4 * (c.n_layers + c.n_refiner_layers) + 1)
+        return 2.0 * (layers + edges + modulation)
+
+    @staticmethod
+    def guided(guidance_scale: float) -> bool:
+        """Whether there is a second pass with a negative prompt: as in the official pipeline, above 0."""
+        return guidance_scale > 0
+
+    @staticmethod
+    def combine(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:
+        """The scale counts from the prompt's own prediction: 0, not 1, leaves it as it is."""
+        return positive + scale * (positive - negative)
+
+    # The denoiser.
+
+    def velocity_function(self, dtype):
+        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, H, W]`, σ a
+        scalar, conditioning as `encode` and `condition` make it.
+        """
+        graph, _ = nnx.split(self.abstract_transformer(dtype))
+
+        def velocity(parameters, latents, sigma, conditioning):
+            time = jnp.broadcast_to(1 - sigma, latents.shape[:1])
+            # The model goes from noise to picture, in time and in what it predicts.
+            return -nnx.merge(graph, parameters)(latents, conditioning["text"], conditioning["lengths"], time)
+
+        return velocity
+
+    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of `condition`'s result: the same for every prompt."""
+        shape = (batch, self.text_tokens, self.config.cap_feat_dim)
+        return {
+            "text": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        }
+
+    @staticmethod
+    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
+        """What the denoiser wants for a batch of encoded prompts."""
+        return encoded
+
+    # Text encoder and VAE.
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after
+        the prompts' ends, and the prompts' `lengths` `[B]`.
+        """
+        from transformers import Qwen2Tokenizer, Qwen3Model
+
+        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+
+        folder = self.folder / "tokenizer"
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        filled = open_tokenizer(folder, Qwen2Tokenizer).apply_chat_template(
+            chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        tokens = tokenize(Qwen2Tokenizer, folder, filled, self.text_tokens)
+        with torch_module(Qwen3Model, self.folder / "text_encoder") as qwen:
+            mask = tokens.attention_mask.to(qwen.device)
+            states = qwen(
+                tokens.input_ids.to(qwen.device), mask, output_hidden_states=True, use_cache=False
+            ).hidden_states
+            text = (states[-2] * mask[:, :, None]).float().cpu().numpy()
+        return {"text": text, "lengths": tokens.attention_mask.sum(1).numpy().astype(np.int32)}
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
+        import torch
+        from diffusers import AutoencoderKL
+
+        from jaxspd.families.torch_parts import device, torch_module
+
+        dtype = torch.bfloat16 if device() == "cuda" else torch.float32
+        scaled = latents / self.vae["scaling_factor"] + self.vae["shift_factor"]
+        with torch_module(AutoencoderKL, self.folder / "vae", dtype) as vae:
+            # One by one: at 1024² a picture's decoding takes several gigabytes.
+            pictures = [
+                to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device, dtype)).sample)
+                for one in scaled
+            ]
+        return np.stack(pictures)

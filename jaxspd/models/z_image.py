@@ -1,0 +1,226 @@
+"""Z-Image's transformer: one stream of image and text tokens, each refined by itself first.
+
+Source: Z-Image: An Efficient Image Generation Foundation Model with Single-Stream Diffusion Transformer
+(arXiv 2511.22699). Parameter names follow the architecture; `convert/z_image.py` says which official key
+fills which.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from jaxspd.models.layers import (
+    Mlp,
+    attention,
+    layer_norm,
+    linear,
+    rms_norm,
+    rope_table,
+    scan,
+    sinusoidal_embedding,
+    stack,
+)
+
+PATCH = 2
+TIME_CHANNELS = 256
+TIME_HIDDEN = 1024
+# Channels of the time's vector, unless the model is narrower.
+VECTOR_CHANNELS = 256
+# Image and text are each filled up with a learned token to a multiple of this.
+MULTIPLE = 32
+QK_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class ZImageConfig:
+    """The fields of `transformer/config.json`, with the official class's names and defaults."""
+
+    in_channels: int = 16
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    norm_eps: float = 1e-5
+    qk_norm: bool = True
+    cap_feat_dim: int = 2560
+    rope_theta: float = 256.0
+    t_scale: float = 1000.0
+    axes_dims: tuple[int, ...] = (32, 48, 48)
+
+    @property
+    def mlp_dim(self) -> int:
+        return int(self.dim / 3 * 8)
+
+    @property
+    def vector_dim(self) -> int:
+        return min(self.dim, VECTOR_CHANNELS)
+
+
+class Turns(NamedTuple):
+    """Cosines and sines `[B or 1, N, 1, head_dim / 2]` by which queries and keys turn, float32."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+class GatedMlp(nnx.Module):
+    """SwiGLU (arXiv 2002.05202), without biases."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype, rngs):
+        self.gate = linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
+        self.up = linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
+        self.down = linear(hidden, dim, dtype=dtype, rngs=rngs, use_bias=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """Attention, then MLP, each between two norms; where `modulated`, the time's vector scales the
+    first's result and gates the second's.
+    """
+
+    def __init__(self, config: ZImageConfig, modulated: bool, *, dtype, rngs):
+        dim, self.heads = config.dim, config.n_heads
+        for name in ("q", "k", "v", "out"):
+            setattr(self, name, linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=False))
+        for name in ("norm_q", "norm_k"):
+            norm = rms_norm(dim // self.heads, dtype=dtype, rngs=rngs, epsilon=QK_EPSILON)
+            setattr(self, name, norm if config.qk_norm else None)
+        for name in ("norm_attention_in", "norm_attention_out", "norm_mlp_in", "norm_mlp_out"):
+            setattr(self, name, rms_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.norm_eps))
+        self.mlp = GatedMlp(dim, config.mlp_dim, dtype=dtype, rngs=rngs)
+        self.modulation = linear(config.vector_dim, 4 * dim, dtype=dtype, rngs=rngs) if modulated else None
+
+    def __call__(self, x: jax.Array, vector: jax.Array, turns: Turns, lengths: jax.Array | None) -> jax.Array:
+        """`x` `[B, N, D]`, of which the first `lengths` `[B]` are attended, all if that is None; `vector`
+        `[B, vector_dim]`.
+        """
+        scale, gate, scale_mlp, gate_mlp = self._modulation(vector)
+        attended = self._attend(self.norm_attention_in(x) * scale, turns, lengths)
+        x = x + gate * self.norm_attention_out(attended)
+        return x + gate_mlp * self.norm_mlp_out(self.mlp(self.norm_mlp_in(x) * scale_mlp))
+
+    def _modulation(self, vector: jax.Array):
+        if self.modulation is None:
+            return 1, 1, 1, 1
+        scale, gate, scale_mlp, gate_mlp = jnp.split(self.modulation(vector)[:, None], 4, axis=-1)
+        return 1 + scale, jnp.tanh(gate), 1 + scale_mlp, jnp.tanh(gate_mlp)
+
+    def _attend(self, x: jax.Array, turns: Turns, lengths: jax.Array | None) -> jax.Array:
+        query, key, value = (
+            rearrange(projection(x), "b n (h d) -> b n h d", h=self.heads)
+            for projection in (self.q, self.k, self.v)
+        )
+        if self.norm_q is not None:
+            query, key = self.norm_q(query), self.norm_k(key)
+        return self.out(attention(turn(query, turns), turn(key, turns), value, lengths))
+
+
+class ZImageTransformer(nnx.Module):
+    """Velocity of latents from noise to picture: the negative of dx/dσ.
+
+    `dtype` is that of the weights and matrix products; norms, softmax, rotary positions and the time
+    embedding's sinusoids are computed in float32 whatever it is.
+    """
+
+    def __init__(self, config: ZImageConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        dim, channels = config.dim, PATCH**2 * config.in_channels
+        self.config, self.dtype = config, dtype
+        self.image_in = linear(channels, dim, dtype=dtype, rngs=rngs)
+        self.text_norm = rms_norm(config.cap_feat_dim, dtype=dtype, rngs=rngs, epsilon=config.norm_eps)
+        self.text_in = linear(config.cap_feat_dim, dim, dtype=dtype, rngs=rngs)
+        self.image_padding, self.text_padding = (
+            nnx.Param(jax.random.normal(rngs.params(), (1, dim), dtype)) for _ in range(2)
+        )
+        self.time_in = Mlp(TIME_CHANNELS, TIME_HIDDEN, config.vector_dim, jax.nn.silu, dtype=dtype, rngs=rngs)
+
+        def blocks(length: int, modulated: bool):
+            return stack(lambda r: Block(config, modulated, dtype=dtype, rngs=r), length, rngs)
+
+        self.image_blocks = blocks(config.n_refiner_layers, modulated=True)
+        self.text_blocks = blocks(config.n_refiner_layers, modulated=False)
+        self.blocks = blocks(config.n_layers, modulated=True)
+        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.modulation_out = linear(config.vector_dim, dim, dtype=dtype, rngs=rngs)
+        self.out = linear(dim, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, latents: jax.Array, text: jax.Array, text_lengths: jax.Array, time: jax.Array
+    ) -> jax.Array:
+        """`latents` `[B, C, H, W]`; `text` `[B, T, cap_feat_dim]`, of which the first `text_lengths` `[B]`
+        are the prompt's, T a multiple of 32; `time` `[B]` from 0 (noise) to 1. Returns `[B, C, H, W]`.
+
+        Text up to the next multiple of 32 is the learned token; what comes after is seen by nothing.
+        """
+        batch, grid = len(latents), tuple(side // PATCH for side in latents.shape[-2:])
+        time = sinusoidal_embedding(self.config.t_scale * time, TIME_CHANNELS)
+        vector = self.time_in(time.astype(self.dtype))
+        filled = padded(text_lengths)
+        image_turns, text_turns = self._turns(grid, text.shape[1], filled)
+
+        patches = rearrange(latents, "b c (h p) (w q) -> b (h w) (p q c)", p=PATCH, q=PATCH)
+        image = self.image_in(patches.astype(self.dtype))
+        tokens = image.shape[1]
+        padding = jnp.broadcast_to(self.image_padding[...], (batch, padded(tokens) - tokens, self.config.dim))
+        image = jnp.concatenate([image, padding], axis=1)
+        image = scan(self.image_blocks, image, vector, image_turns, None)
+
+        text = self.text_in(self.text_norm(text.astype(self.dtype)))
+        given = jnp.arange(text.shape[1]) < text_lengths[:, None]
+        text = jnp.where(given[:, :, None], text, self.text_padding[...])
+        text = scan(self.text_blocks, text, vector, text_turns, filled)
+
+        # Text comes last, since its end is what is masked.
+        turns = Turns(*(jnp.concatenate(pair, axis=1) for pair in zip(image_turns, text_turns, strict=True)))
+        joined = jnp.concatenate([image, text], axis=1)
+        joined = scan(self.blocks, joined, vector, turns, image.shape[1] + filled)
+
+        scale = 1 + self.modulation_out(jax.nn.silu(vector))
+        out = self.out(self.norm_out(joined[:, :tokens]) * scale[:, None])
+        return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=PATCH, q=PATCH)
+
+    def _turns(self, grid: tuple[int, int], text_tokens: int, filled: jax.Array) -> tuple[Turns, Turns]:
+        """Turns of image and text tokens. The text stands at (1, 0, 0), (2, 0, 0), …; the image at
+        `(filled + 1, row, column)`, which depends on the prompt; its padding at the origin.
+        """
+        axes, theta = self.config.axes_dims, self.config.rope_theta
+
+        def table(positions: np.ndarray) -> Turns:
+            angles = rope_table(positions, axes, theta)[:, None]
+            return Turns(*(jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin)))
+
+        # The axis that text runs along is looked up, so that its angles too are made in float64.
+        line = np.arange(text_tokens + 2)[:, None] * np.array([1, 0, 0])
+        rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
+        on_grid = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
+        unseen = np.zeros((padded(len(on_grid)) - len(on_grid), 3), int)
+        line, image = table(line), table(np.concatenate([on_grid, unseen]))
+        real = (np.arange(image.cos.shape[0]) < len(on_grid))[:, None, None]
+        first = axes[0] // 2
+
+        def place(line: jax.Array, image: jax.Array) -> jax.Array:
+            """`image` `[N, 1, d]` with its first axis at the position after the text: `[B, N, 1, d]`."""
+            after = jnp.where(real, line[filled + 1, None, :, :first], image[:, :, :first])
+            rest = jnp.broadcast_to(image[:, :, first:], (*after.shape[:3], image.shape[-1] - first))
+            return jnp.concatenate([after, rest], axis=-1)
+
+        text = Turns(*(jnp.broadcast_to(p[1:-1], (len(filled), *p[1:-1].shape)) for p in line))
+        return Turns(*map(place, line, image)), text
+
+
+def padded(length):
+    """`length`, an integer or an array of them, rounded up to a multiple of 32."""
+    return -(-length // MULTIPLE) * MULTIPLE
+
+
+def turn(x: jax.Array, turns: Turns) -> jax.Array:
+    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` in float32."""
+    even, odd = jnp.moveaxis(rearrange(x.astype(jnp.float32), "b n h (d two) -> b n h d two", two=2), -1, 0)
+    turned = jnp.stack([even * turns.cos - odd * turns.sin, odd * turns.cos + even * turns.sin], axis=-1)
+    return rearrange(turned, "b n h d two -> b n h (d two)").astype(x.dtype)

@@ -1,0 +1,194 @@
+"""Pictures of Z-Image from prompt to pixels: official result, text, compilation, bad input."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline
+
+from jaxspd import DiffGenerator
+from jaxspd.families import family_class, open_family
+from jaxspd.params import SamplingParams
+from jaxspd.planning import complete, plan_request
+from jaxspd.sampling.noise import stage_noises
+from tests import tiny
+from tests.compare import relative
+
+SMALL = {"height": 64, "width": 96}
+
+
+@pytest.fixture(scope="module")
+def generators(z_image_folder, z_image_turbo_folder):
+    return {
+        name: DiffGenerator.from_pretrained(model_path=str(folder), compilation_cache=False)
+        for name, folder in (("base", z_image_folder), ("turbo", z_image_turbo_folder))
+    }
+
+
+def make(generator, **values):
+    return generator.generate({"prompt": "a lake", **SMALL, **values}, save_output=False, show_progress=False)
+
+
+def official(folder):
+    pipeline = ZImagePipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# The method's published numbers, and the model cards'
+
+
+@pytest.mark.parametrize(
+    ("delta", "split", "limit"), [(0.01, [26, 24], 1.62), (0.05, [35, 15], 2.07), (0.10, [39, 11], 2.36)]
+)
+def test_published_splits_and_flop_limits(delta, split, limit):
+    family = family_class("z_image")()
+    params = {"progressive_mode": "dct_rewind", "progressive_delta": delta, "num_inference_steps": 50}
+    plan = plan_request(family, SamplingParams(height=1024, width=1024, **params))
+    assert [stage.latent for stage in plan.stages] == [(64, 64), (128, 128)]
+    assert [stage.steps for stage in plan.stages] == split
+    # The published limits count a prompt of 256 tokens; ours run with all 512, padding included.
+    assert plan.flop_speedup(replace(family, text_tokens=256).forward_flops) == pytest.approx(
+        limit, abs=0.005
+    )
+    assert plan.flop_speedup(family.forward_flops) < limit
+
+
+def test_defaults_are_the_model_cards(z_image_turbo_folder):
+    base = complete(family_class("z_image")(), SamplingParams(prompt="a"))
+    assert (base.num_inference_steps, base.guidance_scale, base.negative_prompt) == (50, 4.0, "")
+    turbo = complete(open_family(z_image_turbo_folder), SamplingParams(prompt="a"))
+    assert (turbo.num_inference_steps, turbo.guidance_scale) == (9, 0.0)
+    assert base.scheduler == turbo.scheduler == "euler"
+    assert (base.height, base.width) == (1280, 720)
+    assert (turbo.height, turbo.width) == (1024, 1024)
+
+
+def test_the_default_size_is_rounded_down_where_it_cannot_be_halved():
+    family = family_class("z_image")()
+    for mode, grids in (("fullres", [(160, 90)]), ("dct_rewind", [(80, 44), (160, 88)])):
+        params = complete(family, SamplingParams(prompt="a", progressive_mode=mode))
+        assert [stage.latent for stage in plan_request(family, params).stages] == grids
+
+
+@pytest.mark.parametrize("shift", [None, 2.0])
+def test_noise_levels_are_the_schedulers_own(z_image_folder, shift):
+    family = open_family(z_image_folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift or 6.0)
+    scheduler.set_timesteps(9)
+    np.testing.assert_allclose(family.sigmas(9, 24, shift), scheduler.sigmas, rtol=0, atol=1e-6)
+
+
+# The official pipeline
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("base", {}),
+        ("base", {"guidance_scale": 1.0, "negative_prompt": "haze"}),
+        ("base", {"guidance_scale": 0.0}),
+        ("turbo", {}),
+    ],
+    ids=["defaults", "scale 1", "unguided", "turbo"],
+)
+def test_full_resolution_equals_the_official_pipeline(generators, name, options):
+    generator = generators[name]
+    family, steps = generator.family, 9
+    ours = make(generator, prompt="a wide lake", num_inference_steps=steps, **options).frames[0]
+    pipeline = official(family.folder)
+    theirs = pipeline(
+        "a wide lake",
+        negative_prompt=options.get("negative_prompt"),
+        guidance_scale=options.get("guidance_scale", family.default_guidance),
+        **SMALL,
+        num_inference_steps=steps,
+        # The scheduler's own, before it shifts them.
+        sigmas=np.linspace(1, pipeline.scheduler.sigma_min, steps).tolist(),
+        latents=torch.from_numpy(stage_noises([42], (4,), [(8, 12)])[0]),
+        output_type="np",
+    ).images
+    assert np.abs(ours / 255 - theirs).max() <= 1 / 255
+    # Neither black nor white, where anything would be equal.
+    assert np.mean((theirs > 0.01) & (theirs < 0.99)) > 0.5
+
+
+def test_text_is_encoded_as_the_official_pipeline_does(z_image_folder):
+    family, prompts = open_family(z_image_folder), ["a lake", "", "<b>wide</b>\n meadow " * 60]
+    ours, pipeline = family.encode(prompts), official(z_image_folder)
+    assert ours["text"].shape == (3, 512, 20)
+    for prompt, text, length in zip(prompts, ours["text"], ours["lengths"], strict=True):
+        with torch.no_grad():
+            theirs = pipeline.encode_prompt([prompt], do_classifier_free_guidance=False)[0][0].numpy()
+        assert length == len(theirs)
+        assert relative(text[:length], theirs) <= 1e-5
+        assert (text[length:] == 0).all()
+    assert ours["lengths"].dtype == np.int32
+    assert ours["lengths"].tolist()[2] == 512  # cut, as there
+
+
+def test_decoding_is_the_official_one(z_image_folder, monkeypatch):
+    latents = np.random.default_rng(0).standard_normal((2, 4, 8, 12), dtype=np.float32)
+    pipeline, family, decoded = official(z_image_folder), open_family(z_image_folder), []
+    with torch.no_grad():
+        scaled = torch.from_numpy(latents) / pipeline.vae.config.scaling_factor
+        theirs = pipeline.vae.decode(scaled + pipeline.vae.config.shift_factor).sample.numpy()
+    decode = AutoencoderKL.decode
+
+    def heard(self, *arguments):
+        out = decode(self, *arguments)
+        decoded.append(out.sample.numpy())
+        return out
+
+    monkeypatch.setattr(AutoencoderKL, "decode", heard)
+    pictures = family.decode(latents)
+    assert pictures.shape == (2, 1, 64, 96, 3)
+    np.testing.assert_allclose(np.concatenate(decoded), theirs, rtol=0, atol=1e-4)
+    expected = np.clip(theirs.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
+    assert np.abs(pictures[:, 0] / 255 - expected).max() <= 0.5 / 255 + 1e-4
+
+
+# Compilation
+
+
+def test_no_prompt_length_compiles_anything(z_image_folder, compiled):
+    generator = DiffGenerator.from_pretrained(model_path=str(z_image_folder), compilation_cache=False)
+    settings = {"progressive_mode": "dct_rewind", "progressive_delta": 0.6, "num_inference_steps": 12}
+    settings |= {"height": 128, "width": 192}
+    assert make(generator, prompt="a wide lake", **settings).programs == 2
+    compiled.clear()
+    assert make(generator, prompt="green hills " * 75, negative_prompt="haze", **settings).programs == 0
+    assert compiled == []
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"siglip_feat_dim": 24}, "siglip_feat_dim belongs to another model"),
+        ({"all_patch_size": [2, 4], "all_f_patch_size": [1, 1]}, "all_patch_size, all_f_patch_size belong"),
+        ({"in_channels": 16}, "do not belong together"),
+    ],
+)
+def test_a_checkpoint_of_another_kind(refused, tmp_path, change, says):
+    folder = tiny.write_z_image(tmp_path / "model")
+    tiny.change_json(folder / "transformer" / "config.json", **change)
+    assert says in refused(model=folder)
+
+
+def test_a_scheduler_that_shifts_with_the_size(refused, tmp_path):
+    folder = tiny.write_z_image(tmp_path / "model")
+    tiny.change_json(folder / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
+    assert "use_dynamic_shifting" in refused(model=folder)
+
+
+def test_a_picture_too_small_for_its_levels(refused, z_image_folder):
+    flags = ["--height", "64", "--width", "64", "--progressive-mode", "dct", "--progressive-levels", "3"]
+    assert "use at most 2" in refused(*flags, model=z_image_folder)
+
+
+def test_frames_belong_to_videos(refused, z_image_folder):
+    assert "makes pictures" in refused("--num-frames", "5", model=z_image_folder)

@@ -1,0 +1,108 @@
+"""Z-Image with spectral progressive diffusion (arXiv 2605.18736) on diffusers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+
+from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
+
+TEXT_LENGTH = 512
+Text = list[torch.Tensor]
+
+
+class ZImageReference:
+    """Z-Image as diffusers computes it; latents have no frame axis, ``[B, C, H, W]`` in float32."""
+
+    def __init__(self, pipeline: ZImagePipeline) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> ZImageReference:
+        """Opens a pipeline folder in the official layout; never reaches for the network."""
+        pipeline = ZImagePipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return cls(pipeline.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.transformer.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """Qwen3's states ``[S, D]`` of every prompt, each of its own length."""
+        return self.pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
+        )[0]
+
+    @torch.no_grad()
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        sigma: float,
+        text: Text,
+        negative: Text | None = None,
+        guidance_scale: float = 4.0,
+    ) -> torch.Tensor:
+        """Predicted ``noise - clean`` at ``latents`` ``[B, C, H, W]``, same shape, float32.
+
+        With a negative prompt there are two passes, and the scale counts from the prompt's own prediction.
+        """
+        transformer, batch = self.pipeline.transformer, len(latents)
+        states = [one.to(self.device, transformer.dtype) for one in [*text, *(negative or [])]]
+        # A picture is one frame; the model's time runs from 0 (noise) to 1, and it predicts clean - noise.
+        pictures = latents.to(self.device, transformer.dtype)[:, :, None]
+        pictures = [picture for _ in range(len(states) // batch) for picture in pictures]
+        # In float32, from thousandths, as the pipeline computes it.
+        time = (1000 - 1000 * torch.full((len(states),), sigma, device=self.device)) / 1000
+        velocities = -torch.stack(transformer(pictures, time, states, return_dict=False)[0]).float()[:, :, 0]
+        if negative is None:
+            return velocities
+        positive, away = velocities.chunk(2)
+        return positive + guidance_scale * (positive - away)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noises: Sequence[np.ndarray | torch.Tensor],
+        text: Text,
+        negative: Text | None = None,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 4.0,
+        mode: Mode = "fullres",
+        levels: int = 1,
+        delta: float = 0.01,
+        spectrum: Spectrum = FLUX1_SPECTRUM,
+    ) -> torch.Tensor:
+        """Latents ``[B, C, H, W]`` of a whole generation, in float32.
+
+        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. The sigmas are
+        those of the scheduler's own time steps.
+        """
+        noises = stage_noises(noises, mode, levels, self.device)
+        # A scheduler of our own: its sigmas will be edited.
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_begin_index(0)
+
+        def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
+            return self.velocity(latents, sigma, text, negative, guidance_scale)
+
+        return denoise_euler(scheduler, velocity, noises, mode=mode, delta=delta, spectrum=spectrum)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Images ``[B, 8H, 8W, 3]``, float32 in 0 to 1, of ``latents`` ``[B, C, H, W]``."""
+        vae = self.pipeline.vae
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents.to(vae.device, vae.dtype), return_dict=False)[0]
+        return self.pipeline.image_processor.postprocess(images.float(), output_type="np")
