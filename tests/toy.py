@@ -127,10 +127,6 @@ class Family(BaseFamily):
     def forward_flops(self, tokens: int) -> float:
         return 2.0 * tokens * self.config.dim * (2 * self.config.in_channels + self.config.dim)
 
-    @staticmethod
-    def guided(guidance_scale: float) -> bool:
-        return guidance_scale > 1
-
     def velocity_function(self, dtype):
         graph, _ = nnx.split(self.abstract_transformer(dtype))
 
@@ -142,10 +138,6 @@ class Family(BaseFamily):
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"text": jax.ShapeDtypeStruct((batch, len(LETTERS)), jnp.float32)}
-
-    @staticmethod
-    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
-        return encoded
 
     @staticmethod
     def encode(prompts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -64,8 +64,10 @@ def stage_noises(
     grids = stage_grids(height, width, 0 if mode == "fullres" else levels)
     if [tuple(noise.shape) for noise in noises] != [(*leading, *grid) for grid in grids]:
         raise ValueError(f"one noise array is needed for each of the grids {grids}, otherwise alike")
-    if any(h % patch or w % patch for h, w in grids):
-        raise ValueError(f"a token is {patch}x{patch} latents, so every grid must be even: {grids}")
+    # Else a stage would not be exactly twice as fine as the one before it, or cut a token in two.
+    multiple = patch << (len(grids) - 1)
+    if height % multiple or width % multiple:
+        raise ValueError(f"the last grid must be even at every halving, in multiples of {multiple}: {grids}")
     return noises
 
 

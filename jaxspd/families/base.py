@@ -63,6 +63,14 @@ class BaseFamily:
         """The transformer's tokens for latents of `shape`, (channels, …, h, w): one for each patch."""
         return prod(shape[1:]) // self.latents_per_token
 
+    def guided(self, guidance_scale: float) -> bool:
+        """Whether there is a second pass with a negative prompt: as most official pipelines do, above 1."""
+        return guidance_scale > 1
+
+    def condition(self, encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
+        """What the denoiser wants for a batch of encoded prompts."""
+        return encoded
+
     def abstract_transformer(self, dtype) -> nnx.Module:
         """The transformer with shapes and dtypes in place of arrays."""
         return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -95,11 +103,3 @@ def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:
     """Tokens of text that the model reads: `longest`, or fewer where the tokenizer says so."""
     given = read_json(folder / tokenizer / "tokenizer_config.json").get("model_max_length")
     return min(longest, int(given or longest))
-
-
-def to_pixels(decoded) -> np.ndarray:
-    """A VAE's output, a torch tensor `[B, 3, …]` in -1 to 1, as uint8 `[B, …, 3]`."""
-    import torch
-
-    scaled = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1) * 255
-    return scaled.round().to(torch.uint8).movedim(1, -1).numpy()

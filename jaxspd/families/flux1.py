@@ -19,7 +19,6 @@ from jaxspd.families.base import (
     read_spectrum,
     read_text_length,
     read_transformer_config,
-    to_pixels,
 )
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.packing import pack, unpack
@@ -144,8 +143,7 @@ class Family(BaseFamily):
         modulation = c.dim**2 * (12 * c.num_layers + 3 * c.num_single_layers + 2)
         return 2.0 * (layers + edges + modulation)
 
-    @staticmethod
-    def guided(guidance_scale: float) -> bool:
+    def guided(self, guidance_scale: float) -> bool:
         """Whether there is a second pass with a negative prompt: never, FLUX.1 is distilled to need
         none.
         """
@@ -198,12 +196,14 @@ class Family(BaseFamily):
         """
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        from jaxspd.families.torch_parts import tokenize, torch_module
+        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
 
-        ids = tokenize(CLIPTokenizer, self.folder / "tokenizer", prompts, 77).input_ids
+        tokenizer = open_tokenizer(self.folder / "tokenizer", CLIPTokenizer)
+        ids = tokenize(tokenizer, prompts, 77).input_ids
         with torch_module(CLIPTextModel, self.folder / "text_encoder") as clip:
             pooled = clip(ids.to(clip.device)).pooler_output.float().cpu().numpy()
-        ids = tokenize(T5TokenizerFast, self.folder / "tokenizer_2", prompts, self.text_tokens).input_ids
+        tokenizer = open_tokenizer(self.folder / "tokenizer_2", T5TokenizerFast)
+        ids = tokenize(tokenizer, prompts, self.text_tokens).input_ids
         with torch_module(T5EncoderModel, self.folder / "text_encoder_2") as t5:
             # No attention mask: the official model was trained on padding that can be seen.
             text = t5(ids.to(t5.device)).last_hidden_state.float().cpu().numpy()
@@ -211,17 +211,10 @@ class Family(BaseFamily):
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        import torch
         from diffusers import AutoencoderKL
 
-        from jaxspd.families.torch_parts import device, torch_module
+        from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
 
-        dtype = torch.bfloat16 if device() == "cuda" else torch.float32
         scaled = latents / self.vae["scaling_factor"] + self.vae["shift_factor"]
-        with torch_module(AutoencoderKL, self.folder / "vae", dtype) as vae:
-            # One by one: at 1024² a picture's decoding takes several gigabytes.
-            pictures = [
-                to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device, dtype)).sample)
-                for one in scaled
-            ]
-        return np.stack(pictures)
+        with torch_module(AutoencoderKL, self.folder / "vae", vae_dtype()) as vae:
+            return decode(vae, scaled)[:, None]

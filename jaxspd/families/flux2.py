@@ -19,7 +19,6 @@ from jaxspd.families.base import (
     check_parts,
     read_spectrum,
     read_transformer_config,
-    to_pixels,
 )
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
@@ -54,7 +53,9 @@ def expand_unpatchified(
     grid of `noise` `[B, 4C, H, W]`.
 
     On the patchified grid the four latents of a patch are four channels and grow apart: each is centred
-    on the patch's middle, half a fine latent from where it belongs.
+    on the patch's middle, half a fine latent from where it belongs. The latents stay normalised, so that
+    their noise is white; that relies on the four having nearly the same statistics. When to grow is
+    decided as for the patchified grid, by the published rule.
     """
     return patchify(expand(unpatchify(latents), unpatchify(noise), sigma, kappa))
 
@@ -200,7 +201,7 @@ class Family(BaseFamily):
         import torch
         from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-        from jaxspd.families.torch_parts import open_tokenizer, torch_module
+        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer")
         if self.klein:
@@ -223,15 +224,8 @@ class Family(BaseFamily):
             ]
             options = {"add_generation_prompt": False}
         filled = tokenizer.apply_chat_template(chats, tokenize=False, **options)
-        tokens = tokenizer(
-            filled,
-            # The template writes whatever special tokens there are.
-            add_special_tokens=False,
-            padding="max_length",
-            max_length=self.text_tokens,
-            truncation=True,
-            return_tensors="pt",
-        )
+        # The template writes whatever special tokens there are.
+        tokens = tokenize(tokenizer, filled, self.text_tokens, add_special_tokens=False)
         with torch_module(encoder_class, self.folder / "text_encoder") as encoder:
             states = encoder.model(
                 input_ids=tokens.input_ids.to(encoder.device),
@@ -244,21 +238,14 @@ class Family(BaseFamily):
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, 4C, h, w]`."""
-        import torch
         from diffusers import AutoencoderKLFlux2
 
-        from jaxspd.families.torch_parts import device, torch_module
+        from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
 
-        dtype = torch.bfloat16 if device() == "cuda" else torch.float32
-        with torch_module(AutoencoderKLFlux2, self.folder / "vae", dtype) as vae:
+        with torch_module(AutoencoderKLFlux2, self.folder / "vae", vae_dtype()) as vae:
             mean, variance = (
                 stats.float().cpu().numpy()[:, None, None]
                 for stats in (vae.bn.running_mean, vae.bn.running_var)
             )
             scaled = latents * np.sqrt(variance + vae.config.batch_norm_eps) + mean
-            # One by one: at 1024² a picture's decoding takes several gigabytes.
-            pictures = [
-                to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device, dtype)).sample)
-                for one in np.asarray(unpatchify(scaled))
-            ]
-        return np.stack(pictures)
+            return decode(vae, np.asarray(unpatchify(scaled)))[:, None]

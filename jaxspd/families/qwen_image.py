@@ -18,7 +18,6 @@ from jaxspd.families.base import (
     check_parts,
     read_spectrum,
     read_transformer_config,
-    to_pixels,
 )
 from jaxspd.models.packing import pack, unpack
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
@@ -127,11 +126,6 @@ class Family(BaseFamily):
         return 2.0 * (layers + edges + modulation)
 
     @staticmethod
-    def guided(guidance_scale: float) -> bool:
-        """Whether there is a second pass with a negative prompt: as in the official pipeline, above 1."""
-        return guidance_scale > 1
-
-    @staticmethod
     def combine(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:
         """Guided velocity `[B, C, h, w]` with the norm of the prompt's own in each token's patch."""
         grid = (positive.shape[-2] // 2, positive.shape[-1] // 2)
@@ -169,11 +163,6 @@ class Family(BaseFamily):
             "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
         }
 
-    @staticmethod
-    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
-        """What the denoiser wants for a batch of encoded prompts."""
-        return encoded
-
     # Text encoder and VAE.
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -182,11 +171,12 @@ class Family(BaseFamily):
         """
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-        from jaxspd.families.torch_parts import tokenize, torch_module
+        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
 
+        tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
         filled = [TEMPLATE.format(prompt) for prompt in prompts]
         length = TEMPLATE_TOKENS + self.text_tokens
-        tokens = tokenize(Qwen2Tokenizer, self.folder / "tokenizer", filled, length)
+        tokens = tokenize(tokenizer, filled, length, padding_side="right")
         with torch_module(Qwen2_5_VLForConditionalGeneration, self.folder / "text_encoder") as qwen:
             mask = tokens.attention_mask.to(qwen.device)
             hidden = qwen.model(tokens.input_ids.to(qwen.device), mask).last_hidden_state
@@ -196,20 +186,14 @@ class Family(BaseFamily):
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        import torch
         from diffusers import AutoencoderKLQwenImage
 
-        from jaxspd.families.torch_parts import device, torch_module
+        from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
 
-        dtype = torch.bfloat16 if device() == "cuda" else torch.float32
-        with torch_module(AutoencoderKLQwenImage, self.folder / "vae", dtype) as vae:
+        with torch_module(AutoencoderKLQwenImage, self.folder / "vae", vae_dtype()) as vae:
             mean, std = (
                 np.asarray(values, np.float32)[:, None, None]
                 for values in (vae.config.latents_mean, vae.config.latents_std)
             )
-            pictures = [
-                # The VAE is one of videos: a picture has one frame.
-                to_pixels(vae.decode(torch.from_numpy(one[None, :, None]).to(vae.device, dtype)).sample)
-                for one in latents * std + mean
-            ]
-        return np.concatenate(pictures)
+            # The VAE is one of videos: a picture has one frame.
+            return decode(vae, (latents * std + mean)[:, :, None])

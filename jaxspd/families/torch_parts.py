@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 
@@ -22,6 +23,11 @@ for library in (diffusers, transformers):
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def vae_dtype() -> torch.dtype:
+    """What pictures are decoded in."""
+    return torch.bfloat16 if device() == "cuda" else torch.float32
 
 
 @contextmanager
@@ -69,25 +75,36 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
             torch.cuda.empty_cache()
 
 
+def decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
+    """Pixels `[B, …, 3]`, uint8, of latents `[B, C, …]`. One by one: at 1024² a picture's decoding takes
+    several gigabytes.
+    """
+    pixels = []
+    for one in latents:
+        decoded = vae.decode(torch.from_numpy(one[None]).to(vae.device, vae.dtype)).sample
+        scaled = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1) * 255
+        pixels.append(scaled.round().to(torch.uint8).movedim(1, -1).numpy())
+    return np.concatenate(pixels)
+
+
 def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer):
     """The tokenizer of a component folder, of which no remote code is run."""
     with readable(folder):
         return tokenizer_class.from_pretrained(folder, local_files_only=True)
 
 
-def tokenize(tokenizer_class: type, folder: Path, prompts: Sequence[str], length: int):
-    """Token ids and attention mask `[B, length]` of `prompts`, padded or cut to `length`; a warning
-    tells how much of a prompt is cut.
+def tokenize(tokenizer, texts: Sequence[str], length: int, **options):
+    """Token ids and attention mask `[B, length]` of `texts`, padded or cut to `length`; a warning tells how
+    much is cut. `options` are the tokenizer's.
     """
-    tokenizer = open_tokenizer(folder, tokenizer_class)
-    for prompt in prompts:
-        if (count := len(tokenizer(prompt).input_ids)) > length:
-            log.warning("%s reads %d of the prompt's %d tokens", folder.name, length, count)
+    for text in texts:
+        if (count := len(tokenizer(text, **options).input_ids)) > length:
+            log.warning("the model reads %d of the prompt's %d tokens", length, count)
     return tokenizer(
-        list(prompts),
+        list(texts),
         padding="max_length",
-        padding_side="right",
         max_length=length,
         truncation=True,
         return_tensors="pt",
+        **options,
     )

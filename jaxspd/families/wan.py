@@ -22,7 +22,6 @@ from jaxspd.families.base import (
     read_spectrum,
     read_text_length,
     read_transformer_config,
-    to_pixels,
 )
 from jaxspd.models.wan import WanConfig, WanTransformer
 from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
@@ -137,11 +136,6 @@ class Family(BaseFamily):
         embeddings = text * c.dim * (c.text_dim + c.dim) + c.dim * (c.freq_dim + 7 * c.dim)
         return 2.0 * (c.num_layers * (self_attention + cross_attention + mlp) + patches + embeddings)
 
-    @staticmethod
-    def guided(guidance_scale: float) -> bool:
-        """Whether there is a second pass with a negative prompt: as in the official pipeline, above 1."""
-        return guidance_scale > 1
-
     # The denoiser.
 
     def velocity_function(self, dtype):
@@ -165,21 +159,16 @@ class Family(BaseFamily):
         shape = (batch, self.text_tokens, self.config.text_dim)
         return {"text": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
-    @staticmethod
-    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
-        """What the denoiser wants for a batch of encoded prompts."""
-        return encoded
-
     # Text encoder and VAE.
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""
         from transformers import T5TokenizerFast, UMT5EncoderModel
 
-        from jaxspd.families.torch_parts import tokenize, torch_module
+        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
 
-        cleaned = [clean(prompt) for prompt in prompts]
-        tokens = tokenize(T5TokenizerFast, self.folder / "tokenizer", cleaned, self.text_tokens)
+        tokenizer = open_tokenizer(self.folder / "tokenizer", T5TokenizerFast)
+        tokens = tokenize(tokenizer, [clean(prompt) for prompt in prompts], self.text_tokens)
         with torch_module(UMT5EncoderModel, self.folder / "text_encoder") as umt5:
             mask = tokens.attention_mask.to(umt5.device)
             hidden = umt5(tokens.input_ids.to(umt5.device), mask).last_hidden_state
@@ -190,7 +179,7 @@ class Family(BaseFamily):
         import torch
         from diffusers import AutoencoderKLWan
 
-        from jaxspd.families.torch_parts import torch_module
+        from jaxspd.families.torch_parts import decode, torch_module
 
         # In float32, as the model card loads it.
         with torch_module(AutoencoderKLWan, self.folder / "vae", torch.float32) as vae:
@@ -198,21 +187,15 @@ class Family(BaseFamily):
                 np.asarray(values, np.float32)[:, None, None, None]
                 for values in (vae.config.latents_mean, vae.config.latents_std)
             )
-
-            def pixels(one: np.ndarray) -> np.ndarray:
-                return to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device)).sample)
-
+            scaled = latents * std + mean
             if prod(latents.shape[-2:]) * self.pixels_per_latent**2 > UNTILED:
                 vae.enable_tiling()
-            videos = []
-            for one in latents * std + mean:
-                try:
-                    videos.append(pixels(one))
-                except torch.OutOfMemoryError:
-                    vae.enable_tiling()
-                    torch.cuda.empty_cache()
-                    videos.append(pixels(one))
-        return np.concatenate(videos)
+            try:
+                return decode(vae, scaled)
+            except torch.OutOfMemoryError:
+                vae.enable_tiling()
+                torch.cuda.empty_cache()
+                return decode(vae, scaled)
 
 
 def clean(prompt: str) -> str:

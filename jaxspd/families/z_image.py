@@ -18,7 +18,6 @@ from jaxspd.families.base import (
     check_parts,
     read_spectrum,
     read_transformer_config,
-    to_pixels,
 )
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, override_shift
@@ -46,8 +45,6 @@ class Family(BaseFamily):
     transformer: ClassVar = ZImageTransformer
     parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
     weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
-    # The model card's own 720 is no multiple of 32.
-    aligns_size: ClassVar[bool] = True
 
     folder: Path | None = None
     config: ZImageConfig = ZImageConfig()
@@ -131,8 +128,7 @@ class Family(BaseFamily):
         modulation = c.dim * c.vector_dim * (4 * (c.n_layers + c.n_refiner_layers) + 1)
         return 2.0 * (layers + edges + modulation)
 
-    @staticmethod
-    def guided(guidance_scale: float) -> bool:
+    def guided(self, guidance_scale: float) -> bool:
         """Whether there is a second pass with a negative prompt: as in the official pipeline, above 0."""
         return guidance_scale > 0
 
@@ -164,11 +160,6 @@ class Family(BaseFamily):
             "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
         }
 
-    @staticmethod
-    def condition(encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
-        """What the denoiser wants for a batch of encoded prompts."""
-        return encoded
-
     # Text encoder and VAE.
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -179,12 +170,12 @@ class Family(BaseFamily):
 
         from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
 
-        folder = self.folder / "tokenizer"
+        tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        filled = open_tokenizer(folder, Qwen2Tokenizer).apply_chat_template(
+        filled = tokenizer.apply_chat_template(
             chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        tokens = tokenize(Qwen2Tokenizer, folder, filled, self.text_tokens)
+        tokens = tokenize(tokenizer, filled, self.text_tokens, padding_side="right")
         with torch_module(Qwen3Model, self.folder / "text_encoder") as qwen:
             mask = tokens.attention_mask.to(qwen.device)
             states = qwen(
@@ -195,17 +186,10 @@ class Family(BaseFamily):
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        import torch
         from diffusers import AutoencoderKL
 
-        from jaxspd.families.torch_parts import device, torch_module
+        from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
 
-        dtype = torch.bfloat16 if device() == "cuda" else torch.float32
         scaled = latents / self.vae["scaling_factor"] + self.vae["shift_factor"]
-        with torch_module(AutoencoderKL, self.folder / "vae", dtype) as vae:
-            # One by one: at 1024² a picture's decoding takes several gigabytes.
-            pictures = [
-                to_pixels(vae.decode(torch.from_numpy(one[None]).to(vae.device, dtype)).sample)
-                for one in scaled
-            ]
-        return np.stack(pictures)
+        with torch_module(AutoencoderKL, self.folder / "vae", vae_dtype()) as vae:
+            return decode(vae, scaled)[:, None]

@@ -21,6 +21,7 @@ from jaxspd.models.layers import (
     linear,
     rms_norm,
     rope_table,
+    rotate,
     scan,
     sinusoidal_embedding,
     stack,
@@ -119,7 +120,7 @@ class Block(nnx.Module):
         )
         if self.norm_q is not None:
             query, key = self.norm_q(query), self.norm_k(key)
-        return self.out(attention(turn(query, turns), turn(key, turns), value, lengths))
+        return self.out(attention(rotate(query, *turns), rotate(key, *turns), value, lengths))
 
 
 class ZImageTransformer(nnx.Module):
@@ -217,10 +218,3 @@ class ZImageTransformer(nnx.Module):
 def padded(length):
     """`length`, an integer or an array of them, rounded up to a multiple of 32."""
     return -(-length // MULTIPLE) * MULTIPLE
-
-
-def turn(x: jax.Array, turns: Turns) -> jax.Array:
-    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` in float32."""
-    even, odd = jnp.moveaxis(rearrange(x.astype(jnp.float32), "b n h (d two) -> b n h d two", two=2), -1, 0)
-    turned = jnp.stack([even * turns.cos - odd * turns.sin, odd * turns.cos + even * turns.sin], axis=-1)
-    return rearrange(turned, "b n h d two -> b n h (d two)").astype(x.dtype)

@@ -122,6 +122,9 @@ def _shifted(config: dict, sigmas: np.ndarray, mu: float = 0.0) -> np.ndarray:
         shift = config.get("flow_shift" if is_unipc(config) else "shift", 1.0)
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     if terminal := config.get("shift_terminal"):
+        if len(sigmas) == 1:
+            # The official scheduler divides by zero here: its pictures are black.
+            raise UsageError("the schedule has a first level and a last, the terminal; use 2 steps or more")
         # Stretched towards 1 so that the last step starts at `terminal`.
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
     return sigmas
