@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
+from torch_ref.reference import Reference
 from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
 
 
@@ -35,26 +35,8 @@ def set_schedule(
     return scheduler.sigmas[:-1].tolist()
 
 
-class Flux1Reference:
+class Flux1Reference(Reference):
     """FLUX.1 as diffusers computes it; latents stay spatial, ``[B, C, H, W]`` in float32."""
-
-    def __init__(self, pipeline: FluxPipeline) -> None:
-        self.pipeline = pipeline
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Flux1Reference:
-        """Opens a pipeline folder in the official layout; never reaches for the network."""
-        pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return cls(pipeline.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.transformer.device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import (
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    Flux2KleinPipeline,
-    Flux2Pipeline,
 )
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, retrieve_timesteps
 
+from torch_ref.reference import Reference
 from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, grow, stage_noises
 
 
@@ -26,28 +23,10 @@ def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps
     scheduler.set_begin_index(0)
 
 
-class Flux2Reference:
+class Flux2Reference(Reference):
     """FLUX.2 [dev] or [klein] as diffusers computes it; latents are patchified, ``[B, 4C, H, W]`` in
     float32.
     """
-
-    def __init__(self, pipeline: Flux2Pipeline | Flux2KleinPipeline) -> None:
-        self.pipeline = pipeline
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Flux2Reference:
-        """Opens a pipeline folder in the official layout; never reaches for the network."""
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return cls(pipeline.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.transformer.device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from torch_ref.flux1 import set_schedule
+from torch_ref.reference import Reference
 from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
 
 TEXT_LENGTH = 512
 Text = tuple[torch.Tensor, "torch.Tensor | None"]
 
 
-class QwenImageReference:
+class QwenImageReference(Reference):
     """Qwen-Image as diffusers computes it; latents stay spatial, ``[B, C, H, W]`` in float32."""
-
-    def __init__(self, pipeline: QwenImagePipeline) -> None:
-        self.pipeline = pipeline
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> QwenImageReference:
-        """Opens a pipeline folder in the official layout; never reaches for the network."""
-        pipeline = QwenImagePipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return cls(pipeline.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.transformer.device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Text:

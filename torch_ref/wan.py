@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
+from torch_ref.reference import Reference
 from torch_ref.spectral import WAN_SPECTRUM, Mode, Spectrum, grow, stage_noises, stage_starts
 
 Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
@@ -54,11 +55,8 @@ def forget(solver: UniPCMultistepScheduler) -> None:
     solver.model_outputs = [None] * solver.config.solver_order
 
 
-class WanReference:
+class WanReference(Reference):
     """Wan 2.1 as diffusers computes it, on latents ``[B, C, T, H, W]`` in float32."""
-
-    def __init__(self, pipeline: WanPipeline) -> None:
-        self.pipeline = pipeline
 
     @classmethod
     def from_pretrained(
@@ -67,17 +65,8 @@ class WanReference:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> WanReference:
-        """Opens a pipeline folder in the official layout; never reaches for the network.
-
-        The VAE is in float32 whatever ``dtype``, as the model cards load it.
-        """
-        dtypes = {"default": dtype, "vae": torch.float32}
-        pipeline = WanPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
-        return cls(pipeline.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.transformer.device
+        """As :meth:`Reference.from_pretrained`; the VAE is in float32, as the model cards load it."""
+        return super().from_pretrained(folder, {"default": dtype, "vae": torch.float32}, device)
 
     @torch.no_grad()
     def encode(

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 
+from torch_ref.reference import Reference
 from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
 
 TEXT_LENGTH = 512
 Text = list[torch.Tensor]
 
 
-class ZImageReference:
+class ZImageReference(Reference):
     """Z-Image as diffusers computes it; latents have no frame axis, ``[B, C, H, W]`` in float32."""
-
-    def __init__(self, pipeline: ZImagePipeline) -> None:
-        self.pipeline = pipeline
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> ZImageReference:
-        """Opens a pipeline folder in the official layout; never reaches for the network."""
-        pipeline = ZImagePipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return cls(pipeline.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.transformer.device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Text:
