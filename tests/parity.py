@@ -102,6 +102,16 @@ class Loop:
         return np.asarray(ours), np.asarray(theirs)
 
 
+def assert_matters(call, inputs, position, change=lambda x: 0.5 * x):
+    """`change` to one input of the second batch element moves what it gives, and nothing of the first's."""
+    before = np.asarray(call(*inputs))
+    changed = inputs[position].copy()
+    changed[1] = change(changed[1])
+    after = np.asarray(call(*inputs[:position], changed, *inputs[position + 1 :]))
+    assert relative(after[1], before[1]) > 1e-3
+    chex.assert_trees_all_close(after[0], before[0], rtol=0, atol=1e-6)
+
+
 def assert_each_within(tolerance, ours, theirs):
     """Every batch element by itself, so that none hides behind another."""
     assert len(ours) == len(theirs)

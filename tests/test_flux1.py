@@ -1,7 +1,5 @@
 """FLUX.1's transformer beside diffusers' own, in float32 on tiny checkpoints."""
 
-from dataclasses import fields
-
 import chex
 import einops
 import jax
@@ -13,37 +11,24 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from flax import nnx
 
-from convert.checkpoint import Checkpoint, read_config
 from convert.flux1 import RULES
-from convert.loader import load_parameters
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.layers import layer_norm, rms_norm, sinusoidal_embedding
 from jaxspd.models.packing import pack, unpack
 from tests import tiny
 from tests.compare import relative
+from tests.parity import assert_matters, flax_transformer
 
 TEXT_TOKENS = 10
 GRIDS = [(4, 4), (3, 5)]
 
 
 class Pair:
-    """Our transformer and diffusers' from one folder, called with the same arrays."""
+    """Our transformer and diffusers' from one pipeline folder, called with the same arrays."""
 
-    def __init__(self, folder):
-        self.theirs = FluxTransformer2DModel.from_pretrained(folder)
-        known = {field.name for field in fields(Flux1Config)}
-        given = {key: value for key, value in read_config(folder).items() if key in known}
-        self.config = Flux1Config(**{**given, "axes_dims_rope": tuple(given["axes_dims_rope"])})
-        self.ours = self.load(folder, jnp.float32)
-
-    def load(self, folder, dtype):
-        abstract = nnx.eval_shape(lambda: Flux1Transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
-        graph, state = nnx.split(abstract)
-        parameters = load_parameters(Checkpoint(folder), state, RULES)
-        run = jax.jit(
-            lambda p, grid, *inputs: nnx.merge(graph, p)(inputs[0], grid, *inputs[1:]), static_argnums=1
-        )
-        return lambda image, grid, *rest: run(parameters, grid, image, *rest)
+    def __init__(self, pipeline):
+        self.theirs = FluxTransformer2DModel.from_pretrained(pipeline / "transformer")
+        self.config, self.ours = flax_transformer(Flux1Transformer, Flux1Config, RULES, pipeline, static=[1])
 
     def inputs(self, grid, batch=2, seed=0):
         """Two elements that differ in everything, σ, guidance and text included.
@@ -76,12 +61,12 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def dev(flux1_folder):
-    return Pair(flux1_folder / "transformer")
+    return Pair(flux1_folder)
 
 
 @pytest.fixture(scope="module")
 def schnell(schnell_folder):
-    return Pair(schnell_folder / "transformer")
+    return Pair(schnell_folder)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -99,7 +84,9 @@ def test_velocity_is_diffusers(request, name, grid):
 
 @pytest.mark.parametrize(("double", "single"), [(0, 2), (2, 0)])
 def test_either_kind_of_block_may_be_absent(tmp_path, double, single):
-    tiny.flux1_transformer(num_layers=double, num_single_layers=single, seed=5).save_pretrained(tmp_path)
+    tiny.flux1_transformer(num_layers=double, num_single_layers=single, seed=5).save_pretrained(
+        tmp_path / "transformer"
+    )
     pair = Pair(tmp_path)
     assert (pair.config.num_layers, pair.config.num_single_layers) == (double, single)
     inputs = pair.inputs(GRIDS[1])
@@ -109,13 +96,7 @@ def test_either_kind_of_block_may_be_absent(tmp_path, double, single):
 # Parity is worth nothing where an input is ignored on both sides, or hardly matters.
 @pytest.mark.parametrize("position", [0, 2, 3, 4, 5], ids=["image", "text", "pooled", "sigma", "guidance"])
 def test_every_input_matters_to_its_own_batch_element_only(dev, position):
-    inputs = dev.inputs(GRIDS[1])
-    before = np.asarray(dev.ours(*inputs))
-    inputs[position] = inputs[position].copy()
-    inputs[position][1] *= 0.5
-    after = np.asarray(dev.ours(*inputs))
-    assert relative(after[1], before[1]) > 1e-3
-    chex.assert_trees_all_close(after[0], before[0], rtol=0, atol=1e-6)
+    assert_matters(dev.ours, dev.inputs(GRIDS[1]), position)
 
 
 def test_norms_treat_faint_activations_as_diffusers_does(dev):

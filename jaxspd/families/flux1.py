@@ -14,6 +14,7 @@ from convert.checkpoint import read_config, read_json
 from convert.flux1 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
+    FLUX1_SPECTRUM,
     BaseFamily,
     check_parts,
     read_spectrum,
@@ -25,8 +26,6 @@ from jaxspd.models.packing import pack, unpack
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
-# FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
-SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
 DEV_SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "use_dynamic_shifting": True,
@@ -68,7 +67,7 @@ class Family(BaseFamily):
     config: Flux1Config = Flux1Config(guidance_embeds=True)
     scheduler: dict = field(default_factory=lambda: DEV_SCHEDULER)
     vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
-    spectrum: Spectrum = SPECTRUM
+    spectrum: Spectrum = FLUX1_SPECTRUM
     text_tokens: int = 512
 
     @classmethod
@@ -89,7 +88,7 @@ class Family(BaseFamily):
         text_tokens = read_text_length(
             folder, "tokenizer_2", 512 if scheduler.get("use_dynamic_shifting") else 256
         )
-        return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM), text_tokens)
+        return cls(folder, config, scheduler, vae, read_spectrum(folder, FLUX1_SPECTRUM), text_tokens)
 
     # Defaults: those of the model cards.
 
@@ -211,10 +210,6 @@ class Family(BaseFamily):
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        from diffusers import AutoencoderKL
+        from jaxspd.families.torch_parts import decode_autoencoder_kl
 
-        from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
-
-        scaled = latents / self.vae["scaling_factor"] + self.vae["shift_factor"]
-        with torch_module(AutoencoderKL, self.folder / "vae", vae_dtype()) as vae:
-            return decode(vae, scaled)[:, None]
+        return decode_autoencoder_kl(self.folder / "vae", latents)[:, None]

@@ -15,6 +15,7 @@ from convert.checkpoint import read_config, read_json
 from convert.flux2 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
+    FLUX1_SPECTRUM,
     BaseFamily,
     check_parts,
     read_spectrum,
@@ -27,7 +28,7 @@ from jaxspd.spectral.expansion import expand
 from jaxspd.spectral.spectrum import Spectrum
 
 # FLUX.1's, as placeholders: nobody has published a spectrum of FLUX.2's latents.
-SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
+SPECTRUM = FLUX1_SPECTRUM
 OFFICIAL_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
 OFFICIAL_VAE = {"latent_channels": 32, "block_out_channels": [128, 256, 512, 512]}
 KLEIN_4B = Flux2Config(

@@ -14,6 +14,7 @@ from convert.checkpoint import read_config, read_json
 from convert.qwen_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
+    FLUX1_SPECTRUM,
     BaseFamily,
     check_parts,
     read_spectrum,
@@ -26,7 +27,7 @@ from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
 # FLUX.1's, as placeholders: nobody has published a spectrum of Qwen-Image's latents.
-SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
+SPECTRUM = FLUX1_SPECTRUM
 OFFICIAL_SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "use_dynamic_shifting": True,

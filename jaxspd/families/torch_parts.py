@@ -87,6 +87,12 @@ def decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
     return np.concatenate(pixels)
 
 
+def decode_autoencoder_kl(folder: Path, latents: np.ndarray) -> np.ndarray:
+    """Pixels `[B, H, W, 3]`, uint8, of normalised latents `[B, C, h, w]`, by FLUX.1's kind of VAE."""
+    with torch_module(diffusers.AutoencoderKL, folder, vae_dtype()) as vae:
+        return decode(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+
+
 def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer):
     """The tokenizer of a component folder, of which no remote code is run."""
     with readable(folder):

@@ -14,6 +14,7 @@ from convert.checkpoint import read_config, read_json
 from convert.z_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
+    FLUX1_SPECTRUM,
     BaseFamily,
     check_parts,
     read_spectrum,
@@ -23,8 +24,8 @@ from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
-# Its VAE is FLUX.1's; fitted on 105k images by the method's authors (arXiv 2605.18736).
-SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
+# Its VAE is FLUX.1's, and so are its latents.
+SPECTRUM = FLUX1_SPECTRUM
 OFFICIAL_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0}
 TURBO_SHIFT = 3.0
 OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
@@ -186,10 +187,6 @@ class Family(BaseFamily):
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        from diffusers import AutoencoderKL
+        from jaxspd.families.torch_parts import decode_autoencoder_kl
 
-        from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
-
-        scaled = latents / self.vae["scaling_factor"] + self.vae["shift_factor"]
-        with torch_module(AutoencoderKL, self.folder / "vae", vae_dtype()) as vae:
-            return decode(vae, scaled)[:, None]
+        return decode_autoencoder_kl(self.folder / "vae", latents)[:, None]

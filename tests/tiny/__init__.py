@@ -6,6 +6,7 @@ for each other, and no parameter keeps the zeros or ones that diffusers initiali
 
 from tests.tiny.common import (
     CLIP_LENGTH,
+    assert_randomised,
     change_json,
     clip_tokenizer,
     qwen_tokenizer,
@@ -25,6 +26,7 @@ from tests.tiny.z_image import write_z_image, z_image_scheduler, z_image_transfo
 
 __all__ = [
     "CLIP_LENGTH",
+    "assert_randomised",
     "change_json",
     "clip_tokenizer",
     "flux1_scheduler",

@@ -34,6 +34,15 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
         parameter.copy_(values)
 
 
+def assert_randomised(pipeline) -> None:
+    """No parameter of ``pipeline`` is as its class initialises it."""
+    for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+        for name, parameter in module.named_parameters():
+            assert not (parameter == 0).any(), name
+            assert not (parameter == 1).any(), name
+            assert parameter.numel() == 1 or parameter.std() > 0.01, name
+
+
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """Byte-level tokenizer with one token a byte, written to ``folder`` as vocabulary files."""
     folder.mkdir(parents=True, exist_ok=True)
