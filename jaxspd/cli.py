@@ -15,6 +15,14 @@ from jaxspd.params import SamplingParams, check_keys, read_config_file, read_pro
 MODEL_HELP = "folder of a pipeline in diffusers' layout, or a hub id; default: the demo"
 # Keys of a configuration file that are not sampling parameters.
 MODEL_KEYS = {"model_path": str, "dit_cpu_offload": bool, "compilation_cache": bool}
+# Flags that take the place of what a configuration file says in other words.
+REPLACES = {
+    "progressive_levels": ["progressive_scales"],
+    "progressive_scales": ["progressive_levels"],
+    "progressive_delta": ["progressive_sigmas"],
+    "spectrum": ["progressive_sigmas"],
+    "progressive_sigmas": ["progressive_delta", "spectrum"],
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +86,7 @@ def build_parser() -> Parser:
             "width",
             "num_frames",
             "flow_shift",
+            "spectrum",
             *tuple(f.name for f in fields(SamplingParams) if f.name.startswith("progressive")),
         ),
     )
@@ -94,12 +103,14 @@ def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> N
     """A flag for each field of SamplingParams; those not given stay out of the namespace."""
     for item in fields(SamplingParams):
         if only is None or item.name in only:
-            default = "" if item.default is None else f" (default: {item.default})"
+            kind, default = item.metadata["kind"], item.default
             parser.add_argument(
                 flag(item.name),
-                type=item.metadata["kind"],
+                type=boolean if kind is bool else kind,
+                nargs="+" if item.metadata["many"] else None,
+                metavar="true|false" if kind is bool else None,
                 default=argparse.SUPPRESS,
-                help=item.metadata["help"] + default,
+                help=item.metadata["help"] + ("" if default is None else f" (default: {default})".lower()),
             )
 
 
@@ -113,6 +124,9 @@ def run_generate(args: argparse.Namespace) -> None:
             values[name] = given
         elif not isinstance(values.get(name, kind()), kind):
             raise UsageError(f"{name} must be {'true or false' if kind is bool else 'text'}")
+    for name in REPLACES.keys() & vars(args).keys():
+        for replaced in REPLACES[name]:
+            values.pop(replaced, None)
     values |= {name: getattr(args, name) for name in known if name in args}
     if args.prompt_path:
         if "prompt" in args:

@@ -2,6 +2,7 @@
 file's keys. Imports neither jax nor torch.
 """
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,9 +14,11 @@ from jaxspd.errors import UsageError
 METADATA_KEY = "jaxspd"
 
 
-def option(default: Any, help: str, kind: type = str) -> Any:
-    """A field whose value, where given, is of `kind`; None leaves the choice to the checkpoint."""
-    return field(default=default, metadata={"help": help, "kind": kind})
+def option(default: Any, help: str, kind: type = str, many: bool = False) -> Any:
+    """A field whose value, where given, is of `kind`, or a list of them; None leaves the choice to the
+    checkpoint.
+    """
+    return field(default=default, metadata={"help": help, "kind": kind, "many": many})
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,32 @@ class SamplingParams:
     progressive_mode: str = option(
         "fullres", "fullres, dct (grow the resolution) or dct_rewind (and align the noise level)"
     )
-    progressive_levels: int = option(1, "how many times the first stage's grid is halved", int)
-    progressive_delta: float = option(
-        0.01, "error allowed at a change of resolution, 0 to 1; more is faster", float
+    progressive_levels: int | None = option(
+        None, "how many times the first stage's grid is halved (default: 1)", int
+    )
+    progressive_scales: list[str] | None = option(
+        None,
+        "the stages' scales instead: 0.5 1, or 1/3 2/3 1; or heights in pixels, 480 720",
+        many=True,
+    )
+    progressive_delta: float | None = option(
+        None, "error allowed at a change of resolution, 0 to 1; more is faster (default: 0.01)", float
+    )
+    progressive_sigmas: list[float] | None = option(
+        None, "noise levels at which the resolution changes, instead of delta", float, many=True
+    )
+    progressive_transform: str = option("dct", "basis in which the grid grows: dct, fft or dwt (Haar)")
+    progressive_respace: bool = option(
+        False, "after a rewind, spread the steps left evenly, instead of one long step", bool
+    )
+    progressive_shift: str = option(
+        "full", "dynamic shift of the noise levels: of the full grid, or of each stage's own (stage)"
     )
     progressive_grid: str | None = option(
         None, "grid that grows: latent, or patchified (FLUX.2's default: 2×2 latents as channels)"
+    )
+    spectrum: str | dict | None = option(
+        None, "file that jaxspd calibrate wrote: the power spectrum by which the resolution changes"
     )
 
     def __post_init__(self):
@@ -88,15 +111,30 @@ def check_keys(values: Mapping[str, Any], known: list[str]) -> None:
 
 def _checked(item, value: Any) -> Any:
     """`value` as the field's kind."""
-    kind = item.metadata["kind"]
+    kind, many = item.metadata["kind"], item.metadata["many"]
     if value is None:
         if item.default is not None:
             raise UsageError(f"{item.name} needs a value")
         return None
-    if item.name == "prompt" and isinstance(value, list | tuple):
-        return [_checked(item, one) for one in value]
-    wrong = UsageError(f"{item.name} must be {_NAMES[kind]}, not {value!r}")
-    if isinstance(value, bool) or (kind is str) != isinstance(value, str):
+    if (many or item.name == "prompt") and isinstance(value, list | tuple):
+        return [_one(item.name, kind, one) for one in value]
+    if item.name == "spectrum" and isinstance(value, Mapping):
+        return dict(value)
+    if many:  # as a configuration file may put it: one value, or several in one text
+        value = value.split() if isinstance(value, str) else [value]
+        return [_one(item.name, kind, one) for one in value]
+    return _one(item.name, kind, value)
+
+
+def _one(name: str, kind: type, value: Any) -> Any:
+    """A single `value` as `kind`."""
+    if name == "progressive_scales" and isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value}"
+    if name == "progressive_sigmas" and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    wrong = UsageError(f"{name} must be {_NAMES[kind]}, not {value!r}")
+    if (kind is bool) != isinstance(value, bool) or (kind is str) != isinstance(value, str):
         raise wrong
     try:
         converted = kind(value)
@@ -107,7 +145,7 @@ def _checked(item, value: Any) -> Any:
     return converted
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text"}
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def read_prompts(path: Path) -> list[str]:

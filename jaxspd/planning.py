@@ -1,14 +1,17 @@
 """From a request and a family to the plan that will run."""
 
+import itertools
 import logging
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from jaxspd.errors import UsageError
 from jaxspd.params import SamplingParams
 from jaxspd.sampling.solvers import SOLVERS, default_solver
-from jaxspd.spectral.levels import halvings
-from jaxspd.spectral.plan import MODES, Plan, make_plan
+from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
+from jaxspd.spectral.plan import MODES, Plan, activation_thresholds, make_plan
+from jaxspd.spectral.spectrum import Spectrum
 
 log = logging.getLogger("jaxspd")
 
@@ -34,10 +37,33 @@ def complete(family, params: SamplingParams) -> SamplingParams:
     grid = params.progressive_grid or next(iter(family.expansions))
     if grid not in family.expansions:
         raise UsageError(f"{family.title} has no {grid!r} grid to grow; use {' or '.join(family.expansions)}")
+    if params.progressive_scales is not None and params.progressive_levels is not None:
+        raise UsageError("give progressive levels or progressive scales, not both")
+    levels = params.progressive_levels
+    if params.progressive_scales is None and levels is None:
+        levels = 1
+    delta = params.progressive_delta
+    if params.progressive_sigmas is None:
+        delta = 0.01 if delta is None else delta
+    elif delta is not None or params.spectrum is not None:
+        raise UsageError("progressive_sigmas replace progressive_delta and spectrum; leave those out")
+    if params.progressive_shift not in ("full", "stage"):
+        raise UsageError(f"unknown progressive shift {params.progressive_shift!r}; use full or stage")
+    if params.progressive_shift == "stage" and not family.scheduler.get("use_dynamic_shifting"):
+        raise UsageError(
+            "this checkpoint's noise levels do not depend on the picture's size; leave progressive_shift out"
+        )
+    spectrum = params.spectrum
+    if isinstance(spectrum, str):
+        # What the file says goes into the picture's parameters, not where it lay.
+        spectrum = asdict(Spectrum.from_file(Path(spectrum)))
     height, width = pixel_size(family, params)
     return replace(
         params,
         progressive_grid=grid,
+        progressive_levels=levels,
+        progressive_delta=delta,
+        spectrum=spectrum,
         num_inference_steps=params.num_inference_steps or family.default_steps,
         guidance_scale=guidance,
         negative_prompt=negative,
@@ -52,31 +78,67 @@ def complete(family, params: SamplingParams) -> SamplingParams:
 def plan_request(family, params: SamplingParams) -> Plan:
     """The stages that `params` asks of `family`; UsageError where it asks the impossible."""
     params = complete(family, params)
-    mode, leading = params.progressive_mode, family.leading(params.num_frames)
-    latent = params.height // family.pixels_per_latent, params.width // family.pixels_per_latent
+    leading = family.leading(params.num_frames)
 
     def tokens(grid: tuple[int, int]) -> int:
         return family.tokens((*leading, *grid))
 
+    levels = grids(family, params)
+    sizes = [tokens(level.latent) for level in levels]
+    if params.progressive_shift == "full":
+        sizes = sizes[-1:] * len(sizes)
     return make_plan(
-        halvings(latent, used_levels(params)),
-        family.sigmas(params.num_inference_steps, tokens(latent), params.flow_shift),
-        family.spectrum,
-        mode=mode,
-        delta=params.progressive_delta,
+        levels,
+        [family.sigmas(params.num_inference_steps, size, params.flow_shift) for size in sizes],
+        thresholds(family, params, levels),
+        mode=params.progressive_mode,
         tokens=tokens,
+        transform=params.progressive_transform,
+        delta=params.progressive_delta,
+        respace=params.progressive_respace,
     )
 
 
+def grids(family, params: SamplingParams) -> list[Level]:
+    """The levels that complete `params` ask for, coarsest first."""
+    latent = params.height // family.pixels_per_latent, params.width // family.pixels_per_latent
+    if params.progressive_scales is None:
+        return halvings(latent, used_levels(params))
+    scales = parse_scales(params.progressive_scales, params.height)
+    levels = at_scales(latent, scales, family.pixel_multiple // family.pixels_per_latent)
+    return levels[-1:] if params.progressive_mode == "fullres" else levels
+
+
+def thresholds(family, params: SamplingParams, levels: list[Level]) -> list[float]:
+    """The σ at which the grid changes: those given, or those that δ makes of the power spectrum."""
+    sigmas = params.progressive_sigmas
+    if sigmas is None:
+        spectrum = family.spectrum
+        if params.spectrum is not None:
+            spectrum = Spectrum.from_mapping(params.spectrum, "the spectrum given")
+        return activation_thresholds(levels, spectrum, params.progressive_delta)
+    if params.progressive_mode == "fullres":
+        return []
+    if len(sigmas) != len(levels) - 1:
+        raise UsageError(
+            f"progressive_sigmas needs a noise level for each change of resolution, {len(levels) - 1} in "
+            f"all, not {len(sigmas)}"
+        )
+    if not all(a > b for a, b in itertools.pairwise([1, *sigmas, 0])):
+        raise UsageError("progressive_sigmas must lie between 0 and 1 and decrease")
+    return sigmas
+
+
 def used_levels(params: SamplingParams) -> int:
-    """How many times the grid is halved: not at all in `fullres`."""
+    """How many times the grid is halved: not at all in `fullres`, or where scales are given."""
     if params.progressive_mode not in MODES:
         raise UsageError(
             f"unknown progressive mode {params.progressive_mode!r}; use one of {', '.join(MODES)}"
         )
-    if params.progressive_levels < 0:
-        raise UsageError(f"progressive levels must be 0 or more, not {params.progressive_levels}")
-    return 0 if params.progressive_mode == "fullres" else params.progressive_levels
+    levels = 1 if params.progressive_levels is None else params.progressive_levels
+    if levels < 0:
+        raise UsageError(f"progressive levels must be 0 or more, not {levels}")
+    return 0 if params.progressive_mode == "fullres" or params.progressive_scales else levels
 
 
 def pixel_size(family, params: SamplingParams) -> tuple[int, int]:
@@ -130,6 +192,7 @@ def plan_report(family, plan: Plan) -> dict:
         "family": family.name,
         "mode": plan.mode,
         "levels": plan.levels,
+        "transform": plan.transform,
         "delta": plan.delta,
         "stages": [
             {
@@ -151,7 +214,9 @@ def plan_table(family, plan: Plan) -> str:
     """The plan for people to read."""
     lines = [
         f"{family.title}, {plan.mode}"
-        + (f", {plan.levels} level{'s' * (plan.levels > 1)}, δ = {plan.delta:g}" if plan.levels else ""),
+        + (f", {plan.levels} level{'s' * (plan.levels > 1)}" if plan.levels else "")
+        + (f" in {plan.transform}" if plan.transform != "dct" else "")
+        + (f", δ = {plan.delta:g}" if plan.levels and plan.delta else ""),
         f"{'stage':>5}  {'latent':>9}  {'tokens':>6}  {'steps':>9}  {'σ':>8}  {'aligned σ':>9}",
     ]
     for number, stage in enumerate(plan.stages, 1):

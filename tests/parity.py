@@ -1,5 +1,7 @@
 """Both sides of a comparison: our transformer or family, and what judges it."""
 
+from dataclasses import asdict
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,13 @@ from convert.checkpoint import Checkpoint
 from convert.loader import load_parameters
 from jaxspd.families import open_family
 from jaxspd.families.base import read_transformer_config
+from jaxspd.params import SamplingParams
+from jaxspd.planning import plan_request
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
-from jaxspd.sampling.solvers import SOLVERS
-from jaxspd.spectral.levels import halvings
-from jaxspd.spectral.plan import make_plan
+from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.spectrum import Spectrum
 from tests.compare import relative
 
@@ -39,66 +41,65 @@ def flax_transformer(model_class, config_class, rules, pipeline, dtype=jnp.float
 
 
 class Loop:
-    """The denoising of one tiny checkpoint of pictures, here and in its `reference` of torch_ref.
-
-    `encode(prompts)` gives the reference's text and the same as our conditioning before `condition`.
+    """The denoising of one tiny checkpoint, here and in its `reference` of torch_ref. Latents are `latent`
+    in size, videos of `frames` frames; `texts(prompts)` makes the reference's arguments.
     """
 
-    def __init__(self, folder, reference, encode, latent=(16, 24)):
-        self.family, self.reference, self.encode, self.latent = open_family(folder), reference, encode, latent
+    def __init__(self, folder, reference, latent=(16, 24), frames=1, texts=None):
+        self.texts = texts or (lambda prompts: (reference.encode(prompts),))
+        self.family, self.reference, self.latent, self.frames = open_family(folder), reference, latent, frames
+        self.leading = self.family.leading(frames)
         abstract = self.family.abstract_parameters(jnp.float32)
         self.parameters = load_parameters(Checkpoint(folder / "transformer"), abstract, self.family.rules)
         velocity, combine = self.family.velocity_function(jnp.float32), self.family.combine
+        solver = SOLVERS[default_solver(self.family.scheduler)]
         # Shared, so that each resolution compiles once for all comparisons.
         self.programs = {
-            grid: Programs(guide(velocity, combine, batched=True), SOLVERS["euler"], expand=expand)
+            grid: Programs(guide(velocity, combine, batched=True), solver, expand=expand)
             for grid, expand in self.family.expansions.items()
         }
 
     def plan(self, mode, levels, steps, delta):
-        leading = self.family.leading(1)
+        settings = {"levels": levels} if mode != "fullres" else {}
+        return self.request(steps, mode=mode, delta=delta, **settings)
 
-        def tokens(grid):
-            return self.family.tokens((*leading, *grid))
-
-        return make_plan(
-            halvings(self.latent, levels),
-            self.family.sigmas(steps, tokens(self.latent)),
-            Spectrum(*STEEP),
-            mode=mode,
-            delta=delta,
-            tokens=tokens,
+    def request(self, steps, **settings):
+        """The plan of a request with `settings`, which are those whose names start in `progressive`."""
+        height, width = (side * self.family.pixels_per_latent for side in self.latent)
+        params = SamplingParams(
+            num_inference_steps=steps,
+            height=height,
+            width=width,
+            num_frames=self.frames,
+            spectrum=None if "sigmas" in settings else asdict(Spectrum(*STEEP)),
+            **{f"progressive_{name}": value for name, value in settings.items()},
         )
+        return plan_request(self.family, params)
 
-    def both(self, plan, prompts, negatives, guidance, seeds=(5, 6), grid=None):
+    def both(self, plan, prompts, negatives, guidance, seeds=(5, 6), grid=None, **growth):
         """Latents of `plan`, ours and the reference's, from the same noise and text. `grid` is the one that
-        grows, where the family has several.
+        grows, where the family has several; `growth` tells the reference what the plan does not.
         """
-        leading = self.family.leading(1)
-        noises = stage_noises(seeds, leading, [stage.latent for stage in plan.stages])
-        text, conditioning = self.encode(prompts)
-        conditioning = self.family.condition(conditioning, guidance)
-        arguments = [text]
+        noises = stage_noises(seeds, self.leading, [stage.latent for stage in plan.stages])
+        arguments = self.texts(prompts)
+        conditioning = self.family.condition(self.family.encode(prompts), guidance)
         if self.family.guided(guidance):
-            negative_text, negative = self.encode(negatives)
-            arguments.append(negative_text)
-            scale = np.full(len(seeds), guidance, np.float32)
-            conditioning = Guided(conditioning, self.family.condition(negative, guidance), scale)
+            arguments = (*arguments, *self.texts(negatives))
+            negative = self.family.condition(self.family.encode(negatives), guidance)
+            conditioning = Guided(conditioning, negative, np.full(len(seeds), guidance, np.float32))
+        growth = {"mode": plan.mode, "levels": plan.levels, "delta": plan.delta, "spectrum": STEEP, **growth}
         theirs = self.reference.denoise(
             noises,
             *arguments,
             num_inference_steps=plan.steps,
             guidance_scale=guidance,
-            mode=plan.mode,
-            levels=plan.levels,
-            delta=plan.delta,
-            spectrum=STEEP,
+            **growth,
             **({} if grid is None else {"grid": grid}),
         )
         programs = self.programs[grid or next(iter(self.programs))]
-        programs.prepare(plan, (len(seeds), *leading), self.parameters, conditioning)
+        programs.prepare(plan, (len(seeds), *self.leading), self.parameters, conditioning)
         ours, _ = denoise(programs, plan, self.parameters, conditioning, noises)
-        chex.assert_shape(ours, (len(seeds), *leading, *self.latent))
+        chex.assert_shape(ours, (len(seeds), *self.leading, *self.latent))
         return np.asarray(ours), np.asarray(theirs)
 
 

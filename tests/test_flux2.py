@@ -176,12 +176,7 @@ def test_patches_are_the_pipelines():
 
 
 def loop_of(folder):
-    reference, family = Flux2Reference.from_pretrained(folder), open_family(folder)
-
-    def encode(prompts):
-        return reference.encode(prompts), family.encode(prompts)
-
-    return Loop(folder, reference, encode)
+    return Loop(folder, Flux2Reference.from_pretrained(folder))
 
 
 @pytest.fixture(scope="module")

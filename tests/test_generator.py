@@ -39,6 +39,9 @@ def test_each_resolution_compiles_once_and_never_again(flux1_folder, compiled, l
     other |= {"num_inference_steps": 70, "progressive_delta": 0.7}
     assert make(generator, **{**size, **other}).programs == 0
     assert compiled == []
+    # Another basis or spacing is another way from grid to grid, not another step.
+    other |= {"progressive_transform": "dwt", "progressive_respace": True}
+    assert make(generator, **{**size, **other}).programs == 0
 
 
 def test_a_seed_gives_the_same_picture_whatever_is_beside_it(generator):

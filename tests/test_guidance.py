@@ -12,8 +12,8 @@ from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.levels import halvings
-from jaxspd.spectral.plan import make_plan
 from jaxspd.spectral.spectrum import Spectrum
+from tests.plans import plan_of
 
 SHAPE = (2, 3, 1, 4, 6)
 
@@ -66,7 +66,7 @@ def forward_batches(monkeypatch, limit):
         jax.debug.callback(lambda x: seen.append(len(x)), latents)
         return velocity(parameters, latents, sigma, conditioning)
 
-    plan = make_plan(
+    plan = plan_of(
         halvings((4, 6), 0), [1.0, 0.0], Spectrum(1.0, 1.0), mode="fullres", delta=0.1, tokens=lambda grid: 1
     )
     conditioning = Guided({"text": draw(1, 5, seed=1)}, {"text": draw(1, 5, seed=2)}, np.ones(1, np.float32))

@@ -17,9 +17,9 @@ from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import euler
 from jaxspd.spectral.levels import halvings
-from jaxspd.spectral.plan import make_plan
 from jaxspd.spectral.spectrum import Spectrum
 from tests.compare import relative
+from tests.plans import plan_of
 from torch_ref.flux1 import Flux1Reference, set_schedule
 from torch_ref.spectral import stage_starts
 
@@ -42,7 +42,7 @@ class Model:
         return Programs(self.family.velocity_function(jnp.float32), euler)
 
     def plan(self, mode, levels, delta, steps):
-        return make_plan(
+        return plan_of(
             halvings(LATENT, levels),
             self.family.sigmas(steps, self.tokens(LATENT)),
             Spectrum(*SPECTRUM),
@@ -155,7 +155,7 @@ def drift(parameters, latents, sigma, conditioning):
 def plan_by_hand(mode="dct_rewind"):
     levels, sigmas = halvings((4, 6), 1), [1.0, 0.9, 0.5, 0.2, 0.0]
     spectrum = Spectrum(4.0, 1.0)  # P(1) = 4, so at δ = 0.5 the fine grid starts at 0.86
-    return make_plan(levels, sigmas, spectrum, mode=mode, delta=0.5, tokens=lambda g: g[0] * g[1])
+    return plan_of(levels, sigmas, spectrum, mode=mode, delta=0.5, tokens=lambda g: g[0] * g[1])
 
 
 def run_by_hand(plan, noises, progress=lambda *_: None):

@@ -1,24 +1,18 @@
-"""When the grid grows and how: activation, plans, DCT, expansion."""
+"""When the grid grows: activation, levels, plans."""
 
 import math
+from itertools import pairwise
 
-import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.scipy.fft import dctn as jax_dctn
-from jax.scipy.fft import idctn as jax_idctn
-from scipy.fft import dctn, idctn
 
 from jaxspd.errors import UsageError
 from jaxspd.sampling.schedule import flow_match_sigmas
-from jaxspd.spectral import expansion
-from jaxspd.spectral.expansion import SPATIAL
-from jaxspd.spectral.levels import Level, at_scales, halvings
-from jaxspd.spectral.plan import alignment, make_plan
+from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
+from jaxspd.spectral.plan import make_plan, respaced
 from jaxspd.spectral.spectrum import Spectrum
-from tests.compare import relative
+from tests.plans import plan_of
+from torch_ref import spectral as reference
 
 # FLUX.1-dev at 1024×1024: 128×128 latents packed into 4096 tokens, as published.
 FLUX1 = Spectrum(amplitude=203.615097, exponent=1.915461)
@@ -39,7 +33,7 @@ def tokens(latent):
 
 def flux1_plan(levels=1, mode="dct_rewind", delta=0.01, steps=STEPS):
     sigmas = flow_match_sigmas(DEV, steps, 4096)
-    return make_plan(halvings((128, 128), levels), sigmas, FLUX1, mode=mode, delta=delta, tokens=tokens)
+    return plan_of(halvings((128, 128), levels), sigmas, FLUX1, mode=mode, delta=delta, tokens=tokens)
 
 
 def one_line(error) -> str:
@@ -47,10 +41,6 @@ def one_line(error) -> str:
     assert message
     assert len(message.splitlines()) == 1
     return message
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 # Activation and stage splits: the published numbers have six decimals.
@@ -100,7 +90,7 @@ def test_a_stage_starts_at_the_first_sigma_that_does_not_exceed_its_threshold():
     threshold = spectrum.activation_time(2, 0.5)
     levels = [Level((4, 4), 0.5, 2), Level((8, 8), 1.0, 4)]
     for sigma, start in ((threshold, 2), (np.nextafter(threshold, 1), 3)):
-        plan = make_plan(levels, [1.0, 0.9, sigma, 0.3, 0.0], spectrum, mode="dct", delta=0.5, tokens=tokens)
+        plan = plan_of(levels, [1.0, 0.9, sigma, 0.3, 0.0], spectrum, mode="dct", delta=0.5, tokens=tokens)
         assert plan.stages[1].start == start
 
 
@@ -138,7 +128,7 @@ def test_snapping_moves_the_grid_and_keeps_scale_and_frequency():
 def test_a_plan_runs_over_general_scales():
     sigmas = flow_match_sigmas(DEV, STEPS, 4096)
     levels = at_scales((128, 128), [1 / 4, 2 / 3, 1])
-    plan = make_plan(levels, sigmas, FLUX1, mode="dct_rewind", delta=0.01, tokens=tokens)
+    plan = plan_of(levels, sigmas, FLUX1, mode="dct_rewind", delta=0.01, tokens=tokens)
     starts = [0]
     for level in levels[:-1]:
         starts.append(int(np.argmax(sigmas <= FLUX1.activation_time(level.nyquist, 0.01))))
@@ -236,13 +226,13 @@ def test_scales_that_make_no_ladder_are_refused(scales, says):
 )
 def test_a_stage_without_a_step_is_refused(levels, sigmas, stage):
     with pytest.raises(UsageError) as error:
-        make_plan(halvings((128, 128), levels), sigmas, FLUX1, mode="dct", delta=0.05, tokens=tokens)
+        plan_of(halvings((128, 128), levels), sigmas, FLUX1, mode="dct", delta=0.05, tokens=tokens)
     assert stage in one_line(error)
 
 
 def test_a_schedule_without_a_step_is_refused():
     with pytest.raises(UsageError) as error:
-        make_plan(halvings((8, 8), 0), [0.0], FLUX1, mode="fullres", delta=0.5, tokens=tokens)
+        plan_of(halvings((8, 8), 0), [0.0], FLUX1, mode="fullres", delta=0.5, tokens=tokens)
     assert "1 or more" in one_line(error)
 
 
@@ -260,111 +250,136 @@ def test_savings_of_a_hand_computed_plan():
     assert (whole.token_step_ratio(), whole.flop_speedup(float)) == (1, 1)
 
 
-# DCT and expansion against SciPy in float64. Everything has batch 2 and 3 channels, so that each pair
-# of grids compiles once.
-
-expand = jax.jit(expansion.expand)
-LEADING = (2, 3)
-GRIDS = {
-    "2": ((6, 10), (12, 20)),
-    "1.5": ((8, 6), (12, 9)),
-    "awkward": ((7, 10), (12, 17)),
-    "one axis": ((5, 8), (5, 12)),
-}
-grids = pytest.mark.parametrize(("coarse", "fine"), GRIDS.values(), ids=GRIDS)
+# What may be chosen otherwise than as published
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(jax_dctn, dctn), (jax_idctn, idctn)])
-@pytest.mark.parametrize("shape", [(2, 1, 7, 17), (1, 2, 64, 48)])
-def test_dct_is_scipys(shape, ours, theirs):
-    x = normal(*shape)
-    exact = theirs(x.astype(np.float64), axes=SPATIAL, norm="ortho")
-    assert relative(jax.jit(lambda a: ours(a, axes=SPATIAL, norm="ortho"))(x), exact) <= 1e-6
+def by_hand(mode="dct_rewind", thresholds=(0.75,), levels=1, schedules=None, **options):
+    schedules = schedules or [[1.0, 0.9, 0.7, 0.4, 0.1, 0.0]] * (levels + 1)
+    return make_plan(halvings((8, 8), levels), schedules, thresholds, mode=mode, tokens=tokens, **options)
 
 
-def expanded_in_float64(latents, noise, sigma, kappa):
-    height, width = latents.shape[-2:]
-    spectrum = sigma * noise.astype(np.float64)
-    spectrum[..., :height, :width] = dctn(latents.astype(np.float64), axes=SPATIAL, norm="ortho")
-    return kappa * idctn(spectrum, axes=SPATIAL, norm="ortho")
+def test_remaining_steps_are_spread_evenly_along_the_schedule():
+    first, second = by_hand(respace=True).stages
+    assert first.sigmas == (1.0, 0.9, 0.7)
+    # κ·0.7 = 2·0.7/1.7 lies between entries 1 (0.9) and 2 (0.7); three steps go from there to entry 5.
+    aligned = 1.4 / 1.7
+    start = 1 + (0.9 - aligned) / 0.2
+    places = [start + (5 - start) * part / 3 for part in (1, 2)]
+    expected = [0.7 - 0.3 * (places[0] - 2), 0.4 - 0.3 * (places[1] - 3)]
+    assert second.sigmas == pytest.approx((aligned, *expected, 0.0), rel=1e-12)
+    assert (second.start, second.end, second.sigma) == (2, 5, 0.7)
 
 
-@grids
-def test_expansion_is_the_one_computed_in_float64(coarse, fine):
-    latents, noise = normal(*LEADING, *coarse), normal(*LEADING, *fine, seed=1)
-    expanded = expand(latents, noise, 0.7, 1.2)
-    chex.assert_shape(expanded, (*LEADING, *fine))
-    assert expanded.dtype == jnp.float32
-    assert relative(expanded, expanded_in_float64(latents, noise, 0.7, 1.2)) <= 1e-6
+def test_a_linear_schedule_stays_linear_when_it_is_spaced_anew():
+    linear = [1 - i / 10 for i in range(11)]
+    assert respaced(linear, 4, 0.75) == pytest.approx(np.linspace(0.75, 0, 7), abs=1e-12)
+    # From where it is already, nothing moves; and the last step goes down at once.
+    assert respaced(linear, 4, 0.6) == pytest.approx(linear[4:], abs=1e-12)
+    assert respaced(linear, 9, 0.15) == [0.15, 0.0]
 
 
-def test_expansion_is_float32_whatever_it_is_given():
-    coarse, fine = GRIDS["2"]
-    latents = jnp.asarray(normal(*LEADING, *coarse), jnp.bfloat16)
-    noise = jnp.asarray(normal(*LEADING, *fine, seed=1), jnp.bfloat16)
-    wide = expand(latents.astype(jnp.float32), noise.astype(jnp.float32), 0.7, 1.2)
-    chex.assert_trees_all_equal(expand(latents, noise, 0.7, 1.2), wide)
+def test_the_reference_spaces_steps_alike():
+    schedule = flow_match_sigmas(DEV, STEPS, 4096).astype(float).tolist()
+    for start, sigma in ((1, 0.999), (18, 0.918228), (28, 0.832296), (49, 0.2)):
+        ours = respaced(schedule, start, sigma)[1:]
+        assert ours == pytest.approx(reference.spread(schedule[:-1], start, sigma), abs=1e-12)
+        assert len(ours) == STEPS - start
 
 
-@grids
-def test_noise_beneath_the_latents_is_not_read(coarse, fine):
-    latents, noise = normal(*LEADING, *coarse), normal(*LEADING, *fine, seed=1)
-    other = noise.copy()
-    other[..., : coarse[0], : coarse[1]] = normal(*LEADING, *coarse, seed=2)
-    chex.assert_trees_all_equal(expand(latents, noise, 0.7, 1.0), expand(latents, other, 0.7, 1.0))
+def test_later_thresholds_see_the_levels_as_they_are_spaced():
+    schedule = [1.0, 0.9, 0.8, 0.6, 0.5, 0.3, 0.2, 0.1, 0.0]
+    plain, spaced = (
+        by_hand(thresholds=(0.85, 0.4), levels=2, schedules=[schedule] * 3, respace=r) for r in (False, True)
+    )
+    assert [s.start for s in plain.stages] == [0, 2, 5]
+    # 0.8 was aligned to 0.89, from where two steps to 0.4 and below are longer ones.
+    middle = spaced.stages[1]
+    assert middle.sigmas[0] == pytest.approx(1.6 / 1.8)
+    assert all(s > 0.4 for s in middle.sigmas[:-1])
+    assert middle.sigmas[-1] <= 0.4
+    assert spaced.stages[2].sigma == middle.sigmas[-1]
 
 
-# What expansion and κ are for
+def test_each_stage_may_follow_a_schedule_of_its_own():
+    low, high = [1.0, 0.8, 0.5, 0.3, 0.1, 0.0], [1.0, 0.9, 0.7, 0.4, 0.2, 0.0]
+    first, second = by_hand(thresholds=(0.55,), schedules=[low, high]).stages
+    assert first.sigmas == (1.0, 0.8, 0.5)
+    assert second.sigma == 0.5
+    assert second.sigmas == pytest.approx((1 / 1.5, 0.4, 0.2, 0.0))
 
 
-def constant(grid):
-    return np.full((*LEADING, *grid), 3.0)
+def test_a_stage_whose_noise_would_rise_is_refused():
+    low, high = [1.0, 0.5, 0.3, 0.1, 0.0], [1.0, 0.9, 0.8, 0.7, 0.0]
+    with pytest.raises(UsageError) as error:
+        by_hand("dct", thresholds=(0.55,), schedules=[low, high])
+    assert "start at σ 0.500 and go up to 0.800; use dct_rewind, or progressive respace" in one_line(error)
+    # Spaced anew it can only fall.
+    (_, second) = by_hand("dct", thresholds=(0.55,), schedules=[low, high], respace=True).stages
+    assert second.sigmas[0] == 0.5
+    assert all(a > b for a, b in pairwise(second.sigmas))
 
 
-def band_limited(grid):
-    """The same smooth picture sampled on any grid: no frequency above 2 rows by 3 columns."""
-    rows, columns = ((np.arange(n) + 0.5) / n for n in grid)
-    wave = np.cos(2 * np.pi * rows)[:, None] * np.cos(3 * np.pi * columns)
-    return np.broadcast_to(0.8 + wave - 0.5 * np.cos(np.pi * rows)[:, None], (*LEADING, *grid))
+@pytest.mark.parametrize(
+    ("texts", "scales"),
+    [
+        (["0.5", "1.0"], [0.5, 1]),
+        (["1/3", "2/3", "1"], [1 / 3, 2 / 3, 1]),
+        (["480", "720"], [2 / 3, 1]),
+        (["1"], [1]),
+    ],
+)
+def test_scales_are_read_as_decimals_fractions_and_heights(texts, scales):
+    assert parse_scales(texts, 720) == pytest.approx(scales, rel=1e-15)
 
 
-pictures = pytest.mark.parametrize("picture", [constant, band_limited])
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["480", "704"], "end in the picture's height, 720, not 704"),
+        (["half", "1"], "cannot read the progressive scale 'half'"),
+        (["1/0", "1"], "cannot read the progressive scale '1/0'"),
+    ],
+)
+def test_scales_that_cannot_be_read_are_refused(texts, says):
+    with pytest.raises(UsageError) as error:
+        parse_scales(texts, 720)
+    assert says in one_line(error)
 
 
-@pictures
-@grids
-def test_expanding_without_noise_resamples_the_picture_and_shrinks_it(coarse, fine, picture):
-    # The same energy over more coefficients: weaker by the root of how many times more there are,
-    # which is the ratio itself where both axes grow by it.
-    shrunk = math.sqrt(math.prod(coarse) / math.prod(fine))
-    expanded = expand(picture(coarse).astype(np.float32), normal(*LEADING, *fine), 0.0, 1.0)
-    assert relative(expanded, shrunk * picture(fine)) <= 1e-6
+@pytest.mark.parametrize("scales", [[1 / 3, 1], [0.5, 1]])
+def test_wavelets_only_double(scales):
+    # Half of 15, in even grids, is 8.
+    levels = at_scales((30, 30), scales, multiple=2)
+    with pytest.raises(UsageError) as error:
+        make_plan(levels, [[1.0, 0.5, 0.0]] * 2, [0.7], mode="dct", transform="dwt", tokens=tokens)
+    assert "to exactly 2 times its size" in one_line(error)
 
 
-@pictures
-@pytest.mark.parametrize("sigma", [0.05, 0.7, 1.0])
-@grids
-def test_kappa_puts_the_expanded_latents_back_on_the_schedule(coarse, fine, sigma, picture):
-    epsilon, noise = normal(*LEADING, *coarse), normal(*LEADING, *fine, seed=1)
-    latents = ((1 - sigma) * picture(coarse) + sigma * epsilon).astype(np.float32)
-    kappa = alignment(math.sqrt(math.prod(fine) / math.prod(coarse)), sigma)
-    aligned = kappa * sigma
-    # The fine grid's ε has the coarse one's coefficients below and fresh ones above.
-    fine_epsilon = expanded_in_float64(epsilon, noise, 1.0, 1.0)
-    expected = (1 - aligned) * picture(fine) + aligned * fine_epsilon
-    assert relative(expand(latents, noise, sigma, kappa), expected) <= 1e-6
+def test_an_unknown_transform_is_refused():
+    with pytest.raises(UsageError) as error:
+        by_hand(transform="dst")
+    assert "unknown progressive transform 'dst'; use one of dct, fft, dwt" in one_line(error)
 
 
-def test_expanded_noise_stays_white():
-    # At σ = 1 there is nothing but noise, and an orthonormal basis keeps it N(0, 1) and
-    # uncorrelated. 73,728 values: standard errors are 0.004 and 0.005; the bounds are five of them.
-    expanded = np.asarray(expand(normal(64, 2, 16, 16), normal(64, 2, 24, 24, seed=1), 1.0, 1.0))
-    assert abs(expanded.mean()) < 0.02
-    assert abs(expanded.var() - 1) < 0.026
-    assert abs((expanded[..., 1:] * expanded[..., :-1]).mean()) < 0.02
+def test_a_spectrum_is_read_from_a_file(tmp_path):
+    path = tmp_path / "spectrum.json"
+    path.write_text('{"amplitude": 20, "exponent": 1.5, "files": 3}')
+    assert Spectrum.from_file(path) == Spectrum(20.0, 1.5)
 
 
-def test_alignment_of_pure_noise_changes_nothing_and_of_a_clean_picture_is_the_ratio():
-    assert alignment(1.5, 1.0) == 1
-    assert alignment(1.5, 0.0) == 1.5
-    assert alignment(2.0, 0.5) == pytest.approx(2 / 1.5, rel=1e-15)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "cannot read a spectrum from"),
+        ("[1, 2]", "the numbers amplitude and exponent"),
+        ('{"amplitude": 20}', "the numbers amplitude and exponent"),
+        ('{"amplitude": 0, "exponent": 1}', "must be above 0"),
+        ('{"amplitude": 1, "exponent": NaN}', "both numbers finite"),
+    ],
+)
+def test_a_file_without_a_spectrum_is_refused(tmp_path, text, says):
+    path = tmp_path / "spectrum.json"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        Spectrum.from_file(path)
+    assert says in one_line(error)

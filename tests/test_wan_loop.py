@@ -16,10 +16,10 @@ from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.levels import halvings
-from jaxspd.spectral.plan import make_plan
 from jaxspd.spectral.spectrum import Spectrum
 from tests import tiny
 from tests.compare import relative
+from tests.plans import plan_of
 from torch_ref.wan import WanReference
 
 LATENT, LEADING = (16, 24), (4, 3)
@@ -45,7 +45,7 @@ class Model:
         }
 
     def plan(self, mode, levels, flow_shift=None):
-        return make_plan(
+        return plan_of(
             halvings(LATENT, levels),
             self.family.sigmas(STEPS, tokens=0, flow_shift=flow_shift),
             Spectrum(*SPECTRUM),

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from jaxspd.families import open_family
 from tests.compare import relative
 from tests.parity import Loop, assert_each_within
 from torch_ref.z_image import ZImageReference
@@ -14,8 +13,7 @@ STEPS, DELTA = 14, 0.05
 
 
 def open_loop(folder):
-    reference, family = ZImageReference.from_pretrained(folder), open_family(folder)
-    return Loop(folder, reference, lambda prompts: (reference.encode(prompts), family.encode(prompts)))
+    return Loop(folder, ZImageReference.from_pretrained(folder))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from torch_ref.reference import Reference
-from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
+from torch_ref.spectral import Growth, denoise_euler, stage_noises
 
 
 def set_schedule(
@@ -87,29 +87,27 @@ class Flux1Reference(Reference):
         *,
         num_inference_steps: int,
         guidance_scale: float = 3.5,
-        mode: Mode = "fullres",
-        levels: int = 1,
-        delta: float = 0.01,
-        spectrum: Spectrum = FLUX1_SPECTRUM,
+        **growth,
     ) -> torch.Tensor:
         """Latents ``[B, C, H, W]`` of a whole generation, in float32.
 
         ``noises`` holds one N(0, 1) array a stage, coarsest first: ``noises[0]`` is the initial
         latent, and ``noises[s]``, on the whole grid of stage ``s``, is noise in the *coefficient*
-        domain (see :func:`torch_ref.spectral.expand`). ``fullres`` has one stage and reads
-        neither ``levels``, ``delta`` nor ``spectrum``; ``dct_rewind`` aligns the noise level
-        after each expansion (step 4 of the method), ``dct`` does not.
+        domain (see :func:`torch_ref.spectral.expand`). ``growth`` are the fields of
+        :class:`torch_ref.spectral.Growth`.
         """
-        noises = stage_noises(noises, mode, levels, self.device)
-        height, width = noises[-1].shape[-2:]
-        # A scheduler of our own: its sigmas will be edited.
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
-        set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
+        growth = Growth(**growth)
+        noises = stage_noises(noises, growth, self.device)
+
+        def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+            set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
+            return scheduler
 
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
             return self.velocity(latents, sigma, prompt_embeds, pooled, guidance_scale)
 
-        return denoise_euler(scheduler, velocity, noises, mode=mode, delta=delta, spectrum=spectrum)
+        return denoise_euler(schedule, velocity, noises, growth)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from diffusers import (
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, retrieve_timesteps
 
 from torch_ref.reference import Reference
-from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, grow, stage_noises
+from torch_ref.spectral import Growth, denoise_euler, expand, stage_noises
 
 
 def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, tokens: int) -> None:
@@ -81,40 +81,31 @@ class Flux2Reference(Reference):
         *,
         num_inference_steps: int,
         guidance_scale: float = 4.0,
-        mode: Mode = "fullres",
-        levels: int = 1,
-        delta: float = 0.01,
-        spectrum: Spectrum = FLUX1_SPECTRUM,
         grid: Literal["patchified", "latent"] = "patchified",
+        **growth,
     ) -> torch.Tensor:
         """Latents ``[B, 4C, H, W]`` of a whole generation, in float32.
 
-        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. ``grid`` tells
+        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. ``grid`` tells
         which one grows: the patchified, or that of twice its size whose 2x2 patches are its channels.
         """
-        noises = stage_noises(noises, mode, levels, self.device, patch=1)
-        height, width = noises[-1].shape[-2:]
-        # A scheduler of our own: its sigmas will be edited.
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
-        set_schedule(scheduler, num_inference_steps, height * width)
+        growth = Growth(**growth)
+        noises = stage_noises(noises, growth, self.device, patch=1)
+
+        def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+            set_schedule(scheduler, num_inference_steps, height * width)
+            return scheduler
 
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
             return self.velocity(latents, sigma, text, negative, guidance_scale)
 
-        def grow_unpatchified(x: torch.Tensor, noise: torch.Tensor, sigma: float, mode: Mode):
+        def expand_unpatchified(x: torch.Tensor, noise: torch.Tensor, sigma: float, transform: str):
             x, noise = (self.pipeline._unpatchify_latents(part) for part in (x, noise))
-            x, sigma = grow(x, noise, sigma, mode)
-            return self.pipeline._patchify_latents(x), sigma
+            return self.pipeline._patchify_latents(expand(x, noise, sigma, transform))
 
-        return denoise_euler(
-            scheduler,
-            velocity,
-            noises,
-            mode=mode,
-            delta=delta,
-            spectrum=spectrum,
-            grow={"patchified": grow, "latent": grow_unpatchified}[grid],
-        )
+        grown = {"patchified": expand, "latent": expand_unpatchified}[grid]
+        return denoise_euler(schedule, velocity, noises, growth, grown)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

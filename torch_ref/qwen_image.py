@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from torch_ref.flux1 import set_schedule
 from torch_ref.reference import Reference
-from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
+from torch_ref.spectral import Growth, denoise_euler, stage_noises
 
 TEXT_LENGTH = 512
 Text = tuple[torch.Tensor, "torch.Tensor | None"]
@@ -74,25 +74,24 @@ class QwenImageReference(Reference):
         *,
         num_inference_steps: int,
         guidance_scale: float = 4.0,
-        mode: Mode = "fullres",
-        levels: int = 1,
-        delta: float = 0.01,
-        spectrum: Spectrum = FLUX1_SPECTRUM,
+        **growth,
     ) -> torch.Tensor:
         """Latents ``[B, C, H, W]`` of a whole generation, in float32.
 
-        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`.
+        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`.
         """
-        noises = stage_noises(noises, mode, levels, self.device)
-        height, width = noises[-1].shape[-2:]
-        # A scheduler of our own: its sigmas will be edited.
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
-        set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
+        growth = Growth(**growth)
+        noises = stage_noises(noises, growth, self.device)
+
+        def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+            set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
+            return scheduler
 
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
             return self.velocity(latents, sigma, text, negative, guidance_scale)
 
-        return denoise_euler(scheduler, velocity, noises, mode=mode, delta=delta, spectrum=spectrum)
+        return denoise_euler(schedule, velocity, noises, growth)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

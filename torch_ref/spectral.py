@@ -5,9 +5,9 @@ Frequencies are in cycles per image; a spectrum is the pair ``(A, beta)`` of ``P
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,12 +15,130 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 Mode = Literal["fullres", "dct", "dct_rewind"]
+Transform = Literal["dct", "fft", "dwt"]
 Spectrum = tuple[float, float]
 
 FLUX1_SPECTRUM: Spectrum = (203.615097, 1.915461)
 WAN_SPECTRUM: Spectrum = (219.484718, 2.422687)
-# Every stage halves its successor's grid, so the ratio of two scales is always this.
-HALVING = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How a generation grows its grid; what ``denoise`` of every family takes as keywords.
+
+    ``fullres`` has one stage and reads nothing else. ``levels`` counts halvings; ``scales``, which
+    end in 1, replace them. The grid changes at the first sigma not above a threshold, which follows
+    from ``delta`` and ``spectrum`` unless ``thresholds`` are given. ``dct_rewind`` aligns the noise
+    level after each expansion, in whatever ``transform``; with ``respace`` the remaining sigmas then
+    lie evenly along what is left of the schedule. ``shift`` takes the schedule of the full grid, or
+    of each stage's own.
+    """
+
+    mode: Mode = "fullres"
+    levels: int = 1
+    scales: tuple[float, ...] | None = None
+    delta: float = 0.01
+    spectrum: Spectrum = FLUX1_SPECTRUM
+    thresholds: tuple[float, ...] | None = None
+    transform: Transform = "dct"
+    respace: bool = False
+    shift: Literal["full", "stage"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("fullres", "dct", "dct_rewind"):
+            raise ValueError(f"unknown mode {self.mode!r}")
+
+    @property
+    def ladder(self) -> tuple[float, ...]:
+        """The scale of every stage."""
+        if self.mode == "fullres":
+            return (1.0,)
+        return self.scales or tuple(2.0**-k for k in range(self.levels, -1, -1))
+
+    def grids(self, height: int, width: int, patch: int = 1) -> list[tuple[int, int]]:
+        """Latent grids ``(h, w)`` of the stages, coarsest first, in whole tokens of ``patch`` latents."""
+        if self.scales is None:
+            return stage_grids(height, width, len(self.ladder) - 1)
+        return [tuple(max(1, round(c * n / patch)) * patch for n in (height, width)) for c in self.ladder]
+
+    def schedule_grids(self, noises: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+        """The latent grid whose schedule each stage follows."""
+        return [
+            tuple(noise.shape[-2:])
+            for noise in (noises if self.shift == "stage" else noises[-1:] * len(noises))
+        ]
+
+    def limits(self, height: int, width: int) -> list[float]:
+        """The sigma at which each stage but the last has to end."""
+        if self.thresholds is not None:
+            return list(self.thresholds)[: len(self.ladder) - 1]
+        # The Nyquist frequency of each coarse grid; of halvings, in whole cycles, as published.
+        if self.scales is None:
+            frequencies = [min(grid) // 2 for grid in self.grids(height, width)]
+        else:
+            frequencies = [c * min(height, width) / 2 for c in self.ladder]
+        return [activation_sigma(omega, self.delta, self.spectrum) for omega in frequencies[:-1]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stage's steps: the first's index, the sigma where the stage before ended, and the sigmas from
+    the first step's to that after the last, ``factor`` being what aligned the first.
+    """
+
+    start: int
+    before: float
+    factor: float
+    sigmas: list[float]
+
+
+def segments(growth: Growth, schedules: Sequence[Sequence[float]], height: int, width: int) -> list[Segment]:
+    """The stages' steps on the full grid ``height`` by ``width``.
+
+    ``schedules`` has, for each stage, the sigmas at which a generation on one grid would call the
+    model. A stage left without a step is a ``ValueError``.
+    """
+    grids, limits, ladder = growth.grids(height, width), growth.limits(height, width), growth.ladder
+    count, start, before = len(schedules[-1]), 0, schedules[0][0]
+    found = []
+    for stage, schedule in enumerate(schedules):
+        factor = 1.0
+        if stage and growth.mode == "dct_rewind":
+            factor = kappa(before, ladder[stage] / ladder[stage - 1])
+        rest = [*schedule[start + 1 :], 0.0]
+        if stage and growth.respace and start < count:
+            rest = spread(schedule, start, factor * before)
+        end = count
+        if stage < len(limits):
+            seen = [before, *rest[:-1]]
+            end = start + next((i for i, s in enumerate(seen) if s <= limits[stage]), len(seen))
+        if end <= start or start >= count:
+            h, w = grids[stage]
+            raise ValueError(f"stage {stage + 1} at {h}x{w} has no step; try more steps")
+        sigmas = [factor * before, *rest][: end - start + 1]
+        if sigmas[0] <= sigmas[1]:
+            raise ValueError(f"stage {stage + 1} would go from sigma {sigmas[0]} up to {sigmas[1]}")
+        found.append(Segment(start, before, factor, sigmas))
+        start, before = end, sigmas[-1]
+    return found
+
+
+def spread(schedule: Sequence[float], start: int, sigma: float) -> list[float]:
+    """As many sigmas below ``sigma`` as ``schedule`` has after ``start``, its final 0 included.
+
+    In the schedule's own index, a real number between two entries, they are equally far apart.
+    """
+    levels = [*schedule, 0.0]
+    # The piece of the schedule that holds sigma, and where in it.
+    piece = max(i for i in range(len(schedule)) if levels[i] >= sigma)
+    place = piece + (levels[piece] - sigma) / (levels[piece] - levels[piece + 1])
+    left = len(schedule) - start
+    result = []
+    for step in range(1, left):
+        at = place + (len(schedule) - place) * step / left
+        low = int(at)
+        result.append(levels[low] + (at - low) * (levels[low + 1] - levels[low]))
+    return [*result, 0.0]
 
 
 def power(omega: float, spectrum: Spectrum) -> float:
@@ -47,25 +165,21 @@ def stage_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:
 
 def stage_noises(
     noises: Sequence[np.ndarray | torch.Tensor],
-    mode: Mode,
-    levels: int,
+    growth: Growth,
     device: torch.device | str,
     patch: int = 2,
 ) -> list[torch.Tensor]:
     """``noises``, one ``[..., h, w]`` a stage, as float32 on ``device``; ValueError unless they fit.
 
-    The last one gives the full grid. ``fullres`` has one stage, whatever ``levels`` says. A token is
-    ``patch`` by ``patch`` latents.
+    The last one gives the full grid. A token is ``patch`` by ``patch`` latents.
     """
-    if mode not in ("fullres", "dct", "dct_rewind"):
-        raise ValueError(f"unknown mode {mode!r}")
     noises = [torch.as_tensor(noise, dtype=torch.float32, device=device) for noise in noises]
     *leading, height, width = noises[-1].shape
-    grids = stage_grids(height, width, 0 if mode == "fullres" else levels)
+    grids = growth.grids(height, width, patch)
     if [tuple(noise.shape) for noise in noises] != [(*leading, *grid) for grid in grids]:
         raise ValueError(f"one noise array is needed for each of the grids {grids}, otherwise alike")
-    # Else a stage would not be exactly twice as fine as the one before it, or cut a token in two.
-    multiple = patch << (len(grids) - 1)
+    # Else a halving would not be exactly twice as coarse as the grid after it, or cut a token in two.
+    multiple = patch << (len(grids) - 1 if growth.scales is None else 0)
     if height % multiple or width % multiple:
         raise ValueError(f"the last grid must be even at every halving, in multiples of {multiple}: {grids}")
     return noises
@@ -86,16 +200,8 @@ def stage_starts(
     starts at the first ``sigma <= t(w)``, where ``w = min(h, w) // 2`` is the Nyquist frequency
     of the grid before it. A stage left without a step is a ``ValueError``.
     """
-    starts, grids = [0], stage_grids(height, width, levels)
-    for h, w in grids[:-1]:
-        threshold = activation_sigma(min(h, w) // 2, delta, spectrum)
-        start = next((i for i, sigma in enumerate(sigmas) if sigma <= threshold), len(sigmas))
-        starts.append(start)
-    for stage, (start, end) in enumerate(itertools.pairwise([*starts, len(sigmas)])):
-        if end <= start:
-            h, w = grids[stage]
-            raise ValueError(f"stage {stage + 1} at {h}x{w} has no step; try more steps")
-    return starts
+    growth = Growth(mode="dct", levels=levels, delta=delta, spectrum=spectrum)
+    return [segment.start for segment in segments(growth, [sigmas] * (levels + 1), height, width)]
 
 
 def dct_matrix(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -123,20 +229,48 @@ def idct2(coefficients: torch.Tensor) -> torch.Tensor:
     return (rows.T @ coefficients.double() @ columns).to(coefficients.dtype)
 
 
-def expand(x: torch.Tensor, noise: torch.Tensor, sigma: float) -> torch.Tensor:
+def real_waves(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The real Fourier basis as a float64 matrix ``[size, size]``, one wave a row.
+
+    Counted from the cells' centres: the constant, then sine and cosine of 1, 2, ... cycles; of an even
+    size's last frequency the sine alone, since the cosine is 0 there.
+    """
+    centre = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
+    waves = [torch.ones_like(centre)]
+    for cycles in range(1, size // 2 + 1):
+        waves += [torch.sin(2 * math.pi * cycles * centre), torch.cos(2 * math.pi * cycles * centre)]
+    basis = torch.stack(waves[:size])
+    return basis / basis.norm(dim=1, keepdim=True)
+
+
+def haar_matrix(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """One level of Haar wavelets, ``[size, size]``: sums of neighbours, then their differences."""
+    sums = torch.eye(size // 2, dtype=torch.float64, device=device).repeat_interleave(2, dim=1)
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64, device=device).repeat(size // 2)
+    return torch.cat([sums, sums * signs]) / math.sqrt(2)
+
+
+def expand(x: torch.Tensor, noise: torch.Tensor, sigma: float, transform: Transform = "dct") -> torch.Tensor:
     """Spectral noise expansion of ``x`` ``[..., h, w]`` at noise level ``sigma``.
 
     ``noise`` ``[..., h', w']`` is N(0, 1) in the *coefficient* domain of the finer grid. Its
     low-frequency corner is unused: the coefficients of ``x`` stand there. Returns
-    ``[..., h', w']``.
+    ``[..., h', w']``. Wavelets: twice the grid, of which ``x`` itself is the corner.
     """
+    basis = {"dct": dct_matrix, "fft": real_waves, "dwt": haar_matrix}[transform]
     height, width = x.shape[-2:]
-    coefficients = sigma * noise
-    coefficients[..., :height, :width] = dct2(x)
-    return idct2(coefficients)
+    known = x.double()
+    if transform != "dwt":
+        known = basis(height, x.device) @ known @ basis(width, x.device).T
+    elif tuple(noise.shape[-2:]) != (2 * height, 2 * width):
+        raise ValueError(f"wavelets double a grid, not {height}x{width} to {tuple(noise.shape[-2:])}")
+    coefficients = sigma * noise.double()
+    coefficients[..., :height, :width] = known
+    rows, columns = (basis(size, x.device) for size in noise.shape[-2:])
+    return (rows.T @ coefficients @ columns).to(x.dtype)
 
 
-def kappa(sigma: float, ratio: float = HALVING) -> float:
+def kappa(sigma: float, ratio: float = 2.0) -> float:
     """Factor that brings an expanded latent back onto the noise schedule's line.
 
     Expansion by ``ratio`` divides the signal's amplitude by ``ratio`` and keeps the noise's, so
@@ -146,42 +280,29 @@ def kappa(sigma: float, ratio: float = HALVING) -> float:
     return ratio / (1 + (ratio - 1) * sigma)
 
 
-def grow(x: torch.Tensor, noise: torch.Tensor, sigma: float, mode: Mode) -> tuple[torch.Tensor, float]:
-    """``x`` ``[..., h, w]`` on the grid of ``noise`` ``[..., h', w']``, and its noise level there.
-
-    ``dct`` expands, which leaves the level at ``sigma``; ``dct_rewind`` also aligns the two (step
-    4 of the method), which raises it.
-    """
-    x = expand(x, noise, sigma)
-    if mode == "dct":
-        return x, sigma
-    factor = kappa(sigma)
-    return factor * x, factor * sigma
-
-
 def denoise_euler(
-    scheduler: FlowMatchEulerDiscreteScheduler,
+    schedule: Callable[[int, int], FlowMatchEulerDiscreteScheduler],
     velocity: Callable[[torch.Tensor, float], torch.Tensor],
     noises: Sequence[torch.Tensor],
-    *,
-    mode: Mode,
-    delta: float,
-    spectrum: Spectrum,
-    grow: Callable[..., tuple[torch.Tensor, float]] = grow,
+    growth: Growth,
+    expand: Callable[..., torch.Tensor] = expand,
 ) -> torch.Tensor:
-    """Latents ``[..., h, w]`` after all stages, by the steps of ``scheduler``, whose time steps are set.
+    """Latents ``[..., h, w]`` after all stages, by the steps of ``schedule(h, w)``: a fresh scheduler
+    with the time steps of that latent grid, whose sigmas may be edited.
 
     ``noises`` are those of :func:`stage_noises`; ``velocity`` is the model at latents and a sigma.
-    The scheduler's sigmas are edited: it must be the caller's own.
     """
     height, width = noises[-1].shape[-2:]
-    sigmas = scheduler.sigmas[:-1].tolist()
-    starts = stage_starts(sigmas, height, width, levels=len(noises) - 1, delta=delta, spectrum=spectrum)
+    schedulers = [schedule(*grid) for grid in growth.schedule_grids(noises)]
+    sigmas = [scheduler.sigmas[:-1].tolist() for scheduler in schedulers]
     latents = noises[0]
-    for i, sigma in enumerate(sigmas):
-        if i in starts[1:]:
-            latents, sigma = grow(latents, noises[starts.index(i)], sigma, mode)
-            # Only this entry: the step from it still ends on the schedule.
-            scheduler.sigmas[i] = sigma
-        latents = scheduler.step(velocity(latents, sigma), scheduler.timesteps[i], latents).prev_sample
+    for stage, (segment, scheduler) in enumerate(
+        zip(segments(growth, sigmas, height, width), schedulers, strict=True)
+    ):
+        if stage:
+            latents = segment.factor * expand(latents, noises[stage], segment.before, growth.transform)
+        scheduler.set_begin_index(segment.start)
+        scheduler.sigmas[segment.start : segment.start + len(segment.sigmas)] = torch.tensor(segment.sigmas)
+        for i, sigma in enumerate(segment.sigmas[:-1], segment.start):
+            latents = scheduler.step(velocity(latents, sigma), scheduler.timesteps[i], latents).prev_sample
     return latents

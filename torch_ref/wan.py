@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from torch_ref.reference import Reference
-from torch_ref.spectral import WAN_SPECTRUM, Mode, Spectrum, grow, stage_noises, stage_starts
+from torch_ref.spectral import WAN_SPECTRUM, Growth, expand, segments, stage_noises
 
 Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
 SHIFT_NAMES = {FlowMatchEulerDiscreteScheduler: "shift", UniPCMultistepScheduler: "flow_shift"}
@@ -130,38 +130,38 @@ class WanReference(Reference):
         guidance_scale: float = 5.0,
         scheduler: Literal["unipc", "euler"] = "unipc",
         flow_shift: float | None = None,
-        mode: Mode = "fullres",
-        levels: int = 1,
-        delta: float = 0.01,
-        spectrum: Spectrum = WAN_SPECTRUM,
+        **growth,
     ) -> torch.Tensor:
         """Latents ``[B, C, T, H, W]`` of a whole generation, in float32.
 
-        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`; only
+        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`; only
         the last two axes grow. The sigmas are always the checkpoint's, with its ``flow_shift``
         unless one is given; ``scheduler`` chooses the rule that steps from one to the next.
         """
-        noises = stage_noises(noises, mode, levels, self.device)
+        growth = Growth(**{"spectrum": WAN_SPECTRUM, **growth})
+        noises = stage_noises(noises, growth, self.device)
         height, width = noises[-1].shape[-2:]
         schedule = set_schedule(self.pipeline.scheduler, num_inference_steps, flow_shift)
         solver = solver_on(schedule, scheduler)
         sigmas = solver.sigmas[:-1].tolist()
         # Not computed from these sigmas, which float32 has rounded: truncation would show it.
         timesteps = schedule.timesteps.tolist()
-        starts = stage_starts(sigmas, height, width, levels=len(noises) - 1, delta=delta, spectrum=spectrum)
         latents = noises[0]
-        for i, (sigma, timestep) in enumerate(zip(sigmas, timesteps, strict=True)):
-            if i in starts[1:]:
-                latents, aligned = grow(latents, noises[starts.index(i)], sigma, mode)
-                # Only this entry: the step from it still ends on the schedule.
-                solver.sigmas[i] = aligned
-                if mode == "dct_rewind":
-                    timestep = self.timestep(aligned)
+        for stage, segment in enumerate(segments(growth, [sigmas] * len(noises), height, width)):
+            first = segment.start
+            if stage:
+                latents = segment.factor * expand(latents, noises[stage], segment.before, growth.transform)
                 # What UniPC remembers is on the coarser grid.
                 if isinstance(solver, UniPCMultistepScheduler):
                     forget(solver)
-            velocity = self._velocity(latents, timestep, prompt_embeds, negative_embeds, guidance_scale)
-            latents = solver.step(velocity, solver.timesteps[i], latents).prev_sample
+            for i, sigma in enumerate(segment.sigmas, first):
+                if sigma != solver.sigmas[i].item():
+                    solver.sigmas[i], timesteps[i] = sigma, self.timestep(sigma)
+            for i in range(first, first + len(segment.sigmas) - 1):
+                velocity = self._velocity(
+                    latents, timesteps[i], prompt_embeds, negative_embeds, guidance_scale
+                )
+                latents = solver.step(velocity, solver.timesteps[i], latents).prev_sample
         return latents
 
     @torch.no_grad()

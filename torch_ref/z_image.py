@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from torch_ref.reference import Reference
-from torch_ref.spectral import FLUX1_SPECTRUM, Mode, Spectrum, denoise_euler, stage_noises
+from torch_ref.spectral import Growth, denoise_euler, stage_noises
 
 TEXT_LENGTH = 512
 Text = list[torch.Tensor]
@@ -60,26 +60,25 @@ class ZImageReference(Reference):
         *,
         num_inference_steps: int,
         guidance_scale: float = 4.0,
-        mode: Mode = "fullres",
-        levels: int = 1,
-        delta: float = 0.01,
-        spectrum: Spectrum = FLUX1_SPECTRUM,
+        **growth,
     ) -> torch.Tensor:
         """Latents ``[B, C, H, W]`` of a whole generation, in float32.
 
-        ``noises`` and ``mode`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. The sigmas are
+        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. The sigmas are
         those of the scheduler's own time steps.
         """
-        noises = stage_noises(noises, mode, levels, self.device)
-        # A scheduler of our own: its sigmas will be edited.
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(num_inference_steps)
-        scheduler.set_begin_index(0)
+        growth = Growth(**growth)
+        noises = stage_noises(noises, growth, self.device)
+
+        def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+            scheduler.set_timesteps(num_inference_steps)
+            return scheduler
 
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
             return self.velocity(latents, sigma, text, negative, guidance_scale)
 
-        return denoise_euler(scheduler, velocity, noises, mode=mode, delta=delta, spectrum=spectrum)
+        return denoise_euler(schedule, velocity, noises, growth)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

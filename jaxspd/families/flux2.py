@@ -48,7 +48,7 @@ DEV_SYSTEM = (
 
 
 def expand_unpatchified(
-    latents: jax.Array, noise: jax.Array, sigma: jax.Array, kappa: jax.Array
+    latents: jax.Array, noise: jax.Array, sigma: jax.Array, kappa: jax.Array, transform: str = "dct"
 ) -> jax.Array:
     """`spectral.expansion.expand` on the grid of latents beneath the patchified one: `[B, 4C, h, w]` to the
     grid of `noise` `[B, 4C, H, W]`.
@@ -58,7 +58,7 @@ def expand_unpatchified(
     their noise is white; that relies on the four having nearly the same statistics. When to grow is
     decided as for the patchified grid, by the published rule.
     """
-    return patchify(expand(unpatchify(latents), unpatchify(noise), sigma, kappa))
+    return patchify(expand(unpatchify(latents), unpatchify(noise), sigma, kappa, transform))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def denoise(
         begin = time.perf_counter()
         if number:
             latents = programs.transition(
-                latents, noises[number], np.float32(stage.sigma), np.float32(stage.kappa)
+                latents, noises[number], np.float32(stage.sigma), np.float32(stage.kappa), plan.transform
             )
         state = programs.solver.init(latents)
         for step, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas), stage.start):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ class Programs:
             latents = jax.ShapeDtypeStruct((*shape, *stage.latent), jnp.float32)
             self._submit_step(abstract(parameters), latents, abstract(conditioning))
             if previous is not None:
-                self._submit_transition(previous, latents)
+                self._submit_transition(previous, latents, plan.transform)
             previous = latents
 
     def wait(self) -> float:
@@ -67,9 +68,10 @@ class Programs:
         program = self._programs[_key("step", latents, conditioning)].result()
         return program(parameters, latents, state, sigma, next_sigma, conditioning)
 
-    def transition(self, latents, noise, sigma, kappa) -> jax.Array:
+    def transition(self, latents, noise, sigma, kappa, transform: str) -> jax.Array:
         """`latents` on the finer grid of `noise`."""
-        return self._programs[_key("transition", latents, noise)].result()(latents, noise, sigma, kappa)
+        program = self._programs[_key(f"transition in {transform}", latents, noise)].result()
+        return program(latents, noise, sigma, kappa)
 
     def _submit_step(self, parameters, latents, conditioning) -> None:
         key = _key("step", latents, conditioning)
@@ -93,12 +95,16 @@ class Programs:
             program = compiled(self.lean_velocity)
         return program
 
-    def _submit_transition(self, coarse, fine) -> None:
-        key = _key("transition", coarse, fine)
+    def _submit_transition(self, coarse, fine, transform: str) -> None:
+        key = _key(f"transition in {transform}", coarse, fine)
         if key not in self._programs:
             self.compiled_transitions += 1
             self._programs[key] = self._pool.submit(
-                lambda: jax.jit(self.expand).lower(coarse, fine, SCALAR, SCALAR).compile()
+                lambda: (
+                    jax.jit(partial(self.expand, transform=transform))
+                    .lower(coarse, fine, SCALAR, SCALAR)
+                    .compile()
+                )
             )
 
 

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from jaxspd.errors import UsageError
 
@@ -53,3 +54,24 @@ def at_scales(latent: tuple[int, int], scales: Sequence[float], multiple: int = 
     if any(a.latent == b.latent for a, b in itertools.pairwise(levels)):
         raise UsageError("two progressive scales give the same latent grid; drop one of them")
     return levels
+
+
+def parse_scales(texts: Sequence[str], height: int) -> list[float]:
+    """Scales of decimals (`0.5`), fractions (`2/3`) or, where any is above 1, heights in pixels of which
+    the last is `height`.
+    """
+    values = []
+    for text in texts:
+        try:
+            values.append(Fraction(text))
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(
+                f"cannot read the progressive scale {text!r}; use a decimal, a fraction or a height in pixels"
+            ) from None
+    if max(values, default=0) > 1:
+        if values[-1] != height:
+            raise UsageError(
+                f"progressive scales in pixels must end in the picture's height, {height}, not {texts[-1]}"
+            )
+        values = [value / height for value in values]
+    return [float(value) for value in values]

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from jaxspd.errors import UsageError
 from jaxspd.spectral.levels import Level
 from jaxspd.spectral.spectrum import Spectrum
+from jaxspd.spectral.transforms import check_transform
 
 MODES = ("fullres", "dct", "dct_rewind")
 
@@ -16,8 +19,8 @@ class Stage:
 
     `start` and `end` count steps of the whole schedule, `end` exclusive. `sigmas` holds the
     `end - start + 1` noise levels that the steps run between; its first entry is `aligned_sigma`.
-    `sigma` is the schedule's own entry at `start`, and `kappa` the factor that aligned it (1 where
-    nothing was aligned).
+    `sigma` is the level that the stage before came to, and `kappa` the factor that aligned it (1
+    where nothing was aligned).
     """
 
     latent: tuple[int, int]
@@ -39,10 +42,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of one generation, coarsest first."""
+    """The stages of one generation, coarsest first, and the transform in which the grid grows between
+    them. `delta` is None where the σ at which they change were given.
+    """
 
     mode: str
-    delta: float
+    transform: str
+    delta: float | None
     stages: tuple[Stage, ...]
 
     @property
@@ -76,50 +82,73 @@ def alignment(ratio: float, sigma: float) -> float:
     return ratio / (1 + (ratio - 1) * sigma)
 
 
+def activation_thresholds(levels: Sequence[Level], spectrum: Spectrum, delta: float) -> list[float]:
+    """The σ below which each of `levels` but the last is too coarse: t(ω) of its Nyquist frequency.
+
+    UsageError for δ outside (0, 1).
+    """
+    if not 0 < delta < 1:
+        raise UsageError(f"progressive delta must lie between 0 and 1, not {delta:g}")
+    return [spectrum.activation_time(level.nyquist, delta) for level in levels[:-1]]
+
+
 def make_plan(
     levels: Sequence[Level],
-    sigmas: Sequence[float],
-    spectrum: Spectrum,
+    schedules: Sequence[Sequence[float]],
+    thresholds: Sequence[float],
     *,
     mode: str,
-    delta: float,
     tokens: Callable[[tuple[int, int]], int],
+    transform: str = "dct",
+    delta: float | None = None,
+    respace: bool = False,
 ) -> Plan:
-    """Divides a schedule of n steps (`sigmas`: n + 1 entries, falling to the clean picture) among
-    `levels`: stage s+1 starts at the first step i with `σ_i ≤ t(ω_s)`.
+    """Divides n steps among `levels`: stage s+1 starts at the first step i with `σ_i ≤ thresholds[s]`.
 
-    `fullres` keeps the last level only. Raises UsageError for an unknown mode, δ outside (0, 1), or
-    a stage without a step.
+    Each level has a schedule of n + 1 noise levels, falling to the clean picture; as published, all
+    have that of full resolution. Of a new stage's, `dct_rewind` replaces the first by the aligned σ̃;
+    with `respace`, the others are spread evenly over what its schedule has left below σ̃.
+
+    `fullres` keeps the last level only. `delta` is noted in the plan. Raises UsageError for an unknown
+    mode, a transform that cannot make these levels, a stage without a step, or one whose noise would
+    rise.
     """
     if mode not in MODES:
         raise UsageError(f"unknown progressive mode {mode!r}; use one of {', '.join(MODES)}")
-    if not 0 < delta < 1:
-        raise UsageError(f"progressive delta must lie between 0 and 1, not {delta:g}")
-    steps = len(sigmas) - 1
+    schedules = [[float(sigma) for sigma in schedule] for schedule in schedules]
+    steps = len(schedules[-1]) - 1
     if steps < 1:
         raise UsageError(f"the number of inference steps must be 1 or more, not {steps}")
     if mode == "fullres":
-        levels = levels[-1:]
-    starts = [0]
-    for level in levels[:-1]:
-        threshold = spectrum.activation_time(level.nyquist, delta)
-        starts.append(next((i for i in range(steps) if sigmas[i] <= threshold), steps))
-    ends = [*starts[1:], steps]
-    stages = []
-    for number, (level, start, end) in enumerate(zip(levels, starts, ends, strict=True)):
-        if start >= end:
-            h, w = level.latent
-            cure = "more steps, fewer levels or a smaller delta"
-            if number < len(levels) - 1:
-                cure = "more steps or fewer levels"
-            raise UsageError(
-                f"stage {number + 1} of {len(levels)} (latent {h}×{w}) would have no step among "
-                f"{steps} at delta {delta:g}; use {cure}"
-            )
-        sigma = float(sigmas[start])
+        levels, schedules, thresholds = levels[-1:], schedules[-1:], ()
+    check_transform(transform, levels)
+    start, sigma, stages = 0, schedules[0][0], []
+    for number, (level, schedule) in enumerate(zip(levels, schedules, strict=True)):
         kappa = 1.0
         if number and mode == "dct_rewind":
             kappa = alignment(level.scale / levels[number - 1].scale, sigma)
+        sigmas = [kappa * sigma, *schedule[start + 1 :]]
+        if number and respace:
+            sigmas = respaced(schedule, start, kappa * sigma)
+        end = steps
+        if number < len(levels) - 1:
+            reached = [sigma, *sigmas[1:]]
+            end = next((start + i for i, s in enumerate(reached) if s <= thresholds[number]), steps)
+        if start >= end:
+            h, w = level.latent
+            cure = "more steps or fewer levels"
+            if number == len(levels) - 1:
+                cure = "more steps, fewer levels or a " + ("smaller delta" if delta else "larger sigma")
+            raise UsageError(
+                f"stage {number + 1} of {len(levels)} (latent {h}×{w}) would have no step among {steps}"
+                + (f" at delta {delta:g}" if delta else "")
+                + f"; use {cure}"
+            )
+        if sigmas[0] <= sigmas[1]:
+            raise UsageError(
+                f"stage {number + 1} of {len(levels)} would start at σ {sigmas[0]:.3f} and go up to "
+                f"{sigmas[1]:.3f}; use dct_rewind, or progressive respace"
+            )
         stages.append(
             Stage(
                 latent=level.latent,
@@ -128,7 +157,20 @@ def make_plan(
                 end=end,
                 sigma=sigma,
                 kappa=kappa,
-                sigmas=(kappa * sigma, *map(float, sigmas[start + 1 : end + 1])),
+                sigmas=tuple(sigmas[: end - start + 1]),
             )
         )
-    return Plan(mode, delta, tuple(stages))
+        start, sigma = end, sigmas[end - start]
+    return Plan(mode, transform, delta, tuple(stages))
+
+
+def respaced(schedule: Sequence[float], start: int, sigma: float) -> list[float]:
+    """Noise levels from `sigma` to the end of `schedule`, in as many steps as it has after `start`.
+
+    They lie evenly along the schedule, which is read as a curve, linear between its entries: where it
+    is dense they are dense.
+    """
+    steps = len(schedule) - 1
+    position = np.interp(-sigma, np.negative(schedule), np.arange(steps + 1))
+    even = np.linspace(position, steps, steps - start + 1)[1:]
+    return [sigma, *np.interp(even, np.arange(steps + 1), schedule).tolist()]

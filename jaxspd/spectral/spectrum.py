@@ -4,8 +4,13 @@ In flow matching, `x_σ = (1-σ)·x_0 + σ·ε`: high frequencies, whose power i
 noise until σ has fallen. Until then a coarse grid that does not hold them loses nothing.
 """
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxspd.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,30 @@ class Spectrum:
 
     amplitude: float
     exponent: float
+
+    @classmethod
+    def from_mapping(cls, values: Any, source: str) -> "Spectrum":
+        """The spectrum that `source`, such as a file, describes with `amplitude` and `exponent`; other
+        keys are passed over. UsageError if it does not.
+        """
+        try:
+            found = cls(float(values["amplitude"]), float(values["exponent"]))
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(
+                f"{source} holds no spectrum: it needs the numbers amplitude and exponent"
+            ) from None
+        if not 0 < found.amplitude < math.inf or not math.isfinite(found.exponent):
+            raise UsageError(f"{source}: the amplitude must be above 0, and both numbers finite")
+        return found
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Spectrum":
+        """The spectrum in a file that `jaxspd calibrate` wrote; UsageError if it holds none."""
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read a spectrum from {path} ({error})") from None
+        return cls.from_mapping(values, str(path))
 
     def power(self, omega: float) -> float:
         """P(ω) for ω > 0."""

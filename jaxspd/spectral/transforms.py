@@ -1,0 +1,110 @@
+"""The orthonormal bases in which latents grow, all over the last two axes (arXiv 2605.18736).
+
+In each, the coefficients of an h×w grid are the corner `[:h, :w]` of those of any finer grid: the same
+functions, sampled at more points. White noise has white coefficients, and the other way round.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.fft import dctn, idctn
+
+from jaxspd.errors import UsageError
+from jaxspd.spectral.levels import Level
+
+SPATIAL = (-2, -1)
+
+
+class Transform(NamedTuple):
+    """`coarse` gives the coefficients that latents `[..., h, w]` have on a finer grid too; `fine` the
+    latents of all coefficients `[..., H, W]` of that grid. `ratio` is the one it is bound to, if any.
+    """
+
+    coarse: Callable[[jax.Array], jax.Array]
+    fine: Callable[[jax.Array], jax.Array]
+    ratio: int | None = None
+
+
+def fourier(x: jax.Array) -> jax.Array:
+    """Real Fourier coefficients `[..., h, w]` of `x` `[..., h, w]`, orthonormal.
+
+    Each axis becomes constant, sin 1, cos 1, sin 2, cos 2, …, counted from the centres of the grid's
+    cells, so that a picture stays in its place when the grid grows. On an even axis the last is the
+    Nyquist frequency, which has a sine alone: on a finer grid that sine remains, and its cosine is
+    noise. So the result is real and white noise stays white, on odd and even grids.
+    """
+    return _fourier(_fourier(x).mT).mT
+
+
+def inverse_fourier(coefficients: jax.Array) -> jax.Array:
+    """What has these `fourier` coefficients, same shape."""
+    return _inverse_fourier(_inverse_fourier(coefficients).mT).mT
+
+
+def _half_cell(size: int) -> jax.Array:
+    """Phases that move each wave's origin from the first cell's corner, as in an FFT, to its centre."""
+    return jnp.exp(-1j * jnp.pi * jnp.arange(size // 2 + 1) / size).astype(jnp.complex64)
+
+
+def _fourier(x: jax.Array) -> jax.Array:
+    """`fourier` of the last axis."""
+    size = x.shape[-1]
+    waves = jnp.fft.rfft(x, norm="ortho") * _half_cell(size) * _weights(size)
+    pairs = jnp.stack([-waves.imag, waves.real], -1).reshape(*x.shape[:-1], -1)
+    return pairs[..., 1 : size + 1]  # without the sine of 0 and, on an even axis, the cosine of Nyquist
+
+
+def _inverse_fourier(coefficients: jax.Array) -> jax.Array:
+    """`inverse_fourier` of the last axis."""
+    size = coefficients.shape[-1]
+    ends = [(0, 0)] * (coefficients.ndim - 1) + [(1, 1 - size % 2)]
+    pairs = jnp.pad(coefficients, ends).reshape(*coefficients.shape[:-1], -1, 2)
+    waves = jax.lax.complex(pairs[..., 1], -pairs[..., 0]) * _half_cell(size).conj() / _weights(size)
+    return jnp.fft.irfft(waves, size, norm="ortho")
+
+
+def _weights(size: int) -> jax.Array:
+    """√2 where a wave stands for its conjugate too, 1 at frequency 0 and at an even axis's Nyquist."""
+    weights = jnp.full(size // 2 + 1, math.sqrt(2), jnp.float32).at[0].set(1)
+    return weights if size % 2 else weights.at[-1].set(1)
+
+
+def inverse_haar(coefficients: jax.Array) -> jax.Array:
+    """Latents `[..., H, W]` of their Haar wavelet coefficients, one level, H and W even.
+
+    The upper left quarter is the latents on half the grid, which therefore need no transform; right of it
+    are the differences between columns, below it those between rows, and diagonally both.
+    """
+    for axis in SPATIAL:
+        low, high = jnp.split(coefficients, 2, axis)
+        pairs = jnp.stack([low + high, low - high], axis + coefficients.ndim + 1) / math.sqrt(2)
+        coefficients = pairs.reshape(coefficients.shape)
+    return coefficients
+
+
+TRANSFORMS = {
+    "dct": Transform(
+        lambda x: dctn(x, axes=SPATIAL, norm="ortho"), lambda x: idctn(x, axes=SPATIAL, norm="ortho")
+    ),
+    "fft": Transform(fourier, inverse_fourier),
+    "dwt": Transform(lambda x: x, inverse_haar, ratio=2),
+}
+
+
+def check_transform(name: str, levels: Sequence[Level]) -> None:
+    """UsageError unless the transform `name` can grow each of `levels` into the next."""
+    if name not in TRANSFORMS:
+        raise UsageError(f"unknown progressive transform {name!r}; use one of {', '.join(TRANSFORMS)}")
+    ratio = TRANSFORMS[name].ratio
+    for coarse, fine in itertools.pairwise(levels):
+        grown = tuple(ratio * n for n in coarse.latent) if ratio else fine.latent
+        if grown != fine.latent or (ratio and not math.isclose(fine.scale, ratio * coarse.scale)):
+            small, big = ("×".join(map(str, level.latent)) for level in (coarse, fine))
+            raise UsageError(
+                f"{name} grows a grid to exactly {ratio} times its size, not {small} to {big}; "
+                "use progressive levels, or the transform dct or fft"
+            )
