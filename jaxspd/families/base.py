@@ -1,5 +1,7 @@
 """What every family keeps of a checkpoint, and does alike."""
 
+import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
@@ -99,7 +101,21 @@ def read_transformer_config(folder: Path, config_class: type) -> Any:
 def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
     """The spectrum measured for this very checkpoint, where the folder holds one."""
     path = folder / "spectrum.json"
-    return Spectrum(**read_json(path)) if path.exists() else default
+    return read_spectrum_file(path) if path.exists() else default
+
+
+def read_spectrum_file(path: Path) -> Spectrum:
+    """`amplitude` and `exponent` of a JSON file such as `jaxspd calibrate` writes; its other keys tell how
+    they were measured. UsageError unless both are positive, finite numbers.
+    """
+    values = read_json(path)
+    names = [field.name for field in fields(Spectrum)]
+    for name in names:
+        value = values.get(name)
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+            found = "none" if value is None else json.dumps(value)
+            raise UsageError(f"{path} needs a positive number as {name}, and has {found}")
+    return Spectrum(**{name: float(values[name]) for name in names})
 
 
 def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:
