@@ -132,9 +132,7 @@ def calibrate(
             f"the latents' power does not fall with frequency (β = {calibration.spectrum.exponent:.3f}), as "
             f"that of natural pictures does; use other pictures"
         )
-    result = Measurement(
-        family.name, family.title, *size, count, latent, meter.samples, calibration, target
-    )
+    result = Measurement(family.name, family.title, *size, count, latent, meter.samples, calibration, target)
     write(result)
     return result
 
@@ -169,7 +167,9 @@ def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
         cure = " (or use --num-frames 1 to measure on pictures)" if count > 1 and found[other] else ""
         raise UsageError(f"{folder} holds no {wanted}, which {family.title} is measured on{cure}")
     if found[other]:
-        log.warning("%s is measured on %s; %d %s are left out", family.title, wanted, len(found[other]), other)
+        log.warning(
+            "%s is measured on %s; %d %s are left out", family.title, wanted, len(found[other]), other
+        )
     return found[wanted]
 
 

@@ -12,8 +12,10 @@ from jaxspd.spectral.spectrum import Spectrum
 
 
 def fields(spectrum, samples, *leading, grid, seed=0):
-    """Gaussian fields `[samples, *leading, *grid]`, float32, of the power law on wave lengths that are counted
-    here anew: basis function k of n points has wave length 2n/k, and ω is the shorter side over it.
+    """Gaussian fields `[samples, *leading, *grid]`, float32, of the power law.
+
+    Frequencies are counted anew: basis function k of n points has wave length 2n/k, and ω is the shorter
+    side over it.
     """
     rng = np.random.default_rng(seed)
     cycles = [np.arange(n) * min(grid) / (2 * n) for n in grid]

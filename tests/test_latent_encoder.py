@@ -104,5 +104,8 @@ def test_too_large_a_picture_is_a_usage_error(flux1_folder, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(diffusers.AutoencoderKL, "encode", encode)
-    with open_family(flux1_folder).latent_encoder() as encode, pytest.raises(UsageError, match="64×32 pixels"):
+    with (
+        open_family(flux1_folder).latent_encoder() as encode,
+        pytest.raises(UsageError, match="64×32 pixels"),
+    ):
         encode(pixels(1, 1, 32, 64))

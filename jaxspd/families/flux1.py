@@ -216,7 +216,9 @@ class Family(BaseFamily):
         return decode_autoencoder_kl(self.folder / "vae", latents)[:, None]
 
     def latent_encoder(self) -> AbstractContextManager[Callable[[np.ndarray], np.ndarray]]:
-        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents `[B, C, h, w]`, float32."""
+        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents
+        `[B, C, h, w]`, float32.
+        """
         from jaxspd.families.torch_parts import autoencoder_kl_encoder
 
         return autoencoder_kl_encoder(self.folder / "vae")

@@ -93,7 +93,7 @@ def encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
     """
     latents = []
     for one in pixels:
-        scaled = torch.from_numpy(one[None]).to(vae.device, vae.dtype).movedim(-1, 1) / 127.5 - 1
+        scaled = torch.tensor(one[None]).to(vae.device, vae.dtype).movedim(-1, 1) / 127.5 - 1
         try:
             latents.append(vae.encode(scaled).latent_dist.mode().float().cpu().numpy())
         except torch.OutOfMemoryError:
