@@ -68,9 +68,11 @@ def fit_spectrum(power: np.ndarray) -> Calibration:
     The coefficients are averaged in rings `n - ½ ≤ ω < n + ½`, n = 1 … min(h, w)//2, and the logarithms of
     the rings are fitted by least squares, each ring weighing the same. Within a ring a coefficient counts
     as `P·(ω/n)^β`, its power if it were at n, so that neither the ring's width nor where on it the grid has
-    points biases the fit; β is the fit's own, found by iteration. Averaging before the logarithm is taken
-    matters where samples are few: the logarithm of a noisy mean is too small on average, by about one over
-    the number of values in it. With four values for each coefficient, a fit to the logarithms of single
+    points biases the fit; β is the fit's own, found by iteration.
+
+    Averaging before the logarithm is taken keeps the radial mean where directions differ. It matters, too,
+    where samples are few: the logarithm of a noisy mean is too small on average, by about one over the
+    number of values in it. With four values for each coefficient, a fit to the logarithms of single
     coefficients puts A at 77 % of what it is, this one at 97 to 101 %.
 
     Raises UsageError for a grid with fewer than two rings, and where a ring holds no power, as in
