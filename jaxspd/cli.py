@@ -96,6 +96,26 @@ def build_parser() -> Parser:
     convert.add_argument("--model-path", required=True, help=MODEL_HELP.split(";")[0])
     convert.add_argument("--output-path", required=True, type=Path, help="new pipeline folder")
     convert.set_defaults(run=run_convert)
+
+    calibrate = commands.add_parser("calibrate", help="measure the power spectrum of a model's latents")
+    calibrate.add_argument("--model-path", help=MODEL_HELP)
+    calibrate.add_argument(
+        "--images", required=True, type=Path, help="folder of pictures (of videos, for a model of videos)"
+    )
+    calibrate.add_argument(
+        "--output-path",
+        type=Path,
+        default=Path("spectrum.json"),
+        help="JSON file to write; a plot goes beside it (default: %(default)s)",
+    )
+    calibrate.add_argument("--height", type=int, help="height in pixels that files are brought to")
+    calibrate.add_argument("--width", type=int, help="width in pixels that files are brought to")
+    calibrate.add_argument(
+        "--num-frames",
+        type=int,
+        help="first frames of a video to measure, 4k + 1 (default: 17); 1 measures pictures instead",
+    )
+    calibrate.set_defaults(run=run_calibrate)
     return parser
 
 
@@ -189,6 +209,20 @@ def run_convert(args: argparse.Namespace) -> None:
 
     convert_pipeline(open_family(model_folder(args.model_path)), args.output_path)
     print(f"wrote {args.output_path}")
+
+
+def run_calibrate(args: argparse.Namespace) -> None:
+    from jaxspd.calibrate import calibrate
+
+    result = calibrate(
+        args.model_path,
+        images=args.images,
+        output_path=args.output_path,
+        height=args.height,
+        width=args.width,
+        num_frames=args.num_frames,
+    )
+    print(result.summary())
 
 
 def main(argv: list[str] | None = None) -> int:

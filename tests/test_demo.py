@@ -4,11 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from scipy.fft import idctn
 
 from jaxspd import DiffGenerator
 from jaxspd.demo.attributes import detect
-from jaxspd.demo.fit_spectrum import fit_power_law, radial_power
 from jaxspd.demo.landscapes import GROUNDS, TIMES, Scene, caption, draw, parse, sample
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
@@ -44,18 +42,6 @@ def test_the_check_finds_the_attributes_of_drawings():
     rng = np.random.default_rng(1)
     scenes = [Scene(t, g, s) for t in TIMES for g in GROUNDS for s in (True, False)]
     assert detect(np.stack([draw(scene, rng) for scene in scenes])) == scenes
-
-
-def test_a_power_law_is_recovered():
-    """Fields with P(ω) = 20·ω^-2, where basis function k of a DCT has ω = k/2 cycles per image."""
-    rng = np.random.default_rng(0)
-    omega = np.hypot(np.arange(64)[:, None], np.arange(64)) / 2
-    omega[0, 0] = 0.5
-    fields = idctn(rng.standard_normal((64, 4, 64, 64)) * np.sqrt(20 / omega**2), axes=(-2, -1), norm="ortho")
-    amplitude, exponent = fit_power_law(*radial_power(fields))
-    # Rings are a cycle wide, which biases the lowest of them: 10 % of A, 3 % of β.
-    assert amplitude == pytest.approx(20, rel=0.1)
-    assert exponent == pytest.approx(2, rel=0.03)
 
 
 @pytest.mark.parametrize("mode", ["fullres", "dct_rewind"])

@@ -371,10 +371,14 @@ def test_a_spectrum_is_read_from_a_file(tmp_path):
     ("text", "says"),
     [
         ("{", "cannot read a spectrum from"),
-        ("[1, 2]", "the numbers amplitude and exponent"),
-        ('{"amplitude": 20}', "the numbers amplitude and exponent"),
-        ('{"amplitude": 0, "exponent": 1}', "must be above 0"),
-        ('{"amplitude": 1, "exponent": NaN}', "both numbers finite"),
+        ("[1, 2]", "needs a positive number as amplitude, and has none"),
+        ('{"amplitude": 20}', "needs a positive number as exponent, and has none"),
+        ('{"amplitude": 0, "exponent": 1}', "as amplitude, and has 0"),
+        ('{"amplitude": 1, "exponent": NaN}', "as exponent, and has NaN"),
+        ('{"amplitude": 1, "exponent": -1.5}', "as exponent, and has -1.5"),
+        ('{"amplitude": "1", "exponent": 1}', 'as amplitude, and has "1"'),
+        ('{"amplitude": true, "exponent": 2}', "as amplitude, and has true"),
+        ('{"amplitude": 1' + 400 * "0" + ', "exponent": 2}', "as amplitude, and has 1000"),
     ],
 )
 def test_a_file_without_a_spectrum_is_refused(tmp_path, text, says):

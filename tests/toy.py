@@ -5,7 +5,8 @@ Its pictures are 3-channel latents at half the resolution, its text encoder coun
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from flax import nnx
 
 from convert.checkpoint import read_json, write_component
@@ -147,6 +148,12 @@ class Family(BaseFamily):
     def decode(latents: np.ndarray) -> np.ndarray:
         pixels = repeat(latents, "b c h w -> b 1 (h 2) (w 2) c")
         return np.clip(127.5 * (pixels + 1), 0, 255).astype(np.uint8)
+
+    @staticmethod
+    @contextmanager
+    def latent_encoder() -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        pool = "b 1 (h 2) (w 2) c -> b c h w"
+        yield lambda pixels: reduce(pixels.astype(np.float32), pool, "mean") / 127.5 - 1
 
 
 # tests/tiny/toy.py

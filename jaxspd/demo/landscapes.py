@@ -4,13 +4,20 @@ A picture is drawn from back to front (sky, sun or moon, clouds, ridges, ground)
 edge coverage, so it is anti-aliased without drawing at a higher resolution.  Everything is a
 function of the NumPy generator that is passed in.  Images in here are float32 [H, W, 3] in
 [0, 1], row 0 on top; lengths along x and y are in fractions of the picture's side.
+
+    python -m jaxspd.demo.landscapes --out drawings --count 1000
+
+writes pictures as PNG files, each called after its seed.
 """
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 TIMES = ("dawn", "noon", "golden hour", "night")
 GROUNDS = ("lake", "meadow")
@@ -427,3 +434,18 @@ def parse(text: str) -> Scene:
     if len(times) != 1 or len(grounds) != 1:
         raise ValueError(f"cannot read a scene from {text!r}")
     return Scene(times[0], grounds[0], "snow" in lower and "without snow" not in lower)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--first-seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in range(args.first_seed, args.first_seed + args.count):
+        Image.fromarray(sample(seed)[0]).save(args.out / f"{seed:06d}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -99,7 +99,7 @@ def read_transformer_config(folder: Path, config_class: type) -> Any:
 def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
     """The spectrum measured for this very checkpoint, where the folder holds one."""
     path = folder / "spectrum.json"
-    return Spectrum(**read_json(path)) if path.exists() else default
+    return Spectrum.from_file(path) if path.exists() else default
 
 
 def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:

@@ -1,6 +1,7 @@
 """FLUX.1 [dev] and [schnell] (Black Forest Labs, 2024)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -213,3 +214,11 @@ class Family(BaseFamily):
         from jaxspd.families.torch_parts import decode_autoencoder_kl
 
         return decode_autoencoder_kl(self.folder / "vae", latents)[:, None]
+
+    def latent_encoder(self) -> AbstractContextManager[Callable[[np.ndarray], np.ndarray]]:
+        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents
+        `[B, C, h, w]`, float32.
+        """
+        from jaxspd.families.torch_parts import autoencoder_kl_encoder
+
+        return autoencoder_kl_encoder(self.folder / "vae")

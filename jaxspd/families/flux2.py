@@ -1,6 +1,7 @@
 """FLUX.2 [dev], [klein] 4B and 9B, and the undistilled [klein] base models (Black Forest Labs, 2025)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -244,9 +245,27 @@ class Family(BaseFamily):
         from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
 
         with torch_module(AutoencoderKLFlux2, self.folder / "vae", vae_dtype()) as vae:
-            mean, variance = (
-                stats.float().cpu().numpy()[:, None, None]
-                for stats in (vae.bn.running_mean, vae.bn.running_var)
-            )
-            scaled = latents * np.sqrt(variance + vae.config.batch_norm_eps) + mean
-            return decode(vae, np.asarray(unpatchify(scaled)))[:, None]
+            mean, std = channel_statistics(vae)
+            return decode(vae, np.asarray(unpatchify(latents * std + mean)))[:, None]
+
+    @contextmanager
+    def latent_encoder(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents
+        `[B, 4C, h, w]`, float32.
+        """
+        import torch
+        from diffusers import AutoencoderKLFlux2
+
+        from jaxspd.families.torch_parts import encode, torch_module
+
+        with torch_module(AutoencoderKLFlux2, self.folder / "vae", torch.float32) as vae:
+            mean, std = channel_statistics(vae)
+            yield lambda pixels: (np.asarray(patchify(encode(vae, pixels[:, 0]))) - mean) / std
+
+
+def channel_statistics(vae) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation `[4C, 1, 1]` of the VAE's patchified latents, channel by channel."""
+    mean, variance = (
+        stats.float().cpu().numpy()[:, None, None] for stats in (vae.bn.running_mean, vae.bn.running_var)
+    )
+    return mean, np.sqrt(variance + vae.config.batch_norm_eps)

@@ -1,6 +1,7 @@
 """Qwen-Image (Alibaba, arXiv 2508.02324)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -189,12 +190,21 @@ class Family(BaseFamily):
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
         from diffusers import AutoencoderKLQwenImage
 
-        from jaxspd.families.torch_parts import decode, torch_module, vae_dtype
+        from jaxspd.families.torch_parts import channel_statistics, decode, torch_module, vae_dtype
 
         with torch_module(AutoencoderKLQwenImage, self.folder / "vae", vae_dtype()) as vae:
-            mean, std = (
-                np.asarray(values, np.float32)[:, None, None]
-                for values in (vae.config.latents_mean, vae.config.latents_std)
-            )
+            mean, std = channel_statistics(vae)
             # The VAE is one of videos: a picture has one frame.
-            return decode(vae, (latents * std + mean)[:, :, None])
+            return decode(vae, latents[:, :, None] * std + mean)
+
+    @contextmanager
+    def latent_encoder(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents
+        `[B, C, h, w]`, float32.
+        """
+        from diffusers import AutoencoderKLQwenImage
+
+        from jaxspd.families.torch_parts import video_encoder
+
+        with video_encoder(AutoencoderKLQwenImage, self.folder / "vae") as encode:
+            yield lambda pixels: encode(pixels)[:, :, 0]

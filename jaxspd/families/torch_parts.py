@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,10 +87,55 @@ def decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
     return np.concatenate(pixels)
 
 
+def encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """Latents `[B, C, …]`, float32, of pixels `[B, …, 3]`, uint8: the posterior's mode, so that equal pixels
+    give equal latents. One by one, as in `decode`; UsageError where memory does not suffice for one.
+    """
+    latents = []
+    for one in pixels:
+        scaled = torch.tensor(one[None]).to(vae.device, vae.dtype).movedim(-1, 1) / 127.5 - 1
+        try:
+            latents.append(vae.encode(scaled).latent_dist.mode().float().cpu().numpy())
+        except torch.OutOfMemoryError:
+            *_, height, width, _ = pixels.shape
+            raise UsageError(
+                f"encoding {width}×{height} pixels takes more memory than the GPU has free; "
+                f"use a smaller height and width"
+            ) from None
+    return np.concatenate(latents)
+
+
 def decode_autoencoder_kl(folder: Path, latents: np.ndarray) -> np.ndarray:
     """Pixels `[B, H, W, 3]`, uint8, of normalised latents `[B, C, h, w]`, by FLUX.1's kind of VAE."""
     with torch_module(diffusers.AutoencoderKL, folder, vae_dtype()) as vae:
         return decode(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+
+
+@contextmanager
+def autoencoder_kl_encoder(folder: Path) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """What undoes `decode_autoencoder_kl`, from pixels `[B, 1, H, W, 3]`; the VAE stays open meanwhile."""
+    # In float32, here and in every encoder: what is encoded is measured.
+    with torch_module(diffusers.AutoencoderKL, folder, torch.float32) as vae:
+        yield lambda pixels: (encode(vae, pixels[:, 0]) - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def channel_statistics(vae: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation `[C, 1, 1, 1]` of a video VAE's latents `[B, C, T, h, w]`, channel by channel."""
+    mean, std = (
+        np.asarray(values, np.float32)[:, None, None, None]
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
+
+
+@contextmanager
+def video_encoder(vae_class: type, folder: Path) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """A function from pixels `[B, F, H, W, 3]`, uint8, to normalised latents `[B, C, T, h, w]`, float32; the
+    VAE stays open meanwhile.
+    """
+    with torch_module(vae_class, folder, torch.float32) as vae:
+        mean, std = channel_statistics(vae)
+        yield lambda pixels: (encode(vae, pixels) - mean) / std
 
 
 def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer):

@@ -1,7 +1,8 @@
 """Wan 2.1 text-to-video, 1.3B and 14B (Alibaba, arXiv 2503.20314)."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -179,14 +180,11 @@ class Family(BaseFamily):
         import torch
         from diffusers import AutoencoderKLWan
 
-        from jaxspd.families.torch_parts import decode, torch_module
+        from jaxspd.families.torch_parts import channel_statistics, decode, torch_module
 
         # In float32, as the model card loads it.
         with torch_module(AutoencoderKLWan, self.folder / "vae", torch.float32) as vae:
-            mean, std = (
-                np.asarray(values, np.float32)[:, None, None, None]
-                for values in (vae.config.latents_mean, vae.config.latents_std)
-            )
+            mean, std = channel_statistics(vae)
             scaled = latents * std + mean
             if prod(latents.shape[-2:]) * self.pixels_per_latent**2 > UNTILED:
                 vae.enable_tiling()
@@ -196,6 +194,16 @@ class Family(BaseFamily):
                 vae.enable_tiling()
                 torch.cuda.empty_cache()
                 return decode(vae, scaled)
+
+    def latent_encoder(self) -> AbstractContextManager[Callable[[np.ndarray], np.ndarray]]:
+        """Opens the VAE for a function from videos `[B, F, H, W, 3]`, uint8, to clean latents
+        `[B, C, T, h, w]`, float32. Never in tiles: their blended seams would be measured with the rest.
+        """
+        from diffusers import AutoencoderKLWan
+
+        from jaxspd.families.torch_parts import video_encoder
+
+        return video_encoder(AutoencoderKLWan, self.folder / "vae")
 
 
 def clean(prompt: str) -> str:

@@ -1,13 +1,16 @@
 """Layers that diffusion transformers share: attention, rotary positions, time embedding, scanned blocks."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
 
-# Scores of all queries against all keys that XLA's attention may hold at once, in bytes.
-SCORES = 2**30
+# Scores of queries against keys that XLA's attention may hold at once, in bytes: of all heads, and of
+# one head on a CPU, about what stays in its caches.
+SCORES, CPU_SCORES = 2**30, 2**24
 
 
 def attention(
@@ -16,17 +19,18 @@ def attention(
     """Scaled dot-product attention over `[B, N, heads, head_dim]`, softmax in float32.
 
     `key_lengths` `[B]` counts the keys that are no padding; padding comes last. Returns
-    `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half precision on CUDA. Elsewhere XLA's own keeps
-    every score in memory, so long sequences go through it in blocks of queries.
+    `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half precision on CUDA. Elsewhere every score is
+    kept in memory, so long sequences go through in blocks of queries.
     """
+    batch, queries, heads, head_dim = query.shape
+    cpu = jax.default_backend() == "cpu"
     # cuDNN takes half precision only, and head sizes that are multiples of 8.
-    fused = (
-        jax.default_backend() == "gpu"
-        and query.dtype in (jnp.bfloat16, jnp.float16)
-        and query.shape[-1] % 8 == 0
-    )
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    fused = jax.default_backend() == "gpu" and half and head_dim % 8 == 0
 
     def attend(block: jax.Array) -> jax.Array:
+        if cpu:
+            return attention_by_head(block, key, value, key_lengths)
         return jax.nn.dot_product_attention(
             block,
             key,
@@ -35,8 +39,8 @@ def attention(
             implementation="cudnn" if fused else "xla",
         )
 
-    batch, queries, heads, _ = query.shape
-    blocks = 1 if fused else -(-4 * batch * heads * queries * key.shape[1] // SCORES)
+    scores = 4 * queries * key.shape[1] * (1 if cpu else batch * heads)
+    blocks = 1 if fused else -(-scores // (CPU_SCORES if cpu else SCORES))
     # The nearest number of equal blocks; the grids that videos are made of have many divisors.
     blocks = next(n for n in range(blocks, queries + 1) if queries % n == 0)
     if blocks == 1:
@@ -45,6 +49,29 @@ def attention(
         out = jax.lax.map(attend, rearrange(query, "b (m n) h d -> m b n h d", m=blocks))
         out = rearrange(out, "m b n h d -> b (m n) h d")
     return rearrange(out, "b n h d -> b n (h d)")
+
+
+def attention_by_head(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
+) -> jax.Array:
+    """Attention `[B, N, heads, head_dim]`, one head of one sample after the other.
+
+    XLA's CPU backend multiplies a batch of matrices several times slower than one matrix after another,
+    whose scores moreover stay in the caches.
+    """
+    batch, _, heads, head_dim = query.shape
+    lengths = jnp.full(batch, key.shape[1]) if key_lengths is None else key_lengths
+
+    def attend(one: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v, length = one
+        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
+        if key_lengths is not None:
+            scores = jnp.where(jnp.arange(k.shape[0]) < length, scores, -jnp.inf)
+        return jax.nn.softmax(scores).astype(v.dtype) @ v
+
+    one_by_one = (rearrange(x, "b n h d -> (b h) n d") for x in (query, key, value))
+    out = jax.lax.map(attend, (*one_by_one, jnp.repeat(lengths, heads)))
+    return rearrange(out, "(b h) n d -> b n h d", h=heads)
 
 
 def rope_table(positions: np.ndarray, axes_dims: tuple[int, ...], theta: float) -> np.ndarray:

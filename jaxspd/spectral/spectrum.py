@@ -6,6 +6,7 @@ noise until σ has fallen. Until then a coarse grid that does not hold them lose
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +26,20 @@ class Spectrum:
 
     @classmethod
     def from_mapping(cls, values: Any, source: str) -> "Spectrum":
-        """The spectrum that `source`, such as a file, describes with `amplitude` and `exponent`; other
-        keys are passed over. UsageError if it does not.
+        """`amplitude` and `exponent` as `source`, such as a file, gives them among other keys. UsageError
+        unless both are positive, finite numbers.
         """
-        try:
-            found = cls(float(values["amplitude"]), float(values["exponent"]))
-        except (KeyError, TypeError, ValueError):
-            raise UsageError(
-                f"{source} holds no spectrum: it needs the numbers amplitude and exponent"
-            ) from None
-        if not 0 < found.amplitude < math.inf or not math.isfinite(found.exponent):
-            raise UsageError(f"{source}: the amplitude must be above 0, and both numbers finite")
-        return found
+        given = values if isinstance(values, dict) else {}
+        for name in ("amplitude", "exponent"):
+            value = given.get(name)
+            if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+                found = "none" if value is None else json.dumps(value)
+                raise UsageError(f"{source} needs a positive number as {name}, and has {found}")
+        return cls(float(given["amplitude"]), float(given["exponent"]))
 
     @classmethod
     def from_file(cls, path: Path) -> "Spectrum":
-        """The spectrum in a file that `jaxspd calibrate` wrote; UsageError if it holds none."""
+        """The spectrum in a JSON file such as `jaxspd calibrate` writes; UsageError if it holds none."""
         try:
             values = json.loads(path.read_text())
         except (OSError, ValueError) as error:

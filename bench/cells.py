@@ -1,0 +1,61 @@
+"""What the quality study compares: settings of the sampler, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting. `settings` are parameters of a request; `expand` replaces the growth of the grid.
+
+    `as_fast_as` names another cell, at whose FLOPs this one runs full resolution in fewer steps.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    steps: int = STEPS
+    expand: Callable[..., jax.Array] | None = None
+    as_fast_as: str | None = None
+
+
+def bilinear(latents: jax.Array, noise: jax.Array, sigma, kappa, transform: str) -> jax.Array:
+    """What one would try first: the latents, noise and all, interpolated."""
+    return jax.image.resize(jnp.asarray(latents, jnp.float32), noise.shape, "bilinear")
+
+
+def grown(mode: str, delta: float, **others) -> dict[str, Any]:
+    settings = {"mode": mode, "delta": delta, **others}
+    return {f"progressive_{name}": value for name, value in settings.items()}
+
+
+BASELINE = "fullres"
+# The setting that the others are variations of.
+CENTRE = "dct_rewind 0.05"
+
+CELLS = [
+    Cell(BASELINE),
+    *[Cell(f"dct_rewind {d:g}", grown("dct_rewind", d)) for d in (0.05, 0.2, 0.01, 0.1, 0.5)],
+    *[Cell(f"dct {d:g}", grown("dct", d)) for d in (0.05, 0.2)],
+    *[
+        Cell(f"{t} rewind {d:g}", grown("dct_rewind", d, transform=t))
+        for t in ("fft", "dwt")
+        for d in (0.05, 0.2)
+    ],
+    *[Cell(f"re-spaced {d:g}", grown("dct_rewind", d, respace=True)) for d in (0.05, 0.2)],
+    Cell("stage shift 0.05", grown("dct_rewind", 0.05, shift="stage")),
+    Cell("stage shift, re-spaced 0.05", grown("dct_rewind", 0.05, shift="stage", respace=True)),
+    *[Cell(f"two levels {d:g}", grown("dct_rewind", d, levels=2)) for d in (0.05, 0.2)],
+    Cell("two levels, re-spaced 0.05", grown("dct_rewind", 0.05, levels=2, respace=True)),
+    Cell("scale 3/4 0.05", grown("dct_rewind", 0.05, scales=["3/4", "1"])),
+    *[Cell(f"bilinear at {d:g}", grown("dct", d), expand=bilinear) for d in (0.05, 0.2)],
+    *[Cell(f"fewer steps, as {d:g}", as_fast_as=f"dct_rewind {d:g}") for d in (0.05, 0.2, 0.5)],
+    Cell("fullres, 50 steps", steps=50),
+    Cell("dct_rewind 0.05, 50 steps", grown("dct_rewind", 0.05), 50),
+    Cell("re-spaced 0.05, 50 steps", grown("dct_rewind", 0.05, respace=True), 50),
+]

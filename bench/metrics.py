@@ -1,0 +1,192 @@
+"""How good pictures are, as far as numbers tell: measures of the quality study, and their uncertainty.
+
+Pictures are `[N, H, W, 3]`, uint8.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.fft import dctn
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from jaxspd.demo.attributes import detect
+from jaxspd.demo.landscapes import Scene
+
+ATTRIBUTES = ("time", "ground", "snow")
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+
+
+def attributes_found(pictures: np.ndarray, scenes: list[Scene]) -> np.ndarray:
+    """Whether each picture shows all that its prompt asks for, `[N]`, by `jaxspd/demo/attributes.py`."""
+    found = detect(np.asarray(pictures))
+    return np.array(
+        [
+            all(getattr(seen, name) == getattr(asked, name) for name in ATTRIBUTES)
+            for seen, asked in zip(found, scenes, strict=True)
+        ]
+    )
+
+
+def psnr(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Peak signal to noise ratio of each picture to its original, `[N]`, in dB."""
+    pairs = zip(pictures, originals, strict=True)
+    return np.array([peak_signal_noise_ratio(b, a) for a, b in pairs])
+
+
+def ssim(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Structural similarity of each picture to its original, `[N]` (Wang et al. 2004)."""
+    pairs = zip(pictures, originals, strict=True)
+    return np.array([structural_similarity(b, a, channel_axis=-1) for a, b in pairs])
+
+
+# Power spectra
+
+BANDS = 24
+
+
+def band_powers(pictures: np.ndarray) -> np.ndarray:
+    """Power of each picture's luminance in bands of frequency, `[N, bands]`.
+
+    The orthonormal DCT's coefficients, at ω = hypot(i, j) / 2 cycles per image, are averaged in bands of
+    equal width in log ω, from 1 to the Nyquist frequency. Bands without a coefficient are left out.
+    """
+    height, width = pictures.shape[1:3]
+    omega = np.hypot(np.arange(height)[:, None], np.arange(width)) / 2
+    edges = np.geomspace(1, min(height, width) / 2, BANDS + 1)
+    band = np.digitize(omega, edges) - 1
+    inside = (band >= 0) & (band < BANDS)
+    count = np.bincount(band[inside], minlength=BANDS)
+    powers = []
+    for picture in pictures:
+        coefficients = dctn(picture.astype(np.float32) @ LUMINANCE / 255, norm="ortho")
+        powers.append(np.bincount(band[inside], coefficients[inside] ** 2, BANDS))
+    return np.array(powers)[:, count > 0] / count[count > 0]
+
+
+def spectrum_distance(power: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Root mean square over bands of the difference of mean powers `[…, bands]`, in dB, `[…]`."""
+    return np.sqrt(((10 * np.log10(power / reference)) ** 2).mean(-1))
+
+
+# Fréchet distance
+
+LEVELS, COLOURS = 5, 16
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a picture is described by for the Fréchet distance; no network, nothing to download.
+
+    Colours: the means over 8×8 blocks, reduced to their first 16 principal components. Texture: the log
+    energies of five levels of a Laplacian pyramid of the luminance (differences of Gaussian blurs, each
+    twice as wide), in the upper, middle and lower third of the picture. Principal components and scales
+    are those of the reference pictures, so that each number has mean 0 and variance 1 there.
+    """
+
+    colour_mean: np.ndarray
+    components: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def fit(cls, reference: np.ndarray) -> "Features":
+        """The description that fits `reference`, pictures of training."""
+        colours = block_colours(reference)
+        mean = colours.mean(0)
+        components = np.linalg.svd(colours - mean, full_matrices=False)[2][:COLOURS].T
+        raw = np.concatenate([(colours - mean) @ components, textures(reference)], 1)
+        return cls(mean, components, raw.mean(0), raw.std(0))
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """Features `[N, 31]`."""
+        colours = (block_colours(pictures) - self.colour_mean) @ self.components
+        return (np.concatenate([colours, textures(pictures)], 1) - self.mean) / self.deviation
+
+
+def block_colours(pictures: np.ndarray) -> np.ndarray:
+    """Mean colours of 8×8 blocks, `[N, 192]`."""
+    n, height, width, _ = pictures.shape
+    blocks = np.asarray(pictures, np.float32).reshape(n, 8, height // 8, 8, width // 8, 3)
+    return blocks.mean((2, 4)).reshape(n, -1) / 255
+
+
+def textures(pictures: np.ndarray) -> np.ndarray:
+    """Log energies of pyramid levels in the picture's thirds, `[N, 15]`."""
+    rows = []
+    for picture in pictures:
+        sharp, energies = picture.astype(np.float32) @ LUMINANCE / 255, []
+        for level in range(LEVELS):
+            blurred = gaussian_filter(sharp, 2.0**level, mode="reflect")
+            thirds = np.array_split((sharp - blurred) ** 2, 3)
+            # Half a grey level: below it there is nothing to see.
+            energies += [np.log(third.mean() + (0.5 / 255) ** 2) for third in thirds]
+            sharp = blurred
+        rows.append(energies)
+    return np.array(rows)
+
+
+def frechet(mean: np.ndarray, covariance: np.ndarray, other_mean, other_covariance) -> np.ndarray:
+    """Fréchet distance `[…]` of Gaussians with means `[…, D]` and covariances `[…, D, D]` to another.
+
+    `|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2·(Σ₁Σ₂)^½)` (Heusel et al. 2017); the root's trace from the eigenvalues of
+    the symmetric `Σ₂^½ Σ₁ Σ₂^½`.
+    """
+    values, vectors = np.linalg.eigh(other_covariance)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance @ root).clip(0)).sum(-1)
+    traces = np.trace(covariance, axis1=-2, axis2=-1) + np.trace(other_covariance)
+    return ((mean - other_mean) ** 2).sum(-1) + traces - 2 * cross
+
+
+# Statistics of a set of pictures, from how often each is counted
+
+
+def resamples(n: int, count: int, seed: int = 0) -> np.ndarray:
+    """How often each of `n` pictures is drawn in each bootstrap resample, `[count, n]`; in the first, which
+    is the set itself, once. All cells use the same, so that their differences are of the same pictures.
+    """
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), count - 1)
+    return np.concatenate([np.ones((1, n), int), drawn])
+
+
+def means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Means `[R, …]` of `values` `[N, …]` under `counts` `[R, N]`."""
+    return np.tensordot(counts, values, 1) / counts.shape[1]
+
+
+def frechet_of(features: np.ndarray, counts: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Fréchet distances `[R]` of `features` `[N, D]`, under `counts`, to those of `reference`."""
+    centre = means(features, counts)
+    products = np.einsum("rn,nd,ne->rde", counts, features, features, optimize=True) / counts.shape[1]
+    covariances = products - centre[:, :, None] * centre[:, None, :]
+    return frechet(centre, covariances, reference.mean(0), np.cov(reference.T, bias=True))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval; of a difference, whether that excludes 0."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def estimate(draws: np.ndarray) -> Estimate:
+    """`draws` `[R]` hold a statistic of the set, then of its resamples.
+
+    The interval is the basic bootstrap's, reflected about the value: a resample repeats pictures, which
+    puts a Fréchet distance up, and reflection takes that out again. In a paired difference of two cells
+    most of it cancels anyway.
+    """
+    low, high = np.quantile(draws[1:], [0.025, 0.975])
+    value = float(draws[0])
+    return Estimate(value, float(2 * value - high), float(2 * value - low))
+
+
+Statistic = Callable[[np.ndarray], np.ndarray]

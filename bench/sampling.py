@@ -1,0 +1,93 @@
+"""Pictures of the embedded demo for the quality study: the same prompts and noise in every cell."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cells import Cell
+from tqdm import tqdm
+
+from convert.orbax_store import load_transformer
+from jaxspd.demo.landscapes import Scene, describe
+from jaxspd.families import open_family
+from jaxspd.hub import model_folder
+from jaxspd.params import SamplingParams
+from jaxspd.planning import plan_request
+from jaxspd.sampling.loop import denoise
+from jaxspd.sampling.noise import stage_noises
+from jaxspd.sampling.programs import Programs
+from jaxspd.sampling.solvers import SOLVERS, default_solver
+from jaxspd.spectral.plan import Plan
+
+# Captions of seeds that neither the training pictures nor other checks have used.
+FIRST_SEED = 5_000_000
+BATCH = 5
+
+
+def captions(count: int) -> tuple[list[Scene], list[str]]:
+    """What the study asks for."""
+    scenes, texts = zip(*(describe(FIRST_SEED + i)[:2] for i in range(count)), strict=True)
+    return list(scenes), list(texts)
+
+
+class Demo:
+    """The demo checkpoint, ready to denoise batches of the study's `count` captions."""
+
+    def __init__(self, count: int):
+        self.family = open_family(model_folder(None))
+        self.count, self.leading = count, self.family.leading(1)
+        self.conditioning = self.family.condition(self.family.encode(captions(count)[1]), 0.0)
+        self.parameters = load_transformer(
+            self.family.folder,
+            self.family.abstract_parameters(jnp.float32),
+            self.family.rules,
+            jnp.asarray,
+        )
+        self.velocity = self.family.velocity_function(jnp.float32)
+        self.solver = SOLVERS[default_solver(self.family.scheduler)]
+        self.programs = {}  # by what grows the grid
+
+    def plan(self, cell: Cell, cells: dict[str, Cell]) -> Plan:
+        """The stages of `cell`; of one that is to be as fast as another, by FLOPs, its fewer steps."""
+        steps = cell.steps
+        if cell.as_fast_as:
+            plan = self.plan(cells[cell.as_fast_as], cells)
+            steps = round(plan.steps / plan.flop_speedup(self.family.forward_flops))
+        return plan_request(self.family, SamplingParams(num_inference_steps=steps, **cell.settings))
+
+    def flops(self, plan: Plan) -> float:
+        """FLOPs of all forwards of one picture."""
+        return sum(stage.steps * self.family.forward_flops(stage.tokens) for stage in plan.stages)
+
+    def pictures(self, cell: Cell, plan: Plan) -> np.ndarray:
+        """One `[H, W, 3]`, uint8, for each caption."""
+        expand = cell.expand or self.family.expansions["latent"]
+        programs = self.programs.setdefault(expand, Programs(self.velocity, self.solver, expand=expand))
+        latents = []
+        for start in tqdm(range(0, self.count, BATCH), desc=cell.name):
+            rows = slice(start, start + BATCH)
+            conditioning = jax.tree.map(lambda array: array[rows], self.conditioning)  # noqa: B023
+            size = min(BATCH, self.count - start)
+            seeds = range(FIRST_SEED + start, FIRST_SEED + start + size)
+            programs.prepare(plan, (size, *self.leading), self.parameters, conditioning)
+            noises = stage_noises(seeds, self.leading, [stage.latent for stage in plan.stages])
+            latents.append(np.asarray(denoise(programs, plan, self.parameters, conditioning, noises)[0]))
+        return self.family.decode(np.concatenate(latents))[:, 0]
+
+
+def sample(demo: Demo, cells: list[Cell], folder: Path) -> dict[str, tuple[Plan, np.ndarray]]:
+    """Plan and pictures of each cell. Those already in `folder`, made by the same plan, stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made, by_name = {}, {cell.name: cell for cell in cells}
+    for cell in cells:
+        plan = demo.plan(cell, by_name)
+        stem = "".join(c if c.isalnum() or c in "._" else "-" for c in cell.name)
+        pictures, note = folder / f"{stem}.npy", folder / f"{stem}.json"
+        said = json.dumps({"plan": repr(plan), "count": demo.count, "expand": cell.expand is not None})
+        if not note.exists() or note.read_text() != said:
+            np.save(pictures, demo.pictures(cell, plan))
+            note.write_text(said)
+        made[cell.name] = plan, np.load(pictures, mmap_mode="r")
+    return made

@@ -1,0 +1,251 @@
+"""`jaxspd calibrate`: the power spectrum of a model's clean latents, measured on a folder of files."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from jaxspd.errors import UsageError
+from jaxspd.families import open_family
+from jaxspd.hub import model_folder
+from jaxspd.output import check_writable
+from jaxspd.params import SamplingParams
+from jaxspd.planning import frames, pixel_size
+from jaxspd.spectral.calibration import Calibration, PowerMeter, fit_spectrum
+from jaxspd.spectral.levels import Level, halvings
+
+log = logging.getLogger("jaxspd")
+
+# What a file holds goes by its ending; others, such as captions beside the pictures, are passed over.
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
+# Of a video unless asked otherwise: the spectrum is one of rows and columns, and hardly needs more.
+DEFAULT_FRAMES = 17
+# For which the step at which the grid grows is shown.
+DELTAS = (0.01, 0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A calibration, how it was measured, and where it was written."""
+
+    family: str
+    title: str
+    height: int
+    width: int
+    num_frames: int
+    latent: tuple[int, int]
+    files: int
+    calibration: Calibration
+    path: Path
+
+    @property
+    def plot_path(self) -> Path:
+        return self.path.with_suffix(".png")
+
+    @property
+    def coarse(self) -> Level:
+        """The grid from which one halving starts."""
+        return halvings(self.latent, 1)[0]
+
+    def transitions(self) -> dict[float, float]:
+        """δ → σ at which the grid grows from half to full."""
+        return {d: self.calibration.spectrum.activation_time(self.coarse.nyquist, d) for d in DELTAS}
+
+    def report(self) -> dict:
+        """What is written: the spectrum, and how it was measured."""
+        spectrum = self.calibration.spectrum
+        return {
+            "amplitude": spectrum.amplitude,
+            "exponent": spectrum.exponent,
+            "family": self.family,
+            "height": self.height,
+            "width": self.width,
+            "num_frames": self.num_frames,
+            "latent": list(self.latent),
+            "files": self.files,
+            "rings": {"omega": list(self.calibration.omega), "power": list(self.calibration.power)},
+        }
+
+    def summary(self) -> str:
+        """The same for people."""
+        spectrum, (h, w), (ch, cw) = self.calibration.spectrum, self.latent, self.coarse.latent
+        length = f", {self.num_frames} frames" if self.num_frames > 1 else ""
+        lines = [
+            f"{self.title}, {self.width}×{self.height} pixels{length}, latent {h}×{w}: {self.files} files",
+            f"A = {spectrum.amplitude:.6f}, β = {spectrum.exponent:.6f}",
+            f"the grid grows from {ch}×{cw} at",
+        ]
+        lines += [f"  σ = {sigma:.6f} for δ = {delta:g}" for delta, sigma in self.transitions().items()]
+        return "\n".join([*lines, f"wrote {self.path} and {self.plot_path}"])
+
+
+def calibrate(
+    model_path: str | None = None,
+    *,
+    images: str | Path,
+    output_path: str | Path = "spectrum.json",
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+) -> Measurement:
+    """Measures the spectrum of a model's latents on the files below the folder `images`, writes it to
+    `output_path`, a JSON file, and a plot of it to a PNG file beside.
+
+    Models of pictures are measured on pictures, models of videos on videos, or with `num_frames` 1 on
+    pictures. UsageError, before anything is encoded, for what cannot be written or done.
+    """
+    target, folder = Path(output_path), Path(images)
+    check_target(target)
+    family = open_family(model_folder(model_path))
+    if num_frames is None and family.default_fps:
+        num_frames = DEFAULT_FRAMES
+    asked = SamplingParams(height=height, width=width, num_frames=num_frames)
+    size, count = pixel_size(family, asked), frames(family, asked)
+    latent = size[0] // family.pixels_per_latent, size[1] // family.pixels_per_latent
+    halvings(latent, 1)  # refuses a grid that is too small to grow into
+    files = find_files(folder, family, count, target.with_suffix(".png"))
+    meter = PowerMeter(latent)
+    with (
+        family.latent_encoder() as encode,
+        logging_redirect_tqdm([log]),
+        tqdm(files, unit="file", file=sys.stderr) as bar,
+    ):
+        for pixels in readable_files(bar, size, count):
+            meter.add(encode(pixels[None]))
+    if not meter.samples:
+        raise UsageError(f"none of the {len(files)} files in {folder} can be used")
+    calibration = fit_spectrum(meter.power())
+    if calibration.spectrum.exponent <= 0:
+        raise UsageError(
+            f"the latents' power does not fall with frequency (β = {calibration.spectrum.exponent:.3f}), as "
+            f"that of natural pictures does; use other pictures"
+        )
+    result = Measurement(family.name, family.title, *size, count, latent, meter.samples, calibration, target)
+    write(result)
+    return result
+
+
+def check_target(target: Path) -> None:
+    """UsageError unless the JSON file `target` and its plot can be written; creates nothing."""
+    if target.suffix.lower() != ".json":
+        raise UsageError(f"--output-path names a file that ends in .json, not {target}")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is no folder; create it or choose another --output-path")
+    for path in (target, target.with_suffix(".png")):
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; choose another --output-path")
+    check_writable([target])
+
+
+def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
+    """The files below `folder` that samples of `count` frames are read from, in order: videos, or pictures
+    for one frame, but never `plot`, which an earlier run may have left there. A warning counts those of the
+    other kind; UsageError if there are none.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; give --images a folder of pictures or videos")
+    kinds = {"pictures": PICTURES, "videos": VIDEOS}
+    found = {kind: [] for kind in kinds}
+    for path in sorted(folder.rglob("*")):
+        for kind, endings in kinds.items():
+            if path.suffix.lower() in endings and path.is_file() and path.resolve() != plot.resolve():
+                found[kind].append(path)
+    wanted, other = ("pictures", "videos") if count == 1 else ("videos", "pictures")
+    if not found[wanted]:
+        cure = " (or use --num-frames 1 to measure on pictures)" if count > 1 and found[other] else ""
+        raise UsageError(f"{folder} holds no {wanted}, which {family.title} is measured on{cure}")
+    if found[other]:
+        log.warning(
+            "%s is measured on %s; %d %s are left out", family.title, wanted, len(found[other]), other
+        )
+    return found[wanted]
+
+
+def readable_files(paths, size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
+    """Pixels `[count, H, W, 3]`, uint8, of each file that can be read; a warning names every other."""
+    for path in paths:
+        try:
+            pixels = read_picture(path, size) if count == 1 else read_video(path, size, count)
+        except Exception as error:  # each format's reader raises its own
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("%s is left out: %s", path, line)
+        else:
+            yield pixels
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Pixels `[1, H, W, 3]`, uint8, of a picture file, upright."""
+    with Image.open(path) as image:
+        return fit(ImageOps.exif_transpose(image), size)[None]
+
+
+def read_video(path: Path, size: tuple[int, int], count: int) -> np.ndarray:
+    """Pixels `[count, H, W, 3]`, uint8, of a video's first frames; ValueError if it has fewer."""
+    with av.open(str(path)) as file:
+        pixels = [fit(frame.to_image(), size) for frame in islice(file.decode(video=0), count)]
+    if len(pixels) < count:
+        raise ValueError(f"it has {len(pixels)} of {count} frames")
+    return np.stack(pixels)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """`image` as `[H, W, 3]`, uint8: its middle in the shape of `size`, made smaller to `size`.
+
+    ValueError for an image that would have to be enlarged: the detail that it lacks would be measured as
+    missing from all pictures.
+    """
+    height, width = size
+    if image.width < width or image.height < height:
+        raise ValueError(f"its {image.width}×{image.height} pixels are less than {width}×{height}")
+    fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
+def write(result: Measurement) -> None:
+    """Writes the JSON file and the plot of `result`, each whole or not at all."""
+    path = result.path
+    try:
+        # Removed in the end whatever happens: an interrupt too leaves nothing behind.
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
+            part, plot = Path(folder) / path.name, Path(folder) / result.plot_path.name
+            part.write_text(json.dumps(result.report(), indent=2) + "\n")
+            draw(result, plot)
+            os.replace(plot, result.plot_path)
+            os.replace(part, path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
+def draw(result: Measurement, path: Path) -> None:
+    """A PNG of the measured power, its fit, and the half grid's limit, with the σ at which it is left."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    calibration, spectrum, coarse = result.calibration, result.calibration.spectrum, result.coarse
+    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.loglog(calibration.omega, calibration.power, "o", markersize=4, label="measured")
+    fitted = [spectrum.power(omega) for omega in calibration.omega]
+    axes.loglog(calibration.omega, fitted, label=f"{spectrum.amplitude:.2f} · ω^-{spectrum.exponent:.3f}")
+    h, w = coarse.latent
+    axes.axvline(coarse.nyquist, color="0.5", linestyle="--", label=f"limit of the {h}×{w} grid, left at")
+    for delta, sigma in result.transitions().items():
+        axes.plot([], [], " ", label=f"σ = {sigma:.3f} for δ = {delta:g}")
+    axes.set_xlabel("ω, cycles per image")
+    axes.set_ylabel("power of normalised latents")
+    axes.set_title(f"{result.title}, latent {result.latent[0]}×{result.latent[1]}, {result.files} files")
+    axes.legend()
+    figure.savefig(path, format="png")
