@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 
 STEPS = 20
+BASELINE, LONG = "fullres", "fullres, 50 steps"
 
 
 @dataclass(frozen=True)
 class Cell:
     """One setting. `settings` are parameters of a request; `expand` replaces the growth of the grid.
 
-    `as_fast_as` names another cell, at whose FLOPs this one runs full resolution in fewer steps.
+    `as_fast_as` names another cell, at whose FLOPs this one runs full resolution in fewer steps. With
+    `one_noise`, all stages' noise is that of full resolution: its lower DCT coefficients come first.
+    `baseline` names the cell that this one is compared to.
     """
 
     name: str
@@ -22,6 +25,8 @@ class Cell:
     steps: int = STEPS
     expand: Callable[..., jax.Array] | None = None
     as_fast_as: str | None = None
+    one_noise: bool = False
+    baseline: str = BASELINE
 
 
 def bilinear(latents: jax.Array, noise: jax.Array, sigma, kappa, transform: str) -> jax.Array:
@@ -33,10 +38,6 @@ def grown(mode: str, delta: float, **others) -> dict[str, Any]:
     settings = {"mode": mode, "delta": delta, **others}
     return {f"progressive_{name}": value for name, value in settings.items()}
 
-
-BASELINE = "fullres"
-# The setting that the others are variations of.
-CENTRE = "dct_rewind 0.05"
 
 CELLS = [
     Cell(BASELINE),
@@ -55,7 +56,8 @@ CELLS = [
     Cell("scale 3/4 0.05", grown("dct_rewind", 0.05, scales=["3/4", "1"])),
     *[Cell(f"bilinear at {d:g}", grown("dct", d), expand=bilinear) for d in (0.05, 0.2)],
     *[Cell(f"fewer steps, as {d:g}", as_fast_as=f"dct_rewind {d:g}") for d in (0.05, 0.2, 0.5)],
-    Cell("fullres, 50 steps", steps=50),
-    Cell("dct_rewind 0.05, 50 steps", grown("dct_rewind", 0.05), 50),
-    Cell("re-spaced 0.05, 50 steps", grown("dct_rewind", 0.05, respace=True), 50),
+    *[Cell(f"one noise {d:g}", grown("dct_rewind", d), one_noise=True) for d in (0.05, 0.2)],
+    Cell(LONG, steps=50, baseline=LONG),
+    Cell("dct_rewind 0.05, 50 steps", grown("dct_rewind", 0.05), 50, baseline=LONG),
+    Cell("re-spaced 0.05, 50 steps", grown("dct_rewind", 0.05, respace=True), 50, baseline=LONG),
 ]

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cells import Cell
+from scipy.fft import dctn, idctn
 from tqdm import tqdm
 
 from convert.orbax_store import load_transformer
 from jaxspd.demo.landscapes import Scene, describe
+from jaxspd.demo.landscapes import sample as landscape
 from jaxspd.families import open_family
 from jaxspd.hub import model_folder
 from jaxspd.params import SamplingParams
@@ -72,9 +74,33 @@ class Demo:
             size = min(BATCH, self.count - start)
             seeds = range(FIRST_SEED + start, FIRST_SEED + start + size)
             programs.prepare(plan, (size, *self.leading), self.parameters, conditioning)
-            noises = stage_noises(seeds, self.leading, [stage.latent for stage in plan.stages])
+            grids = [stage.latent for stage in plan.stages]
+            noises = stage_noises(seeds, self.leading, grids)
+            if cell.one_noise:
+                noises = parts_of(stage_noises(seeds, self.leading, grids[-1:])[0], grids)
             latents.append(np.asarray(denoise(programs, plan, self.parameters, conditioning, noises)[0]))
         return self.family.decode(np.concatenate(latents))[:, 0]
+
+
+def parts_of(noise: np.ndarray, grids: list[tuple[int, int]]) -> list[np.ndarray]:
+    """What each stage sees of one `noise` on the last grid: the first a field, the others coefficients."""
+    coefficients = dctn(noise, axes=(-2, -1), norm="ortho")
+    first, *later = [coefficients[..., :h, :w] for h, w in grids]
+    return [idctn(first, axes=(-2, -1), norm="ortho"), *later]
+
+
+def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:
+    """Pictures as the model was trained on, `[count, H, W, 3]`, as the demo's VAE gives them back: no
+    latents decode to anything sharper.
+    """
+    path = folder / f"drawn-{first_seed}-{count}.npy"
+    if not path.exists():
+        family, pictures = open_family(model_folder(None)), []
+        with family.latent_encoder() as encode:
+            for seed in tqdm(range(first_seed, first_seed + count), desc="drawn"):
+                pictures.append(encode(landscape(seed)[0][None, None]))
+        np.save(path, family.decode(np.concatenate(pictures))[:, 0])
+    return np.load(path)
 
 
 def sample(demo: Demo, cells: list[Cell], folder: Path) -> dict[str, tuple[Plan, np.ndarray]]:

@@ -91,6 +91,14 @@ def test_pictures_become_a_spectrum_and_a_plot(flux1_folder, tmp_path, out, caps
     for delta in (0.01, 0.05, 0.1, 0.2):
         assert f"σ = {wanted.spectrum.activation_time(2, delta):.6f} for δ = {delta}" in printed
     assert "5/5" in captured.err
+    # `plan` goes by it.
+    flags = ["--height", "64", "--width", "96", "--num-inference-steps", "40", "--spectrum", str(out)]
+    flags += ["--progressive-mode", "dct", "--progressive-delta", "0.3", "--json"]
+    assert main(["plan", "--model-path", str(flux1_folder), *flags]) == 0
+    threshold = wanted.spectrum.activation_time(2, 0.3)
+    assert json.loads(capsys.readouterr().out)["stages"][1]["start"] == int(
+        np.argmax(family.sigmas(40, 24) <= threshold)
+    )
 
 
 def test_the_result_is_the_checkpoint_s_own_once_it_lies_there(flux1_folder, tmp_path):

@@ -93,7 +93,7 @@ class Flux2Reference(Reference):
         noises = stage_noises(noises, growth, self.device, patch=1)
 
         def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+            scheduler = self.own_scheduler()
             set_schedule(scheduler, num_inference_steps, height * width)
             return scheduler
 

@@ -84,7 +84,7 @@ class QwenImageReference(Reference):
         noises = stage_noises(noises, growth, self.device)
 
         def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+            scheduler = self.own_scheduler()
             set_schedule(scheduler, num_inference_steps, (height // 2) * (width // 2))
             return scheduler
 

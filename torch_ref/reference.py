@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 
 class Reference:
@@ -25,6 +25,10 @@ class Reference:
         """Opens a pipeline folder in the official layout; never reaches for the network."""
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
         return cls(pipeline.to(device))
+
+    def own_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """One like the pipeline's, whose sigmas may be edited."""
+        return FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
 
     @property
     def device(self) -> torch.device:

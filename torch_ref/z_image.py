@@ -71,7 +71,7 @@ class ZImageReference(Reference):
         noises = stage_noises(noises, growth, self.device)
 
         def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+            scheduler = self.own_scheduler()
             scheduler.set_timesteps(num_inference_steps)
             return scheduler
 

@@ -1,0 +1,120 @@
+"""What progressive resolution costs in quality, measured on the embedded demo.
+
+    python bench/quality.py
+
+makes the same 200 pictures (captions and seeds) in every cell of `bench/cells.py`, measures them by
+`bench/metrics.py`, and writes `quality.json`, `quality.md`, `quality.png` and `sheet.jpg` to
+`bench/results/quality/`. Pictures stay in `--work`, so that an interrupted run goes on where it was.
+"""
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import metrics
+import numpy as np
+from cells import BASELINE, CELLS, Cell
+from metrics import Estimate, Features, estimate
+from report import contact_sheet, plot, table
+from sampling import Demo, captions, drawn, sample
+
+RESULTS = Path(__file__).parent / "results" / "quality"
+RESAMPLES = 1000
+# Pictures of training that the others are compared to, and as many fresh ones as a cell has: what a
+# perfect model would reach.
+REFERENCE_SEED, REFERENCE_COUNT, FRESH_SEED = 0, 800, 6_000_000
+FRESH = "drawn pictures"
+
+
+class Judge:
+    """Measures sets of pictures made for the same prompts."""
+
+    def __init__(self, reference: np.ndarray, count: int):
+        self.scenes = captions(count)[0]
+        self.counts = metrics.resamples(count, RESAMPLES)
+        self.describe = Features.fit(reference)
+        self.reference = self.describe(reference)
+        self.power = metrics.band_powers(reference).mean(0)
+
+    def draws(self, pictures: np.ndarray, originals: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Each measure of the set and of its resamples, `[R]`; PSNR and SSIM to `originals`, if any."""
+        power = metrics.means(metrics.band_powers(pictures), self.counts)
+        found = {
+            "frechet": metrics.frechet_of(self.describe(pictures), self.counts, self.reference),
+            "spectrum": metrics.spectrum_distance(power, self.power),
+        }
+        if originals is not None:
+            for name in ("psnr", "ssim"):
+                found[name] = metrics.means(getattr(metrics, name)(pictures, originals), self.counts)
+        return found
+
+    def attributes(self, pictures: np.ndarray) -> np.ndarray:
+        """Share of pictures that show what was asked, for the set and its resamples, `[R]`."""
+        return metrics.means(metrics.attributes_found(pictures, self.scenes).astype(float), self.counts)
+
+
+def differences(draws: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> dict[str, Estimate]:
+    """How much each measure that both have lies above that of `base`, over the same pictures."""
+    return {name: estimate(draws[name] - base[name]) for name in draws if name in base}
+
+
+def measure(judge: Judge, cells: list[Cell], made: dict) -> dict[str, dict]:
+    """Figures of every cell, with intervals, and differences to its baseline's."""
+    draws, figures = {}, {}
+    for cell in cells:
+        pictures = np.asarray(made[cell.name][1])
+        originals = None if cell.name == cell.baseline else np.asarray(made[cell.baseline][1])
+        draws[cell.name] = judge.draws(pictures, originals) | {"attributes": judge.attributes(pictures)}
+    for cell in cells:
+        ours = draws[cell.name]
+        figures[cell.name] = {name: asdict(estimate(values)) for name, values in ours.items()}
+        if cell.name == cell.baseline:
+            continue
+        for name, found in differences(ours, draws[cell.baseline]).items():
+            figures[cell.name][name]["difference"] = {**asdict(found), "certain": found.certain}
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200, help="pictures a cell")
+    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="where pictures are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where results go")
+    args = parser.parse_args()
+
+    demo = Demo(args.count)
+    made = sample(demo, CELLS, args.work)
+    judge = Judge(drawn(REFERENCE_COUNT, REFERENCE_SEED, args.work), args.count)
+    fresh = drawn(args.count, FRESH_SEED, args.work)
+    figures = measure(judge, CELLS, made)
+    for cell in CELLS:
+        plan = made[cell.name][0]
+        full = made[cell.baseline][0]
+        figures[cell.name]["flops"] = demo.flops(plan)
+        figures[cell.name]["faster"] = demo.flops(full) / demo.flops(plan)
+        figures[cell.name]["steps"] = [stage.steps for stage in plan.stages]
+    report = {
+        "hardware": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind} device",
+        "versions": {name: version(name) for name in ("jax", "flax", "torch", "diffusers", "scikit-image")},
+        "count": args.count,
+        "resamples": RESAMPLES,
+        "baseline": BASELINE,
+        "cells": figures,
+        FRESH: {name: asdict(estimate(values)) for name, values in judge.draws(fresh, None).items()},
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "quality.md").write_text(table(report))
+    plot(report).savefig(args.out / "quality.png", dpi=110)
+    contact_sheet({name: pictures for name, (_, pictures) in made.items()}).save(
+        args.out / "sheet.jpg", quality=88
+    )
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()

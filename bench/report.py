@@ -1,0 +1,96 @@
+"""The quality study's table, plot and contact sheet."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+MEASURES = {
+    "attributes": ("prompt found", "{:.1%}"),
+    "frechet": ("Fréchet", "{:.2f}"),
+    "spectrum": ("spectrum, dB", "{:.2f}"),
+    "psnr": ("PSNR, dB", "{:.2f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+}
+# Rows of the contact sheet.
+SHOWN = (
+    "fullres",
+    "dct_rewind 0.05",
+    "dct_rewind 0.2",
+    "dct_rewind 0.5",
+    "re-spaced 0.2",
+    "dct 0.05",
+    "fft rewind 0.2",
+    "dwt rewind 0.2",
+    "bilinear at 0.05",
+    "fewer steps, as 0.2",
+)
+PICTURES, SIDE = 8, 128
+
+
+def table(report: dict) -> str:
+    """Markdown: each cell's figures, and its differences to full resolution with their 95 % intervals.
+    A difference in bold is one that its interval does not bridge to 0.
+    """
+    head = ["cell", "steps", "FLOPs, times fewer", *(title for title, _ in MEASURES.values())]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name, cell in report["cells"].items():
+        row = [name, "+".join(map(str, cell["steps"])), f"{cell['faster']:.2f}"]
+        for measure, (_, form) in MEASURES.items():
+            row.append(entry(cell[measure], form) if measure in cell else "")
+        lines.append(f"| {' | '.join(row)} |")
+    drawn = report["drawn pictures"]
+    row = ["drawn pictures", "", ""]
+    row += [entry(drawn[m], form) if m in drawn else "" for m, (_, form) in MEASURES.items()]
+    lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def entry(figure: dict, form: str) -> str:
+    """A figure, and its difference to the baseline's in brackets if there is one, else its interval."""
+    shown = form.format(figure["value"])
+    difference = figure.get("difference")
+    if difference is None:
+        return f"{shown} [{form.format(figure['low'])}, {form.format(figure['high'])}]"
+    signed = form.replace(":", ":+")
+    text = f"{signed.format(difference['value'])}"
+    text = f"**{text}**" if difference["certain"] else text
+    return f"{shown} ({text}; {signed.format(difference['low'])} to {signed.format(difference['high'])})"
+
+
+def plot(report: dict) -> Figure:
+    """Fréchet and spectrum distance above full resolution's, against FLOPs, with 95 % intervals."""
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    groups = {}
+    for name, cell in report["cells"].items():
+        if "difference" in cell["frechet"] and "50 steps" not in name:
+            groups.setdefault(name.rstrip("0123456789. ").removesuffix(" at"), []).append(cell)
+    for panel, measure in zip(panels, ("frechet", "spectrum"), strict=True):
+        for number, (group, cells) in enumerate(groups.items()):
+            cells = sorted(cells, key=lambda cell: cell["faster"])
+            found = [cell[measure]["difference"] for cell in cells]
+            values = np.array([f["value"] for f in found])
+            error = [values - [f["low"] for f in found], [f["high"] for f in found] - values]
+            # Shifted a little, that intervals do not hide one another.
+            at = [1 / cell["faster"] + 0.0015 * (number - len(groups) / 2) for cell in cells]
+            marker, colour = "osD^v<>PX*hp"[number % 12], f"C{number % 10}"
+            panel.errorbar(at, values, error, fmt=marker + "-", color=colour, lw=1, capsize=2, label=group)
+        panel.axhline(0, color="0.6", lw=1)
+        panel.set_xlabel("FLOPs, as a share of full resolution's")
+        panel.set_ylabel(f"{MEASURES[measure][0]} above full resolution's")
+        panel.set_yscale("symlog", linthresh=0.3)
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def contact_sheet(pictures: dict[str, np.ndarray]) -> Image.Image:
+    """The first pictures of some cells, a row each, with its name."""
+    rows = [name for name in SHOWN if name in pictures]
+    sheet = Image.new("RGB", (150 + PICTURES * SIDE, len(rows) * SIDE), "white")
+    write = ImageDraw.Draw(sheet)
+    for row, name in enumerate(rows):
+        write.text((6, row * SIDE + SIDE // 2 - 6), name, fill="black")
+        for column, picture in enumerate(pictures[name][:PICTURES]):
+            small = Image.fromarray(np.asarray(picture)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(small, (150 + column * SIDE, row * SIDE))
+    return sheet
