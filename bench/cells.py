@@ -48,7 +48,7 @@ CELLS = [
         for t in ("fft", "dwt")
         for d in (0.05, 0.2)
     ],
-    *[Cell(f"re-spaced {d:g}", grown("dct_rewind", d, respace=True)) for d in (0.05, 0.2)],
+    *[Cell(f"re-spaced {d:g}", grown("dct_rewind", d, respace=True)) for d in (0.05, 0.2, 0.01, 0.1)],
     Cell("stage shift 0.05", grown("dct_rewind", 0.05, shift="stage")),
     Cell("stage shift, re-spaced 0.05", grown("dct_rewind", 0.05, shift="stage", respace=True)),
     *[Cell(f"two levels {d:g}", grown("dct_rewind", d, levels=2)) for d in (0.05, 0.2)],
@@ -60,4 +60,22 @@ CELLS = [
     Cell(LONG, steps=50, baseline=LONG),
     Cell("dct_rewind 0.05, 50 steps", grown("dct_rewind", 0.05), 50, baseline=LONG),
     Cell("re-spaced 0.05, 50 steps", grown("dct_rewind", 0.05, respace=True), 50, baseline=LONG),
+]
+
+# Questions that a difference to full resolution does not answer: the first against the second.
+QUESTIONS = [
+    *[(f"dct_rewind {d:g}", f"dct {d:g}") for d in (0.05, 0.2)],
+    *[(f"{t} rewind {d:g}", f"dct_rewind {d:g}") for t in ("fft", "dwt") for d in (0.05, 0.2)],
+    *[(f"re-spaced {d:g}", f"dct_rewind {d:g}") for d in (0.05, 0.2)],
+    ("re-spaced 0.05, 50 steps", "dct_rewind 0.05, 50 steps"),
+    ("stage shift 0.05", "dct_rewind 0.05"),
+    ("stage shift, re-spaced 0.05", "re-spaced 0.05"),
+    ("two levels, re-spaced 0.05", "re-spaced 0.05"),
+    *[(f"dct_rewind {d:g}", f"bilinear at {d:g}") for d in (0.05, 0.2)],
+    *[
+        (f"{mode} {d:g}", f"fewer steps, as {d:g}")
+        for mode in ("dct_rewind", "re-spaced")
+        for d in (0.05, 0.2)
+    ],
+    *[(f"one noise {d:g}", f"dct_rewind {d:g}") for d in (0.05, 0.2)],
 ]

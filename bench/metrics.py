@@ -178,10 +178,11 @@ class Estimate:
 def estimate(draws: np.ndarray) -> Estimate:
     """`draws` `[R]` hold a statistic of the set, then of its resamples.
 
-    The interval is the basic bootstrap's, reflected about the value: a resample repeats pictures, which
-    puts a Fréchet distance up, and reflection takes that out again. In a paired difference of two cells
-    most of it cancels anyway.
+    A Fréchet distance between few pictures is too large, and that of a resample, which repeats some of
+    them, too large once more by about as much. So what resampling adds on average is taken off the value,
+    and the interval is the basic bootstrap's, which is reflected about the set's own figure. In a paired
+    difference most of this cancels; means are not changed by it.
     """
     low, high = np.quantile(draws[1:], [0.025, 0.975])
-    value = float(draws[0])
-    return Estimate(value, float(2 * value - high), float(2 * value - low))
+    own = float(draws[0])
+    return Estimate(2 * own - float(draws[1:].mean()), float(2 * own - high), float(2 * own - low))

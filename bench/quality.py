@@ -17,10 +17,11 @@ from pathlib import Path
 import jax
 import metrics
 import numpy as np
-from cells import BASELINE, CELLS, Cell
-from metrics import Estimate, Features, estimate
+from cells import BASELINE, CELLS, QUESTIONS, Cell
+from metrics import Features, estimate
 from report import contact_sheet, plot, table
 from sampling import Demo, captions, drawn, sample
+from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results" / "quality"
 RESAMPLES = 1000
@@ -57,25 +58,31 @@ class Judge:
         return metrics.means(metrics.attributes_found(pictures, self.scenes).astype(float), self.counts)
 
 
-def differences(draws: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> dict[str, Estimate]:
+def differences(draws: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> dict[str, dict]:
     """How much each measure that both have lies above that of `base`, over the same pictures."""
-    return {name: estimate(draws[name] - base[name]) for name in draws if name in base}
+    found = {name: estimate(draws[name] - base[name]) for name in draws if name in base}
+    return {name: {**asdict(one), "certain": one.certain} for name, one in found.items()}
 
 
-def measure(judge: Judge, cells: list[Cell], made: dict) -> dict[str, dict]:
-    """Figures of every cell, with intervals, and differences to its baseline's."""
-    draws, figures = {}, {}
-    for cell in cells:
+def measure(judge: Judge, cells: list[Cell], made: dict) -> dict[str, dict[str, np.ndarray]]:
+    """Each measure of every cell and of its resamples."""
+    draws = {}
+    for cell in tqdm(cells, desc="measured"):
         pictures = np.asarray(made[cell.name][1])
         originals = None if cell.name == cell.baseline else np.asarray(made[cell.baseline][1])
         draws[cell.name] = judge.draws(pictures, originals) | {"attributes": judge.attributes(pictures)}
+    return draws
+
+
+def figures_of(cells: list[Cell], draws: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
+    """Every cell's figures with their intervals, and their differences to its baseline's."""
+    figures = {}
     for cell in cells:
         ours = draws[cell.name]
         figures[cell.name] = {name: asdict(estimate(values)) for name, values in ours.items()}
-        if cell.name == cell.baseline:
-            continue
-        for name, found in differences(ours, draws[cell.baseline]).items():
-            figures[cell.name][name]["difference"] = {**asdict(found), "certain": found.certain}
+        if cell.name != cell.baseline:
+            for name, found in differences(ours, draws[cell.baseline]).items():
+                figures[cell.name][name]["difference"] = found
     return figures
 
 
@@ -90,7 +97,8 @@ def main() -> None:
     made = sample(demo, CELLS, args.work)
     judge = Judge(drawn(REFERENCE_COUNT, REFERENCE_SEED, args.work), args.count)
     fresh = drawn(args.count, FRESH_SEED, args.work)
-    figures = measure(judge, CELLS, made)
+    draws = measure(judge, CELLS, made)
+    figures = figures_of(CELLS, draws)
     for cell in CELLS:
         plan = made[cell.name][0]
         full = made[cell.baseline][0]
@@ -104,6 +112,11 @@ def main() -> None:
         "resamples": RESAMPLES,
         "baseline": BASELINE,
         "cells": figures,
+        "questions": [
+            {"first": first, "second": second, **differences(draws[first], draws[second])}
+            for first, second in QUESTIONS
+            if first in draws and second in draws
+        ],
         FRESH: {name: asdict(estimate(values)) for name, values in judge.draws(fresh, None).items()},
     }
     args.out.mkdir(parents=True, exist_ok=True)

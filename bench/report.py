@@ -11,6 +11,7 @@ MEASURES = {
     "psnr": ("PSNR, dB", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
 }
+ASKED = ("attributes", "frechet", "spectrum")
 # Rows of the contact sheet.
 SHOWN = (
     "fullres",
@@ -23,13 +24,14 @@ SHOWN = (
     "dwt rewind 0.2",
     "bilinear at 0.05",
     "fewer steps, as 0.2",
+    "one noise 0.05",
 )
 PICTURES, SIDE = 8, 128
 
 
 def table(report: dict) -> str:
-    """Markdown: each cell's figures, and its differences to full resolution with their 95 % intervals.
-    A difference in bold is one that its interval does not bridge to 0.
+    """Markdown: each cell's figures and, in brackets, its differences to full resolution with their 95 %
+    intervals; then how far cells lie apart, first minus second. In bold what its interval sets apart from 0.
     """
     head = ["cell", "steps", "FLOPs, times fewer", *(title for title, _ in MEASURES.values())]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -42,19 +44,30 @@ def table(report: dict) -> str:
     row = ["drawn pictures", "", ""]
     row += [entry(drawn[m], form) if m in drawn else "" for m, (_, form) in MEASURES.items()]
     lines.append(f"| {' | '.join(row)} |")
+    lines += [
+        "",
+        "| first | second | " + " | ".join(MEASURES[name][0] for name in ASKED) + " |",
+        "|" + "---|" * 5,
+    ]
+    for question in report["questions"]:
+        row = [question["first"], question["second"]]
+        row += [apart(question[name], MEASURES[name][1]) for name in ASKED]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
 def entry(figure: dict, form: str) -> str:
-    """A figure, and its difference to the baseline's in brackets if there is one, else its interval."""
+    """A figure, and its difference to the baseline's if there is one, else its interval."""
     shown = form.format(figure["value"])
-    difference = figure.get("difference")
-    if difference is None:
-        return f"{shown} [{form.format(figure['low'])}, {form.format(figure['high'])}]"
-    signed = form.replace(":", ":+")
-    text = f"{signed.format(difference['value'])}"
-    text = f"**{text}**" if difference["certain"] else text
-    return f"{shown} ({text}; {signed.format(difference['low'])} to {signed.format(difference['high'])})"
+    if "difference" in figure:
+        return f"{shown} ({apart(figure['difference'], form)})"
+    return f"{shown} [{form.format(figure['low'])}, {form.format(figure['high'])}]"
+
+
+def apart(difference: dict, form: str) -> str:
+    """A difference and its interval."""
+    value, low, high = (form.replace(":", ":+").format(difference[k]) for k in ("value", "low", "high"))
+    return f"{f'**{value}**' if difference['certain'] else value}; {low} to {high}"
 
 
 def plot(report: dict) -> Figure:
