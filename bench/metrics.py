@@ -34,9 +34,10 @@ def psnr(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def ssim(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Structural similarity of each picture to its original, `[N]` (Wang et al. 2004)."""
+    """Structural similarity of each picture to its original, `[N]`, as Wang et al. (2004) define it."""
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = zip(pictures, originals, strict=True)
-    return np.array([structural_similarity(b, a, channel_axis=-1) for a, b in pairs])
+    return np.array([structural_similarity(b, a, channel_axis=-1, **window) for a, b in pairs])
 
 
 # Power spectra
