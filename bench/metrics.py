@@ -13,6 +13,8 @@ from jaxspd.demo.attributes import detect
 from jaxspd.demo.landscapes import Scene
 
 ATTRIBUTES = ("time", "ground", "snow")
+# Measures of a set that are too large where pictures are few.
+BIASED = ("frechet", "spectrum")
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
@@ -176,14 +178,15 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def estimate(draws: np.ndarray) -> Estimate:
-    """`draws` `[R]` hold a statistic of the set, then of its resamples.
+def estimate(draws: np.ndarray, corrected: bool = False) -> Estimate:
+    """`draws` `[R]` hold a statistic of the set, then of its resamples; the interval is the basic
+    bootstrap's, which is reflected about the set's own figure.
 
     A Fréchet distance between few pictures is too large, and that of a resample, which repeats some of
-    them, too large once more by about as much. So what resampling adds on average is taken off the value,
-    and the interval is the basic bootstrap's, which is reflected about the set's own figure. In a paired
-    difference most of this cancels; means are not changed by it.
+    them, too large once more by about as much: `corrected` takes off the figure what resampling adds on
+    average. Of a paired difference most of this cancels.
     """
     low, high = np.quantile(draws[1:], [0.025, 0.975])
     own = float(draws[0])
-    return Estimate(2 * own - float(draws[1:].mean()), float(2 * own - high), float(2 * own - low))
+    added = float(draws[1:].mean()) - own if corrected else 0.0
+    return Estimate(own - added, float(2 * own - high), float(2 * own - low))

@@ -18,7 +18,7 @@ import jax
 import metrics
 import numpy as np
 from cells import BASELINE, CELLS, QUESTIONS, Cell
-from metrics import Features, estimate
+from metrics import BIASED, Estimate, Features, estimate
 from report import contact_sheet, plot, table
 from sampling import Demo, captions, drawn, sample
 from tqdm import tqdm
@@ -58,9 +58,14 @@ class Judge:
         return metrics.means(metrics.attributes_found(pictures, self.scenes).astype(float), self.counts)
 
 
+def estimates(draws: dict[str, np.ndarray]) -> dict[str, Estimate]:
+    """Every measure's figure and interval."""
+    return {name: estimate(values, name in BIASED) for name, values in draws.items()}
+
+
 def differences(draws: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> dict[str, dict]:
     """How much each measure that both have lies above that of `base`, over the same pictures."""
-    found = {name: estimate(draws[name] - base[name]) for name in draws if name in base}
+    found = estimates({name: draws[name] - base[name] for name in draws if name in base})
     return {name: {**asdict(one), "certain": one.certain} for name, one in found.items()}
 
 
@@ -79,7 +84,7 @@ def figures_of(cells: list[Cell], draws: dict[str, dict[str, np.ndarray]]) -> di
     figures = {}
     for cell in cells:
         ours = draws[cell.name]
-        figures[cell.name] = {name: asdict(estimate(values)) for name, values in ours.items()}
+        figures[cell.name] = {name: asdict(one) for name, one in estimates(ours).items()}
         if cell.name != cell.baseline:
             for name, found in differences(ours, draws[cell.baseline]).items():
                 figures[cell.name][name]["difference"] = found
@@ -117,7 +122,7 @@ def main() -> None:
             for first, second in QUESTIONS
             if first in draws and second in draws
         ],
-        FRESH: {name: asdict(estimate(values)) for name, values in judge.draws(fresh, None).items()},
+        FRESH: {name: asdict(one) for name, one in estimates(judge.draws(fresh, None)).items()},
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "quality.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """The quality study's table, plot and contact sheet."""
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -72,13 +73,14 @@ def apart(difference: dict, form: str) -> str:
 
 def plot(report: dict) -> Figure:
     """Fréchet and spectrum distance above full resolution's, against FLOPs, with 95 % intervals."""
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     groups = {}
     for name, cell in report["cells"].items():
         if "difference" in cell["frechet"] and "50 steps" not in name:
-            groups.setdefault(name.rstrip("0123456789. ").removesuffix(" at"), []).append(cell)
-    for panel, measure in zip(panels, ("frechet", "spectrum"), strict=True):
+            groups.setdefault(name.rpartition(" ")[0].removesuffix(" at"), []).append(cell)
+    beyond = [group for group in groups if group in ("bilinear",)]
+    for panel, (measure, top) in zip(panels, {"frechet": 18, "spectrum": 2.8}.items(), strict=True):
         for number, (group, cells) in enumerate(groups.items()):
             cells = sorted(cells, key=lambda cell: cell["faster"])
             found = [cell[measure]["difference"] for cell in cells]
@@ -86,13 +88,14 @@ def plot(report: dict) -> Figure:
             error = [values - [f["low"] for f in found], [f["high"] for f in found] - values]
             # Shifted a little, that intervals do not hide one another.
             at = [1 / cell["faster"] + 0.0015 * (number - len(groups) / 2) for cell in cells]
-            marker, colour = "osD^v<>PX*hp"[number % 12], f"C{number % 10}"
+            marker, colour = "osD^v<>PX*hpd8"[number % 14], matplotlib.colormaps["tab20"](number % 20)
             panel.errorbar(at, values, error, fmt=marker + "-", color=colour, lw=1, capsize=2, label=group)
         panel.axhline(0, color="0.6", lw=1)
+        panel.set_ylim(-top / 9, top)
         panel.set_xlabel("FLOPs, as a share of full resolution's")
         panel.set_ylabel(f"{MEASURES[measure][0]} above full resolution's")
-        panel.set_yscale("symlog", linthresh=0.3)
-    panels[0].legend(fontsize=8)
+        panel.set_title(f"beyond the upper edge: {', '.join(beyond)}" if beyond else "", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 
