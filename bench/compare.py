@@ -1,0 +1,215 @@
+"""How fast is growing the grid, and how fast is jaxspd, against PyTorch on the same machine?
+
+    python bench/compare.py                 # the `cpu` preset: minutes
+    python bench/compare.py --preset full   # official configurations, for a GPU that holds them
+
+Frameworks get the same weights, noise, text and schedule. Each runs in processes of its own, turn by turn, so
+that a machine that slows down slows all of them. What each process answers is kept in the `--work` folder at
+once: an interrupted run goes on from there, as long as neither code nor versions have changed. The results,
+`compare.json`, `compare.md` and `compare.png`, go to a folder of this hardware's name.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import compare_report
+import numpy as np
+import platformdirs
+from presets import FULLRES, PRESETS, Model, Preset
+
+HERE = Path(__file__).resolve().parent
+VERSIONS = ("jax", "jaxlib", "flax", "torch", "diffusers", "numpy")
+JUDGE = "PyTorch, eager"
+# The script of each framework, and which cells it runs: PyTorch compiles full resolution in a process that
+# has seen no other size. The first one's latents are what the others' are compared with.
+FRAMEWORKS = {
+    JUDGE: ("torch_worker.py", lambda cell: True),
+    "jaxspd": ("jax_worker.py", lambda cell: True),
+    "PyTorch, compiled": ("torch_worker.py", lambda cell: cell.name == FULLRES),
+    "PyTorch, compiled, progressive": ("torch_worker.py", lambda cell: cell.name != FULLRES),
+}
+
+
+def hardware() -> str:
+    """The GPU's name, or the CPU's with its cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def sources() -> str:
+    """A digest of the code that is measured."""
+    digest = hashlib.sha256()
+    for folder in ("jaxspd", "convert", "torch_ref", "bench"):
+        for path in sorted((HERE.parent / folder).rglob("*.py")):
+            if not path.name.startswith("compare"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Answers:
+    """What the processes have said, in a file of the work folder."""
+
+    def __init__(self, work: Path, setting: dict):
+        self.file = work / "answers.json"
+        self.values = {"setting": setting, "processes": {}}
+        kept = json.loads(self.file.read_text()) if self.file.exists() else None
+        if kept and kept["setting"] == json.loads(json.dumps(setting)):
+            self.values = kept
+        else:
+            shutil.rmtree(work / "compiled", ignore_errors=True)
+
+    def once(self, key: str, ask) -> dict:
+        """The answer kept under `key`, or that of `ask()`."""
+        processes = self.values["processes"]
+        if key not in processes:
+            print(key, flush=True)
+            processes[key] = ask()
+            partly = self.file.with_suffix(".partly")
+            partly.write_text(json.dumps(self.values))
+            partly.replace(self.file)
+        return processes[key]
+
+
+def run(script: str, job: dict, compiled: Path | None = None) -> dict:
+    """The answer of a process of its own, which keeps compiled programs in `compiled`."""
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    if compiled:
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "TORCHINDUCTOR_CACHE_DIR": str(compiled),
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = Path(folder) / "job.json", Path(folder) / "answer.json"
+        asked.write_text(json.dumps(job))
+        done = subprocess.run([sys.executable, HERE / script, asked, answered], env=environment)
+        if done.returncode:
+            raise SystemExit(
+                f"{script} failed with exit code {done.returncode}; run again to go on from here"
+            )
+        return json.loads(answered.read_text())
+
+
+def prepare(model: Model, preset: Preset, folder: Path) -> tuple[dict, dict]:
+    """What `prepare.py` says of a model, and each cell with the files of its inputs."""
+    cells = {
+        cell.name: {"request": {**model.request, **cell.request}, "inputs": str(folder / f"{n}.npz")}
+        for n, cell in enumerate(model.cells)
+    }
+    job = {
+        "checkpoint": str(folder / f"checkpoint-{preset.dtype}") if model.family else None,
+        "family": model.family,
+        "transformer": model.transformer,
+        "vae": model.vae,
+        "dtype": preset.dtype,
+        "cells": cells,
+    }
+    prepared = run("prepare.py", job)
+    return prepared, {name: {**cell, **prepared["cells"][name]} for name, cell in cells.items()}
+
+
+def ask(framework: str, cells: dict, prepared: dict, preset: Preset, folder: Path) -> dict:
+    """One process of `framework`; its latents' distances from the judge's are added to what it says."""
+    script, _ = FRAMEWORKS[framework]
+
+    def latents(name: str, of: str) -> str:
+        return str(folder / f"{slug(f'{of} {name}')}.npy")
+
+    job = {
+        **{key: prepared[key] for key in ("checkpoint", "encoders", "prompt")},
+        "cells": {name: {**cell, "latents": latents(name, framework)} for name, cell in cells.items()},
+        "dtype": preset.dtype,
+        "matmul": preset.matmul,
+        "repeats": preset.repeats,
+        "framework": "compiled" if "compiled" in framework else "eager",
+    }
+    answer = run(script, job, folder.parent / "compiled" / folder.name / slug(framework))
+    for name, cell in answer["cells"].items():
+        ours, judged = (np.load(latents(name, of)).astype(np.float64) for of in (framework, JUDGE))
+        cell["distance"] = float(np.linalg.norm(ours - judged) / np.linalg.norm(judged))
+    return answer
+
+
+def measure(preset: Preset, answers: Answers, work: Path) -> dict:
+    """`{model: {**prepared, "processes": {framework: [answer of each round]}}}`."""
+    results = {}
+    for model in preset.models:
+        folder = work / slug(model.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        prepared, cells = prepare(model, preset, folder)
+        processes = {framework: [] for framework in FRAMEWORKS}
+        for turn in range(preset.rounds):
+            for framework, (_, runs) in FRAMEWORKS.items():
+                own = {cell.name: cells[cell.name] for cell in model.cells if runs(cell)}
+                asked = partial(ask, framework, own, prepared, preset, folder)
+                answer = answers.once(f"{model.name} · {framework} · {turn + 1}", asked)
+                processes[framework].append(answer)
+        published = {cell.name: cell.published for cell in model.cells}
+        results[model.name] = {
+            **{key: value for key, value in prepared.items() if key != "checkpoint"},
+            "request": model.request,
+            "published": published,
+            "processes": processes,
+        }
+    return results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument(
+        "--output", type=Path, help="folder of results (default: one in bench/results/compare)"
+    )
+    parser.add_argument("--work", type=Path, help="folder of checkpoints, inputs and what is not finished")
+    args = parser.parse_args(arguments)
+
+    preset, machine = PRESETS[args.preset], hardware()
+    output = args.output or HERE / "results" / "compare" / f"{args.preset}-{slug(machine)}"
+    work = args.work or platformdirs.user_cache_path("jaxspd") / "compare" / args.preset
+    setting = {
+        "hardware": machine,
+        "versions": {name: version(name) for name in VERSIONS},
+        "preset": {"name": args.preset, **asdict(preset)},
+        "sources": sources(),
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    report = {**setting, "models": measure(preset, Answers(work, setting), work)}
+    found = output / "compare.json"
+    if found.exists() and json.loads(found.read_text())["hardware"] != machine:
+        raise SystemExit(f"{output} holds results of other hardware; give another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    found.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    text = compare_report.markdown(report)
+    (output / "compare.md").write_text(text)
+    compare_report.plot(report).savefig(output / "compare.png", dpi=110)
+    print(text)
+    wrong = compare_report.wrong(report)
+    for line in wrong:
+        print(f"wrong: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""What `bench/compare.py` compares: models, sizes, and ways to grow the grid.
+
+Weights are random, except the demo's: how fast a model is does not depend on them. Options of transformer and
+VAE are those of diffusers' classes, beyond what they have as published.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FULLRES = "full resolution"
+# The seconds published beside the models come from there; they are never a result of ours.
+PUBLISHED_ON = "SGLang's page on progressive resolution, one NVIDIA RTX A6000"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to grow: `delta` None is full resolution. `published` is the seconds that SGLang reports."""
+
+    delta: float | None = None
+    levels: int = 1
+    published: float | None = None
+
+    @property
+    def name(self) -> str:
+        if self.delta is None:
+            return FULLRES
+        return f"δ {self.delta:g}" + (f", {self.levels} levels" if self.levels > 1 else "")
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Its parameters of a request."""
+        if self.delta is None:
+            return {"progressive_mode": "fullres"}
+        return {
+            "progressive_mode": "dct_rewind",
+            "progressive_delta": self.delta,
+            "progressive_levels": self.levels,
+        }
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, `request` being parameters that all its cells share. One of no `family` is the demo that comes
+    with the package; the others are drawn at random.
+    """
+
+    name: str
+    family: str | None
+    request: dict[str, Any]
+    cells: tuple[Cell, ...]
+    transformer: dict[str, Any] = field(default_factory=dict)
+    vae: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Models and how they run: in `dtype`, `repeats` timed runs in each process, `rounds` processes of each
+    framework, the first of which compiles anew.
+
+    `matmul` is the side of the square product that tells what the hardware could do. Latents further than
+    `bound` (relative, in the 2-norm) from PyTorch's eager ones are wrong.
+    """
+
+    models: tuple[Model, ...]
+    dtype: str
+    repeats: int
+    rounds: int
+    matmul: int
+    bound: float
+
+
+def cells(*grown: tuple[float, float], fullres: float | None = None) -> tuple[Cell, ...]:
+    """Full resolution and, for each (δ, published seconds), one level."""
+    return (Cell(published=fullres), *(Cell(delta, 1, seconds) for delta, seconds in grown))
+
+
+def size(height: int, width: int, steps: int, **others) -> dict[str, Any]:
+    return {"height": height, "width": width, "num_inference_steps": steps, **others}
+
+
+def blocks(*channels: int) -> dict[str, Any]:
+    """An AutoencoderKL's options for `channels` on its grids."""
+    kinds = {f"{way}_block_types": (f"{name}Block2D",) * len(channels) for way, name in WAYS.items()}
+    return {"block_out_channels": channels, **kinds}
+
+
+WAYS = {"down": "DownEncoder", "up": "UpDecoder"}
+
+TINY = Model(
+    "tiny FLUX.1",
+    "flux1",
+    size(128, 192, 4, guidance_scale=3.5),
+    (Cell(), Cell(0.05)),
+    {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 3,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 24,
+        "axes_dims_rope": (4, 6, 6),
+    },
+    {**blocks(4, 4, 8, 8), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 2},
+)
+
+DEMO = Model("demo", None, size(256, 256, 50), (Cell(), Cell(0.05), Cell(0.2)))
+# FLUX.1 with 108 M parameters, text as long and as wide as the official model's.
+SMALL_FLUX = Model(
+    "small FLUX.1",
+    "flux1",
+    size(512, 512, 10, guidance_scale=3.5),
+    (Cell(), Cell(0.05), Cell(0.1)),
+    {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128, "num_attention_heads": 5},
+    blocks(32, 64, 128, 128),
+)
+# Wan with 24 M parameters, and videos of 17 frames.
+SMALL_WAN = Model(
+    "small Wan 2.1",
+    "wan",
+    size(256, 416, 10, num_frames=17, guidance_scale=5.0, flow_shift=5.0),
+    (Cell(), Cell(0.05)),
+    {"num_attention_heads": 3, "num_layers": 8, "ffn_dim": 1536},
+    {"base_dim": 16},
+)
+
+OFFICIAL = (
+    Model(
+        "FLUX.1-dev",
+        "flux1",
+        size(1024, 1024, 50, guidance_scale=3.5),
+        (*cells((0.01, 27.67), (0.05, 22.58), fullres=36.65), Cell(0.01, 2, 26.48)),
+    ),
+    Model(
+        "FLUX.2-klein-4B",
+        "flux2",
+        size(1024, 1024, 30),
+        cells((0.05, 5.50), (0.10, 5.03), fullres=9.72),
+        {
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+    ),
+    Model(
+        "Wan2.1-T2V-1.3B",
+        "wan",
+        size(480, 832, 50, num_frames=81, guidance_scale=5.0, flow_shift=5.0),
+        cells((0.01, 161.5), (0.02, 142.7), (0.05, 114.7), (0.10, 95.9), fullres=266.8),
+        {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
+    ),
+    Model(
+        "Z-Image",
+        "z_image",
+        size(1024, 1024, 50, guidance_scale=4.0),
+        cells((0.01, 34.38), (0.05, 26.03), (0.10, 22.65), fullres=52.72),
+    ),
+    Model(
+        "Qwen-Image",
+        "qwen_image",
+        size(1024, 1024, 30, guidance_scale=4.0),
+        cells((0.05, 33.25), (0.10, 33.86), (0.20, 25.40), fullres=43.00),
+    ),
+)
+
+PRESETS = {
+    "ci": Preset((TINY,), "float32", repeats=2, rounds=2, matmul=512, bound=1e-3),
+    "cpu": Preset((DEMO, SMALL_FLUX, SMALL_WAN), "float32", repeats=1, rounds=3, matmul=2048, bound=1e-3),
+    # bfloat16 rounds to 1 part in 256 at each operation, and the frameworks round at different places.
+    "full": Preset(OFFICIAL, "bfloat16", repeats=2, rounds=2, matmul=8192, bound=0.1),
+}

@@ -1,0 +1,147 @@
+"""One process of a comparison: torch_ref, eager or compiled.
+
+python bench/torch_worker.py JOB.json ANSWER.json
+"""
+
+import resource
+import sys
+import time
+
+import diffusers
+import numpy as np
+import torch
+from torch._dynamo.utils import get_compilation_metrics
+from worker import Inputs, Job, median_seconds
+
+from torch_ref.flux1 import Flux1Reference
+from torch_ref.flux2 import Flux2Reference
+from torch_ref.qwen_image import QwenImageReference
+from torch_ref.wan import WanReference
+from torch_ref.z_image import ZImageReference
+
+REFERENCES = {
+    "FluxPipeline": Flux1Reference,
+    "Flux2KleinPipeline": Flux2Reference,
+    "WanPipeline": WanReference,
+    "ZImagePipeline": ZImageReference,
+    "QwenImagePipeline": QwenImageReference,
+}
+CUDA = torch.cuda.is_available()
+
+
+def finish() -> float:
+    """The time when all that was asked of the device is done."""
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matmul_flops(side: int, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product."""
+    one = torch.randn(side, side, dtype=dtype, device="cuda" if CUDA else "cpu")
+    return 2 * side**3 / median_seconds(lambda: (one @ one, finish()))
+
+
+def texts(reference, text: dict[str, np.ndarray]) -> tuple:
+    """One prompt's text as `reference.denoise` takes it, without padding where the model masks it."""
+    if not text:
+        return ()
+    states = torch.from_numpy(text["text"])
+    if "lengths" in text:
+        states = states[:, : int(text["lengths"][0])]
+    if isinstance(reference, ZImageReference):
+        return (list(states),)
+    if isinstance(reference, QwenImageReference):
+        return ((states, None),)
+    if isinstance(reference, Flux1Reference):
+        return states, torch.from_numpy(text["pooled"])
+    return (states,)
+
+
+class Clock:
+    """A transformer's forward that notes when each of its calls is done."""
+
+    def __init__(self, forward):
+        self.forward, self.times = forward, []
+
+    def __call__(self, *args, **kwargs):
+        result = self.forward(*args, **kwargs)
+        self.times.append(finish())
+        return result
+
+    def stages(self, begin: float, end: float, steps: list[int]) -> list[float]:
+        """Seconds of each stage, `steps` being their steps, each with as many calls as every other."""
+        calls = len(self.times) // sum(steps)
+        ends = [self.times[calls * done - 1] for done in np.cumsum(steps)]
+        ends[-1] = end
+        return np.diff([begin, *ends]).tolist()
+
+
+def open_reference(job: Job):
+    """The family's reference, without the parts that the folder does not have."""
+    index = diffusers.DiffusionPipeline.load_config(job.folder)
+    absent = {name: None for name, part in index.items() if part == [None, None]}
+    kind = REFERENCES[index["_class_name"]]
+    dtypes = {"default": getattr(torch, job.dtype)}
+    if kind is WanReference:
+        dtypes["vae"] = torch.float32
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+        job.folder, dtype=dtypes, local_files_only=True, **absent
+    )
+    return kind(pipeline.to("cuda" if CUDA else "cpu"))
+
+
+def main(job_file: str, answer_file: str) -> None:
+    job = Job(job_file, answer_file)
+    dtype = getattr(torch, job.dtype)
+    job.answer["device"] = torch.cuda.get_device_name() if CUDA else "cpu"
+    job.answer["versions"] = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    job.answer["matmul_flops"] = [matmul_flops(job.matmul, dtype)]
+
+    begin = time.perf_counter()
+    reference = open_reference(job)
+    job.answer["load"] = finish() - begin
+
+    transformer = reference.pipeline.transformer
+    forward = transformer.forward
+    if job.framework != "eager":
+        # Each size for itself, not one program for any size: PyTorch's fastest.
+        forward = torch.compile(forward, dynamic=False)
+    transformer.forward = clock = Clock(forward)
+
+    def run(name: str, kind: str) -> tuple[torch.Tensor, float, float]:
+        """Latents, and when the run began and ended."""
+        inputs, clock.times = Inputs(job.cells[name]["inputs"]), []
+        text = [t for kind in ("positive", "negative") for t in texts(reference, inputs.text(kind))]
+        begin = finish()
+        latents = reference.denoise(inputs.noises(), *text, **job.cells[name][kind]["torch_options"])
+        return latents, begin, finish()
+
+    for name, measured in job.measured.items():
+        known = len(get_compilation_metrics())
+        _, begin, end = run(name, "warm")
+        _, again, done = run(name, "warm")
+        if job.framework != "eager":
+            # The first run compiles, and compiles again for each further size.
+            measured["compile"] = (end - begin) - (done - again)
+            compiled = get_compilation_metrics()[known:]
+            measured["recompiles"] = sum(m.recompile_reason is not None for m in compiled)
+    known = len(get_compilation_metrics())
+    for name, measured in job.rounds():
+        latents, begin, end = run(name, "run")
+        measured["denoise"].append(clock.stages(begin, end, job.cells[name]["steps"]))
+        job.keep(name, latents.cpu().numpy())
+    job.answer["compiled_later"] = len(get_compilation_metrics()) - known
+    job.answer["peak"] = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if CUDA:
+        job.answer["peak"]["device"] = torch.cuda.max_memory_allocated()
+
+    if job.encoders:
+        job.answer["text"] = median_seconds(lambda: (reference.encode([job.prompt]), finish()), 3)
+    job.answer["decode"] = median_seconds(lambda: (reference.decode(latents), finish()), 1)
+    job.answer["matmul_flops"].append(matmul_flops(job.matmul, dtype))
+    job.finish()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
