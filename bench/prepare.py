@@ -57,9 +57,9 @@ def encode(family, count: int) -> dict[str, np.ndarray]:
 
 
 def warm_up(family, params: SamplingParams, levels: int) -> dict:
-    """Parameters that visit every grid for a single step."""
+    """Parameters that visit every grid for a step or two."""
     if not levels:
-        return {"progressive_mode": "fullres", "num_inference_steps": 1}
+        return {"progressive_mode": "fullres", "num_inference_steps": 2}
     latent = params.height // family.pixels_per_latent, params.width // family.pixels_per_latent
     tokens = family.tokens((*family.leading(params.num_frames), *latent))
     sigmas = family.sigmas(levels + 1, tokens, params.flow_shift)[:-1]
