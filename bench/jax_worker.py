@@ -45,7 +45,7 @@ def main(job_file: str, answer_file: str) -> None:
     family = open_family(job.folder)
     abstract = family.abstract_parameters(dtype)
     begin = time.perf_counter()
-    parameters = load_transformer(family.folder, abstract, family.rules, jax.device_put)
+    parameters = load_transformer(family.folder, abstract, family.rules)
     jax.block_until_ready(parameters)
     job.answer["load"] = time.perf_counter() - begin
 

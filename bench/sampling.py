@@ -45,7 +45,6 @@ class Demo:
             self.family.folder,
             self.family.abstract_parameters(jnp.float32),
             self.family.rules,
-            jnp.asarray,
         )
         self.velocity = self.family.velocity_function(jnp.float32)
         self.solver = SOLVERS[default_solver(self.family.scheduler)]

@@ -83,12 +83,13 @@ def load_parameters(
     checkpoint: Checkpoint,
     abstract: nnx.State,
     rules: Sequence[Rule],
-    put: Callable[[np.ndarray], jax.Array] = jnp.asarray,
+    put: Callable[[np.ndarray, jax.sharding.Sharding | None], jax.Array] = jax.device_put,
 ) -> nnx.State:
-    """Fills `abstract` (shapes and target dtypes) from `checkpoint`.
+    """Fills `abstract` (shapes, target dtypes and, where one is given, shardings) from `checkpoint`.
 
     One parameter at a time is gathered on the host, its layers read one by one into the target
-    dtype, and handed to `put`; so the host holds a single stacked parameter beside what `put` keeps.
+    dtype, and handed to `put` with its sharding; so the host holds a single stacked parameter beside what
+    `put` keeps.
     """
     table = match(checkpoint, flat_parameters(abstract), rules)
     odd = sorted({checkpoint.dtype(key) for key in checkpoint.keys()} - FLOATS.keys())  # noqa: SIM118
@@ -104,11 +105,11 @@ def load_parameters(
         layers = array if rule.stacked else array[None]
         for key, layer in zip(rule.keys(target.shape), layers, strict=True):
             layer[...] = rule.transform(checkpoint.read(key))
-        return put(array)
+        return put(array, target.sharding)
 
     return nnx.from_flat_state(
         [
-            (path, variable.replace(gather(".".join(map(str, path)), variable)))
+            (path, variable.replace(gather(".".join(map(str, path)), variable.get_value())))
             for path, variable in nnx.to_flat_state(abstract)
         ]
     )

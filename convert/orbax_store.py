@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -17,15 +16,16 @@ from jaxspd.errors import UsageError
 NAME = "orbax"
 
 
-def load_transformer(folder: Path, abstract: nnx.State, rules, put) -> nnx.State:
-    """The transformer's parameters from a pipeline folder, official or converted."""
+def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
+    """The transformer's parameters from a pipeline folder, official or converted, on the first device or
+    where the shardings of `abstract` say.
+    """
     store = folder / "transformer" / NAME
     if not store.is_dir():
-        return load_parameters(Checkpoint(folder / "transformer"), abstract, rules, put)
+        return load_parameters(Checkpoint(folder / "transformer"), abstract, rules)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(
-            p.shape, p.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        ),
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding or device),
         nnx.to_pure_dict(abstract),
     )
     try:
@@ -37,7 +37,7 @@ def load_transformer(folder: Path, abstract: nnx.State, rules, put) -> nnx.State
             f"{store} does not fit its config.json or is damaged ({line}); convert it again"
         ) from error
     state = jax.tree.map(lambda p: p, abstract)
-    nnx.replace_by_pure_dict(state, jax.tree.map(put, restored))
+    nnx.replace_by_pure_dict(state, restored)
     return state
 
 
@@ -62,7 +62,9 @@ def convert_pipeline(family, output: Path) -> None:
         ),
         jnp.float32,
     )
-    parameters = load_parameters(checkpoint, family.abstract_parameters(dtype), family.rules, put=np.asarray)
+    parameters = load_parameters(
+        checkpoint, family.abstract_parameters(dtype), family.rules, put=lambda array, _: array
+    )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))

@@ -62,7 +62,7 @@ def build_parser() -> Parser:
         "--dit-cpu-offload",
         type=boolean,
         metavar="true|false",
-        help="keep the transformer's weights in host memory between uses (default: false)",
+        help="keep the transformer's layers in host memory and stream them to the device (default: false)",
     )
     generate.add_argument(
         "--compilation-cache",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from convert.orbax_store import load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
+from jaxspd.families.base import HOST
 from jaxspd.hub import model_folder
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
@@ -74,14 +75,18 @@ class DiffGenerator:
 
     def __init__(self, model_path: str | None, dit_cpu_offload: bool):
         self.model_path = model_path
-        self.family = family = open_family(model_folder(model_path))
+        family = open_family(model_folder(model_path))
         family.check_weights()
-        self.dit_cpu_offload = dit_cpu_offload
+        if dit_cpu_offload and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
+            raise UsageError(
+                f"JAX's {jax.default_backend()} backend streams nothing from host memory; leave "
+                "dit_cpu_offload out"
+            )
+        self.family = family = replace(family, streamed=dit_cpu_offload)
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         self._velocity = family.velocity_function(self.dtype)
         self._programs: dict[tuple[str, str], Programs] = {}
         self._abstract = family.abstract_parameters(self.dtype)
-        self._home = jax.devices("cpu" if dit_cpu_offload else None)[0]
         self._pool = ThreadPoolExecutor(1, "load")
         self._loading = self._pool.submit(self._load)
 
@@ -95,9 +100,10 @@ class DiffGenerator:
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
 
-        `dit_cpu_offload` keeps the transformer's weights in host memory and lends them to the device
-        while it denoises. `compilation_cache` keeps compiled programs in the user's cache folder.
-        Weights go on loading after this returns; UsageError for a folder that cannot be used.
+        `dit_cpu_offload` keeps the weights of the transformer's layers in host memory; each comes to the
+        device while the layer before it is at work. `compilation_cache` keeps compiled programs in the
+        user's cache folder. Weights go on loading after this returns; UsageError for a folder that cannot
+        be used, or a backend that cannot stream.
         """
         if compilation_cache:
             enable_compilation_cache()
@@ -105,12 +111,7 @@ class DiffGenerator:
 
     def _load(self):
         begin = time.perf_counter()
-        parameters = load_transformer(
-            self.family.folder,
-            self._abstract,
-            self.family.rules,
-            lambda array: jax.device_put(array, self._home),
-        )
+        parameters = load_transformer(self.family.folder, self._abstract, self.family.rules)
         return jax.block_until_ready(parameters), time.perf_counter() - begin
 
     def plan(self, params: SamplingParams) -> Plan:
@@ -151,8 +152,6 @@ class DiffGenerator:
         seconds["encode"] = time.perf_counter() - begin
         parameters, seconds["load"] = self._loading.result()
         seconds["compile"] = programs.wait()
-        if self.dit_cpu_offload:
-            parameters = jax.device_put(parameters, jax.devices()[0])
 
         latents, stage_seconds = [], np.zeros(len(plan.stages))
         with _ProgressBar(plan, len(requests), show_progress) as progress:
@@ -169,7 +168,6 @@ class DiffGenerator:
                 )
                 latents.append(np.asarray(clean))
                 stage_seconds += taken
-        del parameters
         seconds["denoise"] = stage_seconds.tolist()
 
         begin = time.perf_counter()

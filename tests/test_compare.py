@@ -177,7 +177,7 @@ def test_every_family(family, request, tmp_path, monkeypatch):
 def test_written_shards_hold_every_weight(tmp_path):
     model = PRESETS["ci"].models[0]
     folder = write_checkpoint(
-        tmp_path / "model", model.family, model.transformer, model.vae, torch.bfloat16, shard_size="200KB"
+        tmp_path / "model", model.family, model.transformer, model.vae, torch.bfloat16, shard_size="50KB"
     )
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
     family = open_family(folder)

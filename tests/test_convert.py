@@ -144,7 +144,8 @@ def test_writing_gives_back_every_official_tensor_bit_for_bit(stored, parameters
 def test_put_receives_every_parameter_once_in_the_target_dtype(stored, parameters):
     seen = []
 
-    def put(array):
+    def put(array, sharding):
+        assert sharding is None
         seen.append((array.shape, array.dtype))
         return array
 

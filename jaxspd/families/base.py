@@ -9,16 +9,20 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from convert.checkpoint import Checkpoint, read_config, read_json
 from convert.table import Rule
 from jaxspd.errors import UsageError
+from jaxspd.models.layers import stream
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.spectral.expansion import expand
 from jaxspd.spectral.spectrum import Spectrum
 
 # Of FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
 FLUX1_SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
+# The host's memory that a device can copy from by itself, as JAX calls it.
+HOST = "pinned_host"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class BaseFamily:
     vae: dict
     spectrum: Spectrum
     text_tokens: int
+    # Whether the layers' parameters stay in host memory, and come to the device when their turn is near.
+    streamed: bool = False
 
     def check_weights(self) -> None:
         """UsageError if the weights of an encoder or the VAE are missing, truncated or pickled: better
@@ -76,11 +82,27 @@ class BaseFamily:
 
     def abstract_transformer(self, dtype) -> nnx.Module:
         """The transformer with shapes and dtypes in place of arrays."""
-        return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        transformer = nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        if self.streamed:
+            stream(transformer)
+        return transformer
 
     def abstract_parameters(self, dtype) -> nnx.State:
-        """Shapes and dtypes of the transformer's parameters, without allocating them."""
-        return nnx.state(self.abstract_transformer(dtype))
+        """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are
+        streamed, where they lie.
+        """
+        state = nnx.state(self.abstract_transformer(dtype))
+        if not self.streamed:
+            return state
+        host = SingleDeviceSharding(jax.devices()[0], memory_kind=HOST)
+        layers = {rule.path for rule in self.rules if rule.stacked}
+
+        def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+            if ".".join(map(str, path)) not in layers:
+                return variable
+            return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=host))
+
+        return nnx.from_flat_state([(path, place(path, value)) for path, value in nnx.to_flat_state(state)])
 
 
 def check_parts(folder: Path, parts: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Layers that diffusion transformers share: attention, rotary positions, time embedding, scanned blocks."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 # Scores of queries against keys that XLA's attention may hold at once, in bytes: of all heads, and of
 # one head on a CPU, about what stays in its caches.
 SCORES, CPU_SCORES = 2**30, 2**24
+DEVICE = jax.memory.Space.Device
 
 
 def attention(
@@ -151,20 +153,43 @@ def stack(make, length: int, rngs: nnx.Rngs):
     """`length` equal modules as one, every parameter with a leading layer axis; None for zero."""
     if length == 0:
         return None
-    return nnx.vmap(make)(rngs.split(length))
+    blocks = nnx.vmap(make)(rngs.split(length))
+    blocks.streamed = False  # whether `scan` finds the parameters in host memory
+    return blocks
+
+
+def stream(module: nnx.Module) -> None:
+    """Tells every stack in `module` that its parameters lie in host memory."""
+    for _, part in nnx.iter_modules(module):
+        if hasattr(part, "streamed"):
+            part.streamed = True
 
 
 def scan(blocks, carry, *shared):
     """Runs stacked `blocks` one after another: `carry = block(carry, *shared)`.
 
     The program holds one block's code however many there are, so compile time does not grow with
-    depth.
+    depth. Blocks that are streamed come to the device one at a time, each while the one before it runs.
     """
     if blocks is None:
         return carry
     graph, stacked = nnx.split(blocks)
 
-    def body(carry, parameters):
-        return nnx.merge(graph, parameters)(carry, *shared), None
+    def run(carry, parameters):
+        return nnx.merge(graph, parameters)(carry, *shared)
 
-    return jax.lax.scan(body, carry, stacked)[0]
+    if not blocks.streamed:
+        return jax.lax.scan(lambda carry, own: (run(carry, own), None), carry, stacked)[0]
+
+    def fetch(layer: jax.Array) -> Any:
+        return jax.tree.map(
+            lambda a: jax.device_put(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), DEVICE), stacked
+        )
+
+    def body(state, layer):
+        carry, own = state
+        ahead = fetch(layer + 1)  # the last block fetches itself again, for nobody
+        return (run(carry, own), ahead), None
+
+    layers = jnp.arange(len(jax.tree.leaves(stacked)[0]))
+    return jax.lax.scan(body, (carry, fetch(layers[0])), layers)[0][0]

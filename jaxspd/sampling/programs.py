@@ -18,8 +18,10 @@ SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes and dtypes of a pytree of arrays."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+    """Shapes and dtypes of a pytree of arrays. What is abstract already keeps its sharding."""
+    return jax.tree.map(
+        lambda a: a if isinstance(a, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(a.shape, a.dtype), tree
+    )
 
 
 @dataclass

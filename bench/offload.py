@@ -1,0 +1,84 @@
+"""What `--dit-cpu-offload true` costs: a step with weights resident, and with layers streamed from the host.
+
+    python bench/offload.py             # a mid-size FLUX.1, float32
+    python bench/offload.py --official  # FLUX.1 [dev] itself, bfloat16, for a GPU that holds it
+
+Both take turns in one process. On a CPU the host's memory is the device's: only the copying shows.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from compare import hardware, slug
+from presets import SMALL_FLUX
+
+from jaxspd.families.flux1 import Family
+from jaxspd.models.flux1 import Flux1Config
+
+RUNS = 7
+
+
+def random_like(abstract: jax.ShapeDtypeStruct, rng=np.random.default_rng(0)) -> jax.Array:
+    """A parameter in its place; a large one repeats a row, since only its size matters."""
+    row = rng.standard_normal(abstract.shape[-1:], np.float32) * 0.02
+    return jax.device_put(np.broadcast_to(row, abstract.shape).astype(abstract.dtype), abstract.sharding)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--official", action="store_true", help="FLUX.1 [dev] in bfloat16")
+    official = parser.parse_args().official
+    family, dtype, sizes = Family(), jnp.bfloat16, (64, 128)
+    if not official:
+        config = Flux1Config(guidance_embeds=True, **SMALL_FLUX.transformer)
+        family, dtype, sizes = replace(family, config=config), jnp.float32, (32, 64)
+    conditioning = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), family.abstract_conditioning(1))
+    report = {
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib")},
+        "parameters": sum(p.size for p in jax.tree.leaves(family.abstract_parameters(dtype))),
+        "grids": {},
+    }
+    ways, weights = {"resident": False, "streamed": True}, {}
+    for way, streamed in ways.items():
+        own = replace(family, streamed=streamed)
+        weights[way] = own, jax.tree.map(random_like, own.abstract_parameters(dtype))
+    for size in sizes:
+        latents, programs, taken = jnp.ones((1, 16, size, size)), {}, {way: [] for way in ways}
+        for way, (own, _) in weights.items():
+            traced = jax.jit(own.velocity_function(dtype))
+            abstract = own.abstract_parameters(dtype)
+            programs[way] = traced.lower(abstract, latents, np.float32(0.5), conditioning).compile()
+        for _ in range(RUNS + 1):
+            for way, program in programs.items():
+                begin = time.perf_counter()
+                program(weights[way][1], latents, np.float32(0.5), conditioning).block_until_ready()
+                taken[way].append(time.perf_counter() - begin)
+        seconds = {way: median(times[1:]) for way, times in taken.items()}
+        report["grids"][f"{size}×{size}"] = {
+            **{f"{way}, s a step": value for way, value in seconds.items()},
+            "streamed / resident": seconds["streamed"] / seconds["resident"],
+            **{f"{way}, bytes on the device": on_device(programs[way], weights[way][1]) for way in ways},
+        }
+    file = Path(__file__).parent / "results" / "offload" / f"{slug(report['hardware'])}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(file.read_text())
+
+
+def on_device(program, parameters) -> int:
+    """Bytes of the weights that stay on the device, and of what the program works with."""
+    kept = [p for p in jax.tree.leaves(parameters) if p.sharding.memory_kind == "device"]
+    return sum(p.nbytes for p in kept) + program.memory_analysis().temp_size_in_bytes
+
+
+if __name__ == "__main__":
+    main()
