@@ -26,9 +26,9 @@ from jaxspd.models.flux1 import Flux1Config
 RUNS = 7
 
 
-def random_like(abstract: jax.ShapeDtypeStruct, rng=np.random.default_rng(0)) -> jax.Array:
+def random_like(abstract: jax.ShapeDtypeStruct) -> jax.Array:
     """A parameter in its place; a large one repeats a row, since only its size matters."""
-    row = rng.standard_normal(abstract.shape[-1:], np.float32) * 0.02
+    row = np.random.default_rng(0).standard_normal(abstract.shape[-1:], np.float32) * 0.02
     return jax.device_put(np.broadcast_to(row, abstract.shape).astype(abstract.dtype), abstract.sharding)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from convert.checkpoint import Checkpoint, weight_files
@@ -23,6 +22,8 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
     store = folder / "transformer" / NAME
     if not store.is_dir():
         return load_parameters(Checkpoint(folder / "transformer"), abstract, rules)
+    import orbax.checkpoint as ocp  # here, since most checkpoints need none of it and it takes a while
+
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding or device),
@@ -47,6 +48,8 @@ def convert_pipeline(family, output: Path) -> None:
     The weights keep the dtype they are stored in; every other component is copied. The folder
     appears when it is complete, or not at all.
     """
+    import orbax.checkpoint as ocp
+
     source = family.folder / "transformer"
     if (source / NAME).is_dir():
         raise UsageError(f"{family.folder} is converted already; use it as it is")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ class DiffGenerator:
         # The negative prompt, one for all, comes last.
         encoded = self.family.encode(params.prompts + [params.negative_prompt] * guided)
         seconds["encode"] = time.perf_counter() - begin
+        # Decoding needs much code; it is read while the device denoises.
+        self._pool.submit(import_module, "diffusers.models.autoencoders")
         parameters, seconds["load"] = self._loading.result()
         seconds["compile"] = programs.wait()
 
