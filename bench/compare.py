@@ -13,8 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from pathlib import Path
 import compare_report
 import numpy as np
 import platformdirs
+from machine import RESULTS, hardware, slug
 from presets import FULLRES, PRESETS, Model, Preset
 
 HERE = Path(__file__).resolve().parent
@@ -40,21 +39,6 @@ FRAMEWORKS = {
     "PyTorch, compiled": ("torch_worker.py", lambda cell: cell.name == FULLRES),
     "PyTorch, compiled, progressive": ("torch_worker.py", lambda cell: cell.name != FULLRES),
 }
-
-
-def hardware() -> str:
-    """The GPU's name, or the CPU's with its cores."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 def sources() -> str:
@@ -186,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     preset, machine = PRESETS[args.preset], hardware()
-    output = args.output or HERE / "results" / "compare" / f"{args.preset}-{slug(machine)}"
+    output = args.output or RESULTS / "compare" / f"{args.preset}-{slug(machine)}"
     work = args.work or platformdirs.user_cache_path("jaxspd") / "compare" / args.preset
     setting = {
         "hardware": machine,

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
@@ -24,8 +23,8 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import hardware, slug
 from flax import nnx
+from machine import save
 from presets import SMALL_FLUX
 
 from jaxspd.families.flux1 import Family
@@ -158,18 +157,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(**json.loads(args.one))))
         return
-    machine = hardware()
-    report = {
-        "hardware": machine,
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
-        "grids": GRIDS,
-        "rounds": ROUNDS,
-        **measure(),
-    }
-    file = HERE / "results" / "compiling" / f"{slug(machine)}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    save("compiling", ("jax", "jaxlib", "flax"), {"grids": GRIDS, "rounds": ROUNDS, **measure()})
 
 
 if __name__ == "__main__":

@@ -7,17 +7,14 @@ Both take turns in one process. On a CPU the host's memory is the device's: only
 """
 
 import argparse
-import json
 import time
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compare import hardware, slug
+from machine import save
 from presets import SMALL_FLUX
 
 from jaxspd.families.flux1 import Family
@@ -41,12 +38,7 @@ def main() -> None:
         config = Flux1Config(guidance_embeds=True, **SMALL_FLUX.transformer)
         family, dtype, sizes = replace(family, config=config), jnp.float32, (32, 64)
     conditioning = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), family.abstract_conditioning(1))
-    report = {
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib")},
-        "parameters": sum(p.size for p in jax.tree.leaves(family.abstract_parameters(dtype))),
-        "grids": {},
-    }
+    grids = {}
     ways, weights = {"resident": False, "streamed": True}, {}
     for way, streamed in ways.items():
         own = replace(family, streamed=streamed)
@@ -63,15 +55,13 @@ def main() -> None:
                 program(weights[way][1], latents, np.float32(0.5), conditioning).block_until_ready()
                 taken[way].append(time.perf_counter() - begin)
         seconds = {way: median(times[1:]) for way, times in taken.items()}
-        report["grids"][f"{size}×{size}"] = {
+        grids[f"{size}×{size}"] = {
             **{f"{way}, s a step": value for way, value in seconds.items()},
             "streamed / resident": seconds["streamed"] / seconds["resident"],
             **{f"{way}, bytes on the device": on_device(programs[way], weights[way][1]) for way in ways},
         }
-    file = Path(__file__).parent / "results" / "offload" / f"{slug(report['hardware'])}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    print(file.read_text())
+    count = sum(p.size for p in jax.tree.leaves(family.abstract_parameters(dtype)))
+    save("offload", ("jax", "jaxlib"), {"parameters": count, "grids": grids})
 
 
 def on_device(program, parameters) -> int:

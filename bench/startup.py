@@ -11,11 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
-from compare import hardware, slug
+from machine import save
 
 RUNS = 5
 REQUEST = ("--progressive-mode", "dct_rewind", "--progressive-delta", "0.05", "--json")
@@ -30,7 +28,7 @@ def once(folder: str) -> dict[str, float]:
     )
     wall = time.perf_counter() - begin
     seconds = json.loads(done.stdout)["seconds"]
-    # Weights load and programs compile while the prompt is encoded; what is left of the latter is waited for.
+    # Weights load and programs compile while the prompt is encoded; `compile` is the wait for what is left.
     parts = {key: seconds[key] for key in ("encode", "compile", "decode")} | {
         "denoise": sum(seconds["denoise"])
     }
@@ -41,16 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         once(folder)  # fills the cache
         runs = [once(folder) for _ in range(RUNS)]
-    report = {
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("jax", "torch", "transformers", "diffusers")},
-        "seconds": {part: round(median(run[part] for run in runs), 2) for part in runs[0]},
-        "runs": RUNS,
-    }
-    file = Path(__file__).parent / "results" / "startup" / f"{slug(report['hardware'])}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=2) + "\n")
-    print(file.read_text())
+    seconds = {part: round(median(run[part] for run in runs), 2) for part in runs[0]}
+    save("startup", ("jax", "torch", "transformers", "diffusers"), {"seconds": seconds, "runs": RUNS})
 
 
 if __name__ == "__main__":

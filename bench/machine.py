@@ -1,0 +1,36 @@
+"""What was measured on, and where results of it lie."""
+
+import json
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def hardware() -> str:
+    """The GPU's name, or the CPU's with its cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def save(question: str, packages: tuple[str, ...], measured: dict[str, Any]) -> None:
+    """Writes `measured`, with hardware and versions, under `results/question/`, and prints it."""
+    machine = hardware()
+    report = {"hardware": machine, "versions": {name: version(name) for name in packages}, **measured}
+    file = RESULTS / question / f"{slug(machine)}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(file.read_text())
