@@ -36,7 +36,7 @@ from jaxspd.sampling.solvers import SOLVERS
 HERE = Path(__file__).resolve().parent
 GRIDS = {"coarse": (32, 32), "fine": (64, 64)}
 DEPTHS = (1, 2, 4)
-ROUNDS = 3
+ROUNDS = 2
 
 
 def unrolled(blocks, carry, *shared):
