@@ -130,6 +130,40 @@ def speed_table(model: dict) -> list[str]:
     return lines
 
 
+def steps(model: dict) -> dict[tuple[int, ...], dict[str, float]]:
+    """Median seconds of a step on each latent grid, by framework, over every run of every cell."""
+    found: dict[tuple[int, ...], dict[str, list[float]]] = {}
+    for cell, framework in cells(model):
+        stages = model["cells"][cell]["plan"]["stages"]
+        for run in runs(model, framework, cell):
+            for stage, count, seconds in zip(stages, model["cells"][cell]["steps"], run, strict=True):
+                own = found.setdefault(tuple(stage["latent"]), {})
+                own.setdefault(framework.split(", prog")[0], []).append(seconds / count)
+    return {
+        grid: {framework: statistics.median(times) for framework, times in own.items()}
+        for grid, own in sorted(found.items())
+    }
+
+
+def step_table(model: dict) -> list[str]:
+    """A row for each latent grid."""
+    by_grid = steps(model)
+    frameworks = list(next(iter(by_grid.values())))
+    lines = head("seconds a step on", *frameworks, "jaxspd / PyTorch's best")
+    for grid, seconds in by_grid.items():
+        best = min(value for framework, value in seconds.items() if framework != "jaxspd")
+        lines.append(
+            row(
+                [
+                    "×".join(map(str, grid)),
+                    *(f"{seconds[framework]:.4f}" for framework in frameworks),
+                    f"{seconds['jaxspd'] / best:.2f}",
+                ]
+            )
+        )
+    return lines
+
+
 def rest_table(model: dict) -> list[str]:
     """What is not denoising: a row for each framework."""
     lines = head(
@@ -221,6 +255,8 @@ def markdown(report: dict) -> str:
             f"A matrix product reaches {matmul(model) / 1e9:,.0f} GFLOP/s.",
             "",
             *speed_table(model),
+            "",
+            *step_table(model),
             "",
             *rest_table(model),
             *published_table(model),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes  # gives NumPy bfloat16, in which most official weights are stored
 import numpy as np
@@ -19,39 +20,53 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
+class Stored(NamedTuple):
+    """A tensor of a safetensors file; `dtype` as safetensors names it: F32, BF16, …"""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class Checkpoint:
-    """The tensors of one component's folder. Files are opened at once and read when asked."""
+    """The tensors of one component's folder. Headers are read at once, tensors when asked."""
 
     def __init__(self, folder: Path, stem: str = STEM):
         """`stem` is the weight files' name. Raises UsageError if files are missing, truncated or not
         safetensors.
         """
         self.folder = folder
-        self._files = {}
+        self._tensors: dict[str, Stored] = {}
         for path in weight_files(folder, stem):
             try:
-                file = safe_open(path, framework="np")
+                with safe_open(path, framework="np") as file:
+                    entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                    found = {
+                        key: Stored(path, tuple(entry.get_shape()), entry.get_dtype())
+                        for key, entry in entries.items()
+                    }
             except (SafetensorError, OSError) as error:
                 raise UsageError(
                     f"{path} is truncated or no safetensors file ({error}); download it again"
                 ) from None
-            for key in file.keys():  # noqa: SIM118  (safe_open has no iterator)
-                if key in self._files:
-                    raise UsageError(f"{folder} holds {key} in two shards; download it again")
-                self._files[key] = file
+            if twice := self._tensors.keys() & found.keys():
+                raise UsageError(f"{folder} holds {min(twice)} in two shards; download it again")
+            self._tensors |= found
 
     def keys(self) -> set[str]:
-        return set(self._files)
+        return set(self._tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._files[key].get_slice(key).get_shape())
+        return self._tensors[key].shape
 
     def dtype(self, key: str) -> str:
         """As safetensors names it: F32, BF16, …"""
-        return self._files[key].get_slice(key).get_dtype()
+        return self._tensors[key].dtype
 
     def read(self, key: str) -> np.ndarray:
-        return self._files[key].get_tensor(key)
+        # An open file stays mapped, and what was read of it stays in this process's memory.
+        with safe_open(self._tensors[key].file, framework="np") as file:
+            return file.get_tensor(key)
 
 
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from convert.checkpoint import FLOATS, Checkpoint
+from convert.copying import copy, empty
 from convert.table import Rule
 from jaxspd.errors import UsageError
 
@@ -101,10 +102,10 @@ def load_parameters(
 
     def gather(path: str, target) -> jax.Array:
         rule = table[path]
-        array = np.empty(target.shape, target.dtype)
+        array = empty(target.shape, target.dtype)
         layers = array if rule.stacked else array[None]
         for key, layer in zip(rule.keys(target.shape), layers, strict=True):
-            layer[...] = rule.transform(checkpoint.read(key))
+            copy(layer, rule.transform(checkpoint.read(key)))
         return put(array, target.sharding)
 
     return nnx.from_flat_state(

@@ -1,0 +1,25 @@
+"""Copies between NumPy arrays by PyTorch, which turns layouts and types with every core."""
+
+import ml_dtypes
+import numpy as np
+import torch
+
+
+def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An array with nothing in it yet, where PyTorch puts one: aligned so that JAX on a CPU takes it over
+    instead of copying it.
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return torch.empty(size, dtype=torch.uint8).numpy().view(dtype).reshape(shape)
+
+
+def copy(target: np.ndarray, source: np.ndarray) -> None:
+    """Fills `target` with `source`, of the same shape and any float type; rounds to nearest even."""
+    as_tensor(target).copy_(as_tensor(source))
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """The same memory as a tensor; PyTorch knows no bfloat16 of NumPy's."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
