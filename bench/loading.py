@@ -3,8 +3,8 @@
     python bench/loading.py --work /tmp/loading
 
 A random FLUX.1 transformer of official widths, as deep as `--gigabytes` asks, is written in shards and loaded
-onto the CPU, each time in a fresh process. Files are in the page cache, as they have just been read. Rates count
-bytes of the loaded weights; memory is what the process gained, mapped files included.
+onto the CPU, each time in a fresh process. Files are in the page cache, as they have just been read. Rates
+count bytes of the loaded weights; memory is what the process gained, mapped files included.
 """
 
 import argparse
@@ -109,8 +109,11 @@ def main() -> None:
     for stored, target in CASES:
         folder = write_checkpoint(args.work, args.gigabytes, stored)
         command = [sys.executable, __file__, "--work", args.work, "--one", folder, stored, target]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        runs = [json.loads(subprocess.check_output(command, env=environment)) for _ in range(3)]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        runs = [
+            json.loads(subprocess.check_output(command, env=os.environ | {"PYTHONPATH": path}))
+            for _ in range(3)
+        ]
         cases.append(max(runs, key=lambda run: run["GB/s"]["load"]))
     save("loading", ("jax", "torch", "safetensors", "ml_dtypes"), {"cases": cases})
 
