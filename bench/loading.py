@@ -10,7 +10,6 @@ count bytes of the loaded weights; memory is what the process gained, mapped fil
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -52,6 +51,12 @@ def best(call: Callable[[], object], times: int = 3) -> float:
     return min(taken)
 
 
+def resident(name: str) -> int:
+    """Bytes in memory, now (VmRSS) or at the most (VmHWM, which unlike getrusage knows no parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
 def measure(folder: Path, stored: str, target: str) -> dict:
     """One load in this process, and then the machine's limits: reading the files, and copying as many weights
     into fresh memory, from type to type.
@@ -67,11 +72,11 @@ def measure(folder: Path, stored: str, target: str) -> dict:
     family = Family(config=read_transformer_config(folder, Flux1Config))
     abstract = family.abstract_parameters(target)
     jax.block_until_ready(jax.device_put(0.0))
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    before = resident("VmRSS")
     begin = time.perf_counter()
     parameters = jax.block_until_ready(load_transformer(folder, abstract, family.rules))
     seconds = time.perf_counter() - begin
-    gained = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * os.sysconf("SC_PAGE_SIZE")
+    gained = resident("VmHWM") - before
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(parameters)]
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     del parameters
