@@ -146,7 +146,10 @@ def measure(preset: Preset, answers: Answers, work: Path) -> dict:
         processes = {framework: [] for framework in FRAMEWORKS}
         for turn in range(preset.rounds):
             for framework, (_, runs) in FRAMEWORKS.items():
-                own = {cell.name: cells[cell.name] for cell in model.cells if runs(cell)}
+                own = [cell.name for cell in model.cells if runs(cell)]
+                # Another cell first in each turn: whatever runs first in a process runs on a rested machine.
+                first = turn % len(own)
+                own = {name: cells[name] for name in own[first:] + own[:first]}
                 asked = partial(ask, framework, own, prepared, preset, folder)
                 answer = answers.once(f"{model.name} · {framework} · {turn + 1}", asked)
                 processes[framework].append(answer)
