@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from convert.copying import as_array
 from convert.table import Rule
 from jaxspd.errors import UsageError
 
@@ -64,9 +65,12 @@ class Checkpoint:
         return self._tensors[key].dtype
 
     def read(self, key: str) -> np.ndarray:
-        # An open file stays mapped, and what was read of it stays in this process's memory.
-        with safe_open(self._tensors[key].file, framework="np") as file:
-            return file.get_tensor(key)
+        """The tensor as the file's own memory, which the system reads when it is used.
+
+        Mapped anew each time, since what was read of a mapped file counts as this process's memory.
+        """
+        with safe_open(self._tensors[key].file, framework="pt") as file:
+            return as_array(file.get_tensor(key))
 
 
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:

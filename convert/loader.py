@@ -1,6 +1,8 @@
 """Official weights into Flax parameters: strict, streamed, in the target dtype."""
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from convert.table import Rule
 from jaxspd.errors import UsageError
 
 LISTED = 8
+# Layers copied at the same time: one copy keeps one core busy, and more than these the memory.
+THREADS = min(8, os.cpu_count() or 1)
 
 
 def flat_parameters(parameters: nnx.State) -> dict[str, nnx.Variable]:
@@ -88,7 +92,7 @@ def load_parameters(
 ) -> nnx.State:
     """Fills `abstract` (shapes, target dtypes and, where one is given, shardings) from `checkpoint`.
 
-    One parameter at a time is gathered on the host, its layers read one by one into the target
+    One parameter at a time is gathered on the host, a few of its layers at a time read into the target
     dtype, and handed to `put` with its sharding; so the host holds a single stacked parameter beside what
     `put` keeps.
     """
@@ -100,17 +104,17 @@ def load_parameters(
             "give a checkpoint in float32, float16 or bfloat16"
         )
 
-    def gather(path: str, target) -> jax.Array:
+    def gather(path: str, target, pool: ThreadPoolExecutor) -> jax.Array:
         rule = table[path]
         array = empty(target.shape, target.dtype)
-        layers = array if rule.stacked else array[None]
-        for key, layer in zip(rule.keys(target.shape), layers, strict=True):
-            copy(layer, rule.transform(checkpoint.read(key)))
+        layers, keys = array if rule.stacked else array[None], rule.keys(target.shape)
+        list(pool.map(lambda layer, key: copy(layer, rule.transform(checkpoint.read(key))), layers, keys))
         return put(array, target.sharding)
 
-    return nnx.from_flat_state(
-        [
-            (path, variable.replace(gather(".".join(map(str, path)), variable.get_value())))
-            for path, variable in nnx.to_flat_state(abstract)
-        ]
-    )
+    with ThreadPoolExecutor(THREADS) as pool:
+        return nnx.from_flat_state(
+            [
+                (path, variable.replace(gather(".".join(map(str, path)), variable.get_value(), pool)))
+                for path, variable in nnx.to_flat_state(abstract)
+            ]
+        )
