@@ -3,14 +3,12 @@
 python bench/attention.py
 """
 
-import time
-from statistics import median
-
 import jax
 import numpy as np
 import torch
 from einops import rearrange
 from machine import save
+from timing import in_turns
 
 from jaxspd.models.layers import attention
 
@@ -32,13 +30,7 @@ def main() -> None:
             "XLA": lambda placed=placed: xla(*placed).block_until_ready(),
             "PyTorch": lambda a=heads_first: torch.nn.functional.scaled_dot_product_attention(*a),
         }
-        taken = {way: [] for way in ways}
-        for _ in range(RUNS + 1):
-            for way, call in ways.items():
-                begin = time.perf_counter()
-                call()
-                taken[way].append(time.perf_counter() - begin)
-        found = {way: round(1000 * median(times[1:]), 2) for way, times in taken.items()}
+        found = {way: round(1000 * seconds, 2) for way, seconds in in_turns(ways, RUNS).items()}
         rows.append({"batch, tokens, heads, head size": str(size), **found})
     save("attention", ("jax", "jaxlib", "torch"), {"milliseconds": rows})
 

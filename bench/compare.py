@@ -12,7 +12,6 @@ once: an interrupted run goes on from there, as long as neither code nor version
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,14 +24,14 @@ from pathlib import Path
 import compare_report
 import numpy as np
 import platformdirs
-from machine import RESULTS, hardware, slug
+from compare_report import JUDGE
+from machine import RESULTS, environment, hardware, slug
 from presets import FULLRES, PRESETS, Model, Preset
 
 HERE = Path(__file__).resolve().parent
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "diffusers", "numpy")
-JUDGE = "PyTorch, eager"
 # The script of each framework, and which cells it runs: PyTorch compiles full resolution in a process that
-# has seen no other size. The first one's latents are what the others' are compared with.
+# has seen no other size.
 FRAMEWORKS = {
     JUDGE: ("torch_worker.py", lambda cell: True),
     "jaxspd": ("jax_worker.py", lambda cell: True),
@@ -77,18 +76,11 @@ class Answers:
 
 def run(script: str, job: dict, compiled: Path | None = None) -> dict:
     """The answer of a process of its own, which keeps compiled programs in `compiled`."""
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    if compiled:
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": str(compiled),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "TORCHINDUCTOR_CACHE_DIR": str(compiled),
-        }
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "job.json", Path(folder) / "answer.json"
         asked.write_text(json.dumps(job))
-        done = subprocess.run([sys.executable, HERE / script, asked, answered], env=environment)
+        command = [sys.executable, HERE / script, asked, answered]
+        done = subprocess.run(command, env=environment(compiled))
         if done.returncode:
             raise SystemExit(
                 f"{script} failed with exit code {done.returncode}; run again to go on from here"

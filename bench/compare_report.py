@@ -6,12 +6,19 @@ from collections.abc import Iterable
 from matplotlib.figure import Figure
 from presets import FULLRES, PUBLISHED_ON
 
+# The framework whose latents the others' are compared with.
+JUDGE = "PyTorch, eager"
 COLOURS = {
     "jaxspd": "#c0392b",
-    "PyTorch, eager": "#7f8c8d",
+    JUDGE: "#7f8c8d",
     "PyTorch, compiled": "#2471a3",
     "PyTorch, compiled, progressive": "#2471a3",
 }
+
+
+def plain(framework: str) -> str:
+    """The framework as it runs full resolution."""
+    return framework.removesuffix(", progressive")
 
 
 def runs(model: dict, framework: str, cell: str) -> list[list[float]]:
@@ -44,7 +51,7 @@ def cells(model: dict) -> Iterable[tuple[str, str]]:
 
 def full_resolution(model: dict, framework: str) -> float:
     """The seconds that a framework's progressive runs are compared with."""
-    own = denoising(model, framework, FULLRES) or denoising(model, framework.split(", prog")[0], FULLRES)
+    own = denoising(model, framework, FULLRES) or denoising(model, plain(framework), FULLRES)
     return statistics.median(own)
 
 
@@ -120,7 +127,7 @@ def speed_table(model: dict) -> list[str]:
                     f"{faster / limit(model, framework, cell):.0%} of {limit(model, framework, cell):.2f}×"
                     if grown
                     else "",
-                    f"{statistics.median(denoising(model, 'PyTorch, eager', cell)) / middle:.2f}×",
+                    f"{statistics.median(denoising(model, JUDGE, cell)) / middle:.2f}×",
                     f"{rate / 1e9:.3g}",
                     f"{rate / peak:.0%}",
                     f"{distance(model, framework, cell):.0e}",
@@ -138,7 +145,7 @@ def steps(model: dict) -> dict[tuple[int, ...], dict[str, float]]:
         for run in runs(model, framework, cell):
             for stage, count, seconds in zip(stages, model["cells"][cell]["steps"], run, strict=True):
                 own = found.setdefault(tuple(stage["latent"]), {})
-                own.setdefault(framework.split(", prog")[0], []).append(seconds / count)
+                own.setdefault(plain(framework), []).append(seconds / count)
     return {
         grid: {framework: statistics.median(times) for framework, times in own.items()}
         for grid, own in sorted(found.items())

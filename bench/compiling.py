@@ -10,13 +10,11 @@ processes.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
@@ -24,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from machine import save
+from machine import environment, save
 from presets import SMALL_FLUX
+from timing import median_seconds
 
 from jaxspd.families.flux1 import Family
 from jaxspd.models import flux1
@@ -33,7 +32,6 @@ from jaxspd.models.flux1 import Flux1Config
 from jaxspd.sampling.programs import abstract
 from jaxspd.sampling.solvers import SOLVERS
 
-HERE = Path(__file__).resolve().parent
 GRIDS = {"coarse": (32, 32), "fine": (64, 64)}
 DEPTHS = (1, 2, 4)
 ROUNDS = 2
@@ -99,25 +97,17 @@ def one(kind: str, depth: int, grids: list[str], timed: bool) -> dict:
             programs = dict(zip(grids, pool.map(compiled, grids), strict=True))
         answer = {"compile": time.perf_counter() - begin, "step": {}}
     for grid, program in programs.items() if timed else ():
-        latents, taken = jnp.ones((1, 16, *GRIDS[grid])), []
-        for _ in range(6):
-            begin = time.perf_counter()
-            program(parameters, latents, conditioning).block_until_ready()
-            taken.append(time.perf_counter() - begin)
-        answer["step"][grid] = median(taken[1:])
+        arguments = parameters, jnp.ones((1, 16, *GRIDS[grid])), conditioning
+        answer["step"][grid] = median_seconds(
+            lambda run=program, given=arguments: run(*given).block_until_ready(), 5
+        )
     return answer
 
 
 def fresh(cache: str, **asked) -> dict:
     """`one` in a process of its own, which compiles into `cache`."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     command = [sys.executable, __file__, "--one", json.dumps(asked)]
-    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    return json.loads(subprocess.check_output(command, env=environment(cache)))
 
 
 def measure() -> dict:

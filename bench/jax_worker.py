@@ -9,7 +9,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from worker import Inputs, Job, median_seconds
+from timing import median_seconds
+from worker import Inputs, Job
 
 from convert.orbax_store import load_transformer
 from jaxspd.families import open_family

@@ -9,7 +9,6 @@ count bytes of the loaded weights; memory is what the process gained, mapped fil
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from machine import save
+from machine import environment, save
 
 CASES = (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32"))
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_checkpoint(work: Path, gigabytes: float, dtype: str) -> Path:
@@ -114,11 +112,7 @@ def main() -> None:
     for stored, target in CASES:
         folder = write_checkpoint(args.work, args.gigabytes, stored)
         command = [sys.executable, __file__, "--work", args.work, "--one", folder, stored, target]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        runs = [
-            json.loads(subprocess.check_output(command, env=os.environ | {"PYTHONPATH": path}))
-            for _ in range(3)
-        ]
+        runs = [json.loads(subprocess.check_output(command, env=environment())) for _ in range(3)]
         cases.append(max(runs, key=lambda run: run["GB/s"]["load"]))
     save("loading", ("jax", "torch", "safetensors", "ml_dtypes"), {"cases": cases})
 

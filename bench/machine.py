@@ -26,6 +26,17 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
+def environment(cache: Path | str | None = None) -> dict[str, str]:
+    """Of a fresh process, which finds the project, and keeps every program it compiles in `cache`."""
+    path = os.pathsep.join(filter(None, [str(RESULTS.parents[1]), os.environ.get("PYTHONPATH")]))
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+    }
+    return {**os.environ, "PYTHONPATH": path, **(kept if cache else {})}
+
+
 def save(question: str, packages: tuple[str, ...], measured: dict[str, Any]) -> None:
     """Writes `measured`, with hardware and versions, under `results/question/`, and prints it."""
     machine = hardware()

@@ -7,20 +7,17 @@ Both take turns in one process. On a CPU the host's memory is the device's: only
 """
 
 import argparse
-import time
 from dataclasses import replace
-from statistics import median
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from machine import save
 from presets import SMALL_FLUX
+from timing import in_turns
 
 from jaxspd.families.flux1 import Family
 from jaxspd.models.flux1 import Flux1Config
-
-RUNS = 7
 
 
 def random_like(abstract: jax.ShapeDtypeStruct) -> jax.Array:
@@ -44,17 +41,14 @@ def main() -> None:
         own = replace(family, streamed=streamed)
         weights[way] = own, jax.tree.map(random_like, own.abstract_parameters(dtype))
     for size in sizes:
-        latents, programs, taken = jnp.ones((1, 16, size, size)), {}, {way: [] for way in ways}
-        for way, (own, _) in weights.items():
+        latents, programs, calls = jnp.ones((1, 16, size, size)), {}, {}
+        for way, (own, parameters) in weights.items():
             traced = jax.jit(own.velocity_function(dtype))
             abstract = own.abstract_parameters(dtype)
             programs[way] = traced.lower(abstract, latents, np.float32(0.5), conditioning).compile()
-        for _ in range(RUNS + 1):
-            for way, program in programs.items():
-                begin = time.perf_counter()
-                program(weights[way][1], latents, np.float32(0.5), conditioning).block_until_ready()
-                taken[way].append(time.perf_counter() - begin)
-        seconds = {way: median(times[1:]) for way, times in taken.items()}
+            given = parameters, latents, np.float32(0.5), conditioning
+            calls[way] = lambda run=programs[way], given=given: run(*given).block_until_ready()
+        seconds = in_turns(calls)
         grids[f"{size}×{size}"] = {
             **{f"{way}, s a step": value for way, value in seconds.items()},
             "streamed / resident": seconds["streamed"] / seconds["resident"],

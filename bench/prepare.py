@@ -31,7 +31,7 @@ PROMPT = "a serene mountain lake at golden hour with snow"
 WORDS = 64
 
 
-def encoders(family) -> bool:
+def has_encoders(family) -> bool:
     """Whether the checkpoint has its text encoders' weights."""
     try:
         family.check_weights()
@@ -40,9 +40,9 @@ def encoders(family) -> bool:
     return True
 
 
-def encode(family, count: int) -> dict[str, np.ndarray]:
-    """Text of a prompt and, if `count` is 2, of its negative; N(0, 1) where there are no encoders."""
-    if encoders(family):
+def encode(family, count: int, encoders: bool) -> dict[str, np.ndarray]:
+    """Text of a prompt and, if `count` is 2, of its negative; N(0, 1) where there are no `encoders`."""
+    if encoders:
         return family.encode([PROMPT, family.default_negative_prompt][:count])
     shapes = {k: v for k, v in family.abstract_conditioning(count).items() if k != "guidance"}
     encoded = {
@@ -102,12 +102,12 @@ def main(job_file: str, answer_file: str) -> None:
         write_checkpoint(folder, job["family"], job["transformer"], job["vae"], dtype)
     family = open_family(folder)
     read = family
-    cells, encoded = {}, None
+    cells, encoded, encoders = {}, None, has_encoders(family)
     for name, cell in job["cells"].items():
         params = complete(family, SamplingParams(**cell["request"]))
         plan, guided = plan_request(family, params), family.guided(params.guidance_scale)
         if encoded is None:
-            encoded = encode(family, 1 + guided)
+            encoded = encode(family, 1 + guided, encoders)
             if "lengths" in encoded:
                 # PyTorch's side runs no padding.
                 read = dataclasses.replace(family, text_tokens=int(encoded["lengths"].max()))
@@ -132,7 +132,7 @@ def main(job_file: str, answer_file: str) -> None:
         "family": family.name,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(family.abstract_parameters(jnp.float32))),
         "text_tokens": {"jax": family.text_tokens, "torch": read.text_tokens},
-        "encoders": encoders(family),
+        "encoders": encoders,
         "prompt": PROMPT,
         "cells": cells,
     }

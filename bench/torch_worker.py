@@ -10,8 +10,9 @@ import time
 import diffusers
 import numpy as np
 import torch
+from timing import median_seconds
 from torch._dynamo.utils import get_compilation_metrics
-from worker import Inputs, Job, median_seconds
+from worker import Inputs, Job
 
 from torch_ref.flux1 import Flux1Reference
 from torch_ref.flux2 import Flux2Reference

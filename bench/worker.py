@@ -1,9 +1,7 @@
 """What the processes of a comparison read and write alike."""
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +49,3 @@ class Job:
 
     def finish(self) -> None:
         self.answer_file.write_text(json.dumps(self.answer))
-
-
-def median_seconds(call: Callable[[], object], times: int = 7) -> float:
-    """Of `times` calls, after one that does not count."""
-    taken = []
-    for _ in range(times + 1):
-        begin = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])

@@ -1,10 +1,8 @@
 """What a load keeps in memory, and that it changes nothing on the way."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import loading
 import ml_dtypes
@@ -13,6 +11,7 @@ import pytest
 import torch
 from checkpoints import write_random
 from diffusers import FluxTransformer2DModel
+from machine import environment
 
 from convert.copying import copy, empty
 
@@ -51,10 +50,9 @@ def test_a_load_holds_the_weights_and_little_else(target, tmp_path):
     }
     write_random(tmp_path / "transformer", FluxTransformer2DModel, options, torch.bfloat16, "20MB", 0)
     assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 3
-    root = Path(loading.__file__).parents[1]
     measured = subprocess.check_output(
         [sys.executable, loading.__file__, "--work", tmp_path, "--one", tmp_path, "bfloat16", target],
-        env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+        env=environment() | {"JAX_PLATFORMS": "cpu"},
     )
     found = json.loads(measured)
     weights = found["weights, GB"] * 1e9
