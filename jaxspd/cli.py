@@ -1,6 +1,8 @@
 """The `jaxspd` command. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import atexit
+import gc
 import json
 import logging
 import sys
@@ -230,6 +232,10 @@ def main(argv: list[str] | None = None) -> int:
     # Notices as they are: libraries set up logging of their own, which would dress them up.
     log = logging.getLogger("jaxspd")
     log.handlers, log.propagate = [logging.lastResort], False
+    # Libraries make millions of objects that stay to the end: looking through them again and again, and once
+    # more at exit, takes seconds.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     try:
         args = build_parser().parse_args(argv)
         args.run(args)
