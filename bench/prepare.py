@@ -22,7 +22,7 @@ from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import model_folder
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_report, plan_request
+from jaxspd.planning import complete, plan_report, plan_request, reading
 from jaxspd.sampling.noise import gaussian, stage_noises
 
 SEED = 42
@@ -100,8 +100,9 @@ def main(job_file: str, answer_file: str) -> None:
     if job["checkpoint"] is not None:
         dtype = getattr(torch, job["dtype"])
         write_checkpoint(folder, job["family"], job["transformer"], job["vae"], dtype)
-    family = open_family(folder)
-    read = family
+    # All cells ask for the same text.
+    request = next(iter(job["cells"].values()))["request"]
+    read = family = reading(open_family(folder), SamplingParams(**request))
     cells, encoded, encoders = {}, None, has_encoders(family)
     for name, cell in job["cells"].items():
         params = complete(family, SamplingParams(**cell["request"]))

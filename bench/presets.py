@@ -105,23 +105,56 @@ TINY = Model(
 )
 
 DEMO = Model("demo", None, size(256, 256, 50), (Cell(), Cell(0.05), Cell(0.2)))
-# FLUX.1 with 108 M parameters, text as long and as wide as the official model's.
+# Of each family few and narrow layers, with text as wide as the official model's.
 SMALL_FLUX = Model(
     "small FLUX.1",
     "flux1",
     size(512, 512, 10, guidance_scale=3.5),
     (Cell(), Cell(0.01), Cell(0.05)),
-    {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128, "num_attention_heads": 5},
+    {"num_layers": 2, "num_single_layers": 4, "attention_head_dim": 128, "num_attention_heads": 5},
     blocks(32, 64, 128, 128),
 )
-# Wan with 24 M parameters, and videos of 17 frames.
+SMALL_FLUX2 = Model(
+    "small FLUX.2",
+    "flux2",
+    size(512, 512, 10),
+    (Cell(), Cell(0.10)),
+    {
+        "num_layers": 1,
+        "num_single_layers": 4,
+        "num_attention_heads": 5,
+        "joint_attention_dim": 7680,
+        "guidance_embeds": False,
+    },
+    blocks(32, 64, 128, 128),
+)
+# Videos of 17 frames.
 SMALL_WAN = Model(
     "small Wan 2.1",
     "wan",
     size(256, 416, 10, num_frames=17, guidance_scale=5.0, flow_shift=5.0),
     (Cell(), Cell(0.01), Cell(0.05)),
-    {"num_attention_heads": 3, "num_layers": 8, "ffn_dim": 1536},
-    {"base_dim": 16},
+    {"num_attention_heads": 3, "num_layers": 4, "ffn_dim": 1536},
+    {"base_dim": 8},
+)
+# As long as the text is (`WORDS` in prepare.py), so that both sides run the same tokens: PyTorch runs no padding
+# of these families.
+SHORT = {"max_sequence_length": 64}
+SMALL_Z_IMAGE = Model(
+    "small Z-Image",
+    "z_image",
+    size(512, 512, 10, guidance_scale=4.0, **SHORT),
+    (Cell(), Cell(0.10)),
+    {"dim": 640, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 5, "n_kv_heads": 5},
+    blocks(32, 64, 128, 128),
+)
+SMALL_QWEN_IMAGE = Model(
+    "small Qwen-Image",
+    "qwen_image",
+    size(512, 512, 10, guidance_scale=4.0, **SHORT),
+    (Cell(), Cell(0.10)),
+    {"num_layers": 4, "num_attention_heads": 5},
+    {"base_dim": 8},
 )
 
 OFFICIAL = (
@@ -154,20 +187,27 @@ OFFICIAL = (
     Model(
         "Z-Image",
         "z_image",
-        size(1024, 1024, 50, guidance_scale=4.0),
+        size(1024, 1024, 50, guidance_scale=4.0, **SHORT),
         cells((0.01, 34.38), (0.05, 26.03), (0.10, 22.65), fullres=52.72),
     ),
     Model(
         "Qwen-Image",
         "qwen_image",
-        size(1024, 1024, 30, guidance_scale=4.0),
+        size(1024, 1024, 30, guidance_scale=4.0, **SHORT),
         cells((0.05, 33.25), (0.10, 33.86), (0.20, 25.40), fullres=43.00),
     ),
 )
 
 PRESETS = {
     "ci": Preset((TINY,), "float32", repeats=2, rounds=1, matmul=512, bound=1e-3),
-    "cpu": Preset((DEMO, SMALL_FLUX, SMALL_WAN), "float32", repeats=1, rounds=3, matmul=2048, bound=1e-3),
+    "cpu": Preset(
+        (DEMO, SMALL_FLUX, SMALL_FLUX2, SMALL_WAN, SMALL_Z_IMAGE, SMALL_QWEN_IMAGE),
+        "float32",
+        repeats=1,
+        rounds=3,
+        matmul=2048,
+        bound=1e-3,
+    ),
     # bfloat16 rounds to 1 part in 256 at each operation, and the frameworks round at different places.
     "full": Preset(OFFICIAL, "bfloat16", repeats=2, rounds=2, matmul=8192, bound=0.1),
 }

@@ -87,6 +87,7 @@ def build_parser() -> Parser:
             "height",
             "width",
             "num_frames",
+            "max_sequence_length",
             "flow_shift",
             "spectrum",
             *tuple(f.name for f in fields(SamplingParams) if f.name.startswith("progressive")),
@@ -190,14 +191,14 @@ def summary(result) -> str:
 def run_plan(args: argparse.Namespace) -> None:
     from jaxspd.families import family_class, open_family
     from jaxspd.hub import model_folder
-    from jaxspd.planning import plan_report, plan_request, plan_table
+    from jaxspd.planning import plan_report, plan_request, plan_table, reading
 
     if args.family and args.model_path:
         raise UsageError("give either --family or --model-path, not both")
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if f.name in args}
     params = SamplingParams.from_mapping(values)
     family = family_class(args.family)() if args.family else open_family(model_folder(args.model_path))
-    plan = plan_request(family, params)
+    plan, family = plan_request(family, params), reading(family, params)
     if args.json:
         print(json.dumps(plan_report(family, plan)))
     else:

@@ -24,7 +24,7 @@ from jaxspd.families.base import HOST
 from jaxspd.hub import model_folder
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_report, plan_request
+from jaxspd.planning import complete, plan_report, plan_request, reading
 from jaxspd.sampling.cache import enable_compilation_cache
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
@@ -143,13 +143,17 @@ class DiffGenerator:
 
         programs = self._programs_for(params)
         compiled_before = programs.compiled_steps
-        guided = self.family.guided(params.guidance_scale)
-        leading = self.family.leading(params.num_frames)
-        programs.prepare(plan, (1, *leading), self._abstract, self._abstract_conditioning(guided))
+        family = reading(self.family, params)
+        guided = family.guided(params.guidance_scale)
+        leading = family.leading(params.num_frames)
+        one = conditioning = family.abstract_conditioning(1)
+        if guided:
+            conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
+        programs.prepare(plan, (1, *leading), self._abstract, conditioning)
         seconds: dict[str, Any] = {}
         begin = time.perf_counter()
         # The negative prompt, one for all, comes last.
-        encoded = self.family.encode(params.prompts + [params.negative_prompt] * guided)
+        encoded = family.encode(params.prompts + [params.negative_prompt] * guided)
         seconds["encode"] = time.perf_counter() - begin
         # Decoding needs much code; it is read while the device denoises.
         self._pool.submit(import_module, "diffusers.models.autoencoders")
@@ -179,7 +183,7 @@ class DiffGenerator:
         result = GenerationResult(
             frames=frames,
             requests=requests,
-            plan=plan_report(self.family, plan),
+            plan=plan_report(family, plan),
             seconds=seconds,
             programs=programs.compiled_steps - compiled_before,
             peak_memory=peak_memory(),
@@ -211,10 +215,6 @@ class DiffGenerator:
         if not self.family.guided(scale):
             return rows(row)
         return Guided(rows(row), rows(-1), np.full(1, scale, np.float32))
-
-    def _abstract_conditioning(self, guided: bool):
-        one = self.family.abstract_conditioning(1)
-        return Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32)) if guided else one
 
     def _requests(self, params: SamplingParams) -> list[dict[str, Any]]:
         """Each output's complete parameters: what its file holds and what repeats it."""

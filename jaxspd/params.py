@@ -12,6 +12,16 @@ from typing import Any
 from jaxspd.errors import UsageError
 
 METADATA_KEY = "jaxspd"
+# Parameters that are 1 or more.
+COUNTS = (
+    "num_inference_steps",
+    "num_outputs_per_prompt",
+    "height",
+    "width",
+    "num_frames",
+    "fps",
+    "max_sequence_length",
+)
 
 
 def option(default: Any, help: str, kind: type = str, many: bool = False) -> Any:
@@ -36,6 +46,9 @@ class SamplingParams:
     num_frames: int | None = option(None, "frames of a video, 4k + 1; 1 makes a picture", int)
     fps: int | None = option(None, "frames a second of the video written", int)
     scheduler: str | None = option(None, "solver: unipc or euler")
+    max_sequence_length: int | None = option(
+        None, "tokens of text that the model reads; fewer are faster, but a longer prompt is cut", int
+    )
     flow_shift: float | None = option(None, "static shift of the noise levels; more is noisier", float)
     seed: int = option(42, "seed; the n-th output of a prompt takes seed + n", int)
     num_outputs_per_prompt: int = option(1, "pictures or videos for each prompt", int)
@@ -81,7 +94,7 @@ class SamplingParams:
         for prompt in self.prompts:
             if not prompt.strip():
                 raise UsageError("the prompt is empty; say what to show")
-        for name in ("num_inference_steps", "num_outputs_per_prompt", "height", "width", "num_frames", "fps"):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value}")

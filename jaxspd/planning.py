@@ -57,6 +57,10 @@ def complete(family, params: SamplingParams) -> SamplingParams:
     if isinstance(spectrum, str):
         # What the file says goes into the picture's parameters, not where it lay.
         spectrum = asdict(Spectrum.from_file(Path(spectrum)))
+    if (params.max_sequence_length or 0) > family.text_tokens:
+        raise UsageError(
+            f"{family.title} reads at most {family.text_tokens} tokens of text; lower max_sequence_length"
+        )
     height, width = pixel_size(family, params)
     return replace(
         params,
@@ -73,6 +77,11 @@ def complete(family, params: SamplingParams) -> SamplingParams:
         height=height,
         width=width,
     )
+
+
+def reading(family, params: SamplingParams):
+    """`family`, reading as much text as `params` ask for."""
+    return replace(family, text_tokens=params.max_sequence_length or family.text_tokens)
 
 
 def plan_request(family, params: SamplingParams) -> Plan:

@@ -234,6 +234,24 @@ def test_no_prompt_length_compiles_anything(qwen_image_folder, compiled):
     assert compiled == []
 
 
+def test_a_shorter_text_is_the_same_text(qwen_image_folder, caplog):
+    """Padding is masked, so that less of it changes nothing, until it is the prompt that is cut."""
+    generator = DiffGenerator.from_pretrained(model_path=str(qwen_image_folder), compilation_cache=False)
+    settings = {"prompt": "a wide lake", "num_inference_steps": 2, "height": 128, "width": 128}
+    whole, short, cut = (
+        make(generator, **settings, max_sequence_length=length).frames[0] for length in (None, 48, 4)
+    )
+    assert "reads 4 of the prompt's" in caplog.text
+    assert np.abs(whole.astype(int) - short).max() <= 1
+    assert np.abs(whole.astype(int) - cut).max() > 1
+    plans = [
+        make(generator, **settings, progressive_mode="dct", progressive_sigmas=[0.9], max_sequence_length=n)
+        for n in (512, 64)
+    ]
+    long, fast = (made.plan["flop_speedup"] for made in plans)
+    assert fast > long
+
+
 @pytest.mark.parametrize(
     ("delta", "split", "limit"), [(0.05, [13, 17], 1.51), (0.1, [16, 14], 1.70), (0.2, [19, 11], 1.96)]
 )

@@ -247,6 +247,8 @@ def test_the_negative_prompt_counts(generator):
         (["--fps", "fast"], "fps"),
         (["--scheduler", "ddim"], "use one of euler, unipc"),
         (["--flow-shift", "0"], "above 0"),
+        (["--max-sequence-length", "0"], "1 or more"),
+        (["--max-sequence-length", "33"], "reads at most 32 tokens of text; lower max_sequence_length"),
         (["--flow-shift", "nan"], "above 0|must be a number"),
         (["--guidance-scale", "nan"], "finite|must be a number"),
         (["--guidance-scale", "1", "--negative-prompt", "blur"], "raise guidance_scale above 1"),

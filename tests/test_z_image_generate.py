@@ -162,6 +162,16 @@ def test_no_prompt_length_compiles_anything(z_image_folder, compiled):
     assert compiled == []
 
 
+def test_a_shorter_text_is_the_same_text(generators):
+    """Padding is masked, so that less of it changes nothing, whatever it is a multiple of."""
+    pictures = [
+        make(generators["base"], num_inference_steps=2, max_sequence_length=length).frames[0].astype(int)
+        for length in (None, 50, 2)
+    ]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert np.abs(pictures[0] - pictures[2]).max() > 1
+
+
 # Bad input
 
 

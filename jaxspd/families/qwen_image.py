@@ -177,8 +177,7 @@ class Family(BaseFamily):
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
         filled = [TEMPLATE.format(prompt) for prompt in prompts]
-        length = TEMPLATE_TOKENS + self.text_tokens
-        tokens = tokenize(tokenizer, filled, length, padding_side="right")
+        tokens = tokenize(tokenizer, filled, self.text_tokens, TEMPLATE_TOKENS, padding_side="right")
         with torch_module(Qwen2_5_VLForConditionalGeneration, self.folder / "text_encoder") as qwen:
             mask = tokens.attention_mask.to(qwen.device)
             hidden = qwen.model(tokens.input_ids.to(qwen.device), mask).last_hidden_state

@@ -144,17 +144,17 @@ def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokeni
         return tokenizer_class.from_pretrained(folder, local_files_only=True)
 
 
-def tokenize(tokenizer, texts: Sequence[str], length: int, **options):
-    """Token ids and attention mask `[B, length]` of `texts`, padded or cut to `length`; a warning tells how
-    much is cut. `options` are the tokenizer's.
+def tokenize(tokenizer, texts: Sequence[str], length: int, before: int = 0, **options):
+    """Token ids and attention mask `[B, before + length]` of `texts`, padded or cut; a warning tells how much
+    is cut. `before` is how many tokens each has that are not the prompt's, `options` are the tokenizer's.
     """
     for text in texts:
-        if (count := len(tokenizer(text, **options).input_ids)) > length:
+        if (count := len(tokenizer(text, **options).input_ids) - before) > length:
             log.warning("the model reads %d of the prompt's %d tokens", length, count)
     return tokenizer(
         list(texts),
         padding="max_length",
-        max_length=length,
+        max_length=before + length,
         truncation=True,
         return_tensors="pt",
         **options,
