@@ -137,8 +137,7 @@ SMALL_WAN = Model(
     {"num_attention_heads": 3, "num_layers": 4, "ffn_dim": 1536},
     {"base_dim": 8},
 )
-# As long as the text is (`WORDS` in prepare.py), so that both sides run the same tokens: PyTorch runs no padding
-# of these families.
+# As long as the text (`WORDS` in prepare.py): PyTorch runs no padding of these families, so neither does.
 SHORT = {"max_sequence_length": 64}
 SMALL_Z_IMAGE = Model(
     "small Z-Image",
