@@ -95,12 +95,15 @@ LAYOUTS = {
 def write_checkpoint(
     folder: Path, family: str, transformer: dict, vae: dict, dtype: torch.dtype, shard_size: str = "2GB"
 ) -> Path:
-    """A folder of `family` with `transformer` and `vae` as options; one that is complete already stays.
+    """A folder of `family` with `transformer` and `vae` as options; one made of the same already stays.
 
     The VAE is in float32, whatever the transformer's `dtype`.
     """
-    if folder.is_dir():
+    made_of = json.dumps([family, transformer, vae, str(dtype), shard_size])
+    note = folder / "made_of.json"
+    if note.is_file() and note.read_text() == made_of:
         return folder
+    shutil.rmtree(folder, ignore_errors=True)
     layout = LAYOUTS[family]
     partly = folder.with_name(f"{folder.name}.partly")
     shutil.rmtree(partly, ignore_errors=True)
@@ -126,6 +129,7 @@ def write_checkpoint(
     if family == "flux2":
         index["is_distilled"] = True
     (partly / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (partly / note.name).write_text(made_of)
     return partly.rename(folder)
 
 

@@ -111,7 +111,7 @@ SMALL_FLUX = Model(
     "flux1",
     size(512, 512, 10, guidance_scale=3.5),
     (Cell(), Cell(0.01), Cell(0.05)),
-    {"num_layers": 2, "num_single_layers": 4, "attention_head_dim": 128, "num_attention_heads": 5},
+    {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128, "num_attention_heads": 5},
     blocks(32, 64, 128, 128),
 )
 SMALL_FLUX2 = Model(
@@ -134,8 +134,8 @@ SMALL_WAN = Model(
     "wan",
     size(256, 416, 10, num_frames=17, guidance_scale=5.0, flow_shift=5.0),
     (Cell(), Cell(0.01), Cell(0.05)),
-    {"num_attention_heads": 3, "num_layers": 4, "ffn_dim": 1536},
-    {"base_dim": 8},
+    {"num_attention_heads": 3, "num_layers": 8, "ffn_dim": 1536},
+    {"base_dim": 16},
 )
 # As long as the text (`WORDS` in prepare.py): PyTorch runs no padding of these families, so neither does.
 SHORT = {"max_sequence_length": 64}

@@ -186,6 +186,21 @@ def test_every_family(family, request, tmp_path, monkeypatch):
     assert (models[family]["text_tokens"]["torch"] < models[family]["text_tokens"]["jax"]) == masked
 
 
+def test_a_checkpoint_of_other_options_is_written_anew(tmp_path):
+    model, folder = PRESETS["ci"].models[0], tmp_path / "model"
+
+    def layers(**options):
+        transformer = {**model.transformer, **options}
+        write_checkpoint(folder, model.family, transformer, model.vae, torch.float32)
+        return read_config(folder / "transformer")["num_layers"]
+
+    assert layers() == 1
+    written = (folder / "made_of.json").stat().st_mtime_ns
+    assert layers() == 1
+    assert (folder / "made_of.json").stat().st_mtime_ns == written
+    assert layers(num_layers=2) == 2
+
+
 def test_written_shards_hold_every_weight(tmp_path):
     model = PRESETS["ci"].models[0]
     folder = write_checkpoint(
