@@ -149,7 +149,7 @@ def test_a_size_is_rounded_down_to_even_grids(asked, mode, levels, given, caplog
 
 
 def test_the_rounding_is_told_before_anything_runs(wan_folder, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(DiffGenerator, "_abstract_conditioning", lambda *_: 1 / 0)
+    monkeypatch.setattr(DiffGenerator, "_programs_for", lambda *_: 1 / 0)
     flags = ["--model-path", str(wan_folder), "--prompt", "a", "--num-frames", "1"]
     flags += ["--height", "100", "--width", "64", "--output-path", str(tmp_path)]
     with pytest.raises(ZeroDivisionError):
