@@ -1,6 +1,5 @@
 """Text encoders and VAEs: PyTorch modules of transformers and diffusers, held only while they work."""
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,8 +68,7 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
         with torch.inference_mode():
             yield module
     finally:
-        module = None
-        gc.collect()
+        module.to("meta")  # drops the weights, whoever still holds the module
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
