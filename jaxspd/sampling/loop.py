@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,24 +24,33 @@ def denoise(
 ) -> tuple[jax.Array, list[float]]:
     """Runs `plan` and returns the clean latents `[B, C, ...]` and the seconds each stage took.
 
-    `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. After each step
-    `progress` hears the stage's and the step's number (from 0) and the σ reached.
+    `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. When a step is done,
+    `progress` hears the stage's and the step's number (from 0) and the σ reached; the next step of the stage
+    has been dispatched by then, so the device does not wait for the host.
     """
-    conditioning = jax.device_put(conditioning)  # once, not at each step
-    # A copy: the CPU backend may share a NumPy array, and the buffer is donated.
-    latents, seconds = jax.numpy.array(noises[0]), []
+    # Once, not at each step.
+    conditioning, latents = jax.device_put((conditioning, noises[0]))
+    seconds = []
+
+    def finish(latents: jax.Array, *step: Any) -> None:
+        latents.block_until_ready()
+        progress(*step)
+
     for number, stage in enumerate(plan.stages):
         begin = time.perf_counter()
         if number:
             latents = programs.transition(
                 latents, noises[number], np.float32(stage.sigma), np.float32(stage.kappa), plan.transform
             )
-        state = programs.solver.init(latents)
+        state, running = programs.solver.init(latents), None
+
         for step, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas), stage.start):
             latents, state = programs.step(
                 parameters, latents, state, np.float32(sigma), np.float32(next_sigma), conditioning
             )
-            latents.block_until_ready()  # so that the progress shown is work done
-            progress(number, step, next_sigma)
+            if running:
+                finish(*running)
+            running = latents, number, step, next_sigma
+        finish(*running)
         seconds.append(time.perf_counter() - begin)
     return latents, seconds

@@ -66,7 +66,7 @@ class Programs:
         return time.perf_counter() - begin
 
     def step(self, parameters, latents, state, sigma, next_sigma, conditioning):
-        """One solver step: `(latents, state)` at `next_sigma`. The buffers of both are donated."""
+        """One solver step: `(latents, state)` at `next_sigma`."""
         program = self._programs[_key("step", latents, conditioning)].result()
         return program(parameters, latents, state, sigma, next_sigma, conditioning)
 
@@ -89,8 +89,11 @@ class Programs:
                 v = velocity(parameters, latents, sigma, conditioning)
                 return self.solver.step(state, latents, v.astype(jnp.float32), sigma, next_sigma)
 
-            traced = jax.jit(denoise_step, donate_argnums=(1, 2))
-            return traced.lower(parameters, latents, state, SCALAR, SCALAR, conditioning).compile()
+            return (
+                jax.jit(denoise_step)
+                .lower(parameters, latents, state, SCALAR, SCALAR, conditioning)
+                .compile()
+            )
 
         program = compiled(self.velocity)
         if self.lean_velocity is not None and not fits(program):
