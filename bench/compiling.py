@@ -1,11 +1,10 @@
-"""What compiling costs, and whether scanning over the layers costs speed.
+"""What compiling costs.
 
     python bench/compiling.py
 
-Of a mid-size FLUX.1 with random weights: the wall time to compile one resolution, the other, and both at
-once; both again from the cache; and, for models of several depths, compile time and seconds a step, layers
-scanned as jaxspd has them and layers unrolled, each with weights of its own. Every figure comes from fresh
-processes.
+Of a mid-size FLUX.1: the wall time to compile one resolution, the other, and both at once; both again from
+the cache; and both for models of several depths, layers scanned as jaxspd has them and layers unrolled.
+Every figure comes from fresh processes.
 """
 
 import argparse
@@ -14,47 +13,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from machine import environment, save
 from presets import SMALL_FLUX
-from timing import median_seconds
+from scanning import split_layers, unrolled
 
 from jaxspd.families.flux1 import Family
 from jaxspd.models import flux1
 from jaxspd.models.flux1 import Flux1Config
-from jaxspd.sampling.programs import abstract
+from jaxspd.sampling.programs import SCALAR
 from jaxspd.sampling.solvers import SOLVERS
 
 GRIDS = {"coarse": (32, 32), "fine": (64, 64)}
 DEPTHS = (1, 2, 4)
-ROUNDS = 2
-
-
-def unrolled(blocks, carry, *shared):
-    """In place of `layers.scan`, for blocks whose parameters are tuples, one entry a layer."""
-    graph, state = nnx.split(blocks)
-    parameters = nnx.to_flat_state(state)
-    for layer in range(len(parameters[0][1].get_value())):
-        own = [(path, variable.replace(variable.get_value()[layer])) for path, variable in parameters]
-        carry = nnx.merge(graph, nnx.from_flat_state(own))(carry, *shared)
-    return carry
-
-
-def split_layers(parameters: nnx.State) -> nnx.State:
-    """Stacked parameters as tuples of layers."""
-    return nnx.from_flat_state(
-        [
-            (path, variable.replace(tuple(variable.get_value())) if path[0].endswith("blocks") else variable)
-            for path, variable in nnx.to_flat_state(parameters)
-        ]
-    )
+ROUNDS = 3
 
 
 def family_of(depth: int) -> Family:
@@ -63,81 +43,53 @@ def family_of(depth: int) -> Family:
     return replace(Family(), config=config)
 
 
-def random_parameters(family: Family) -> nnx.State:
-    keys = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda a: jnp.asarray(keys.standard_normal(a.shape, np.float32) * 0.02, a.dtype),
-        family.abstract_parameters(jnp.float32),
-    )
-
-
-def one(kind: str, depth: int, grids: list[str], timed: bool) -> dict:
-    """In this process: seconds to compile the steps of `grids`, all at once, and if `timed` to run them."""
-    from concurrent.futures import ThreadPoolExecutor
-
+def one(kind: str, depth: int, grids: list[str]) -> float:
+    """In this process: seconds to compile the steps of `grids`, all at once."""
     family = family_of(depth)
     velocity, solver = family.velocity_function(jnp.float32), SOLVERS["euler"]
-    parameters = random_parameters(family)
+    parameters = family.abstract_parameters(jnp.float32)
     if kind == "unrolled":
-        parameters = split_layers(parameters)
-    conditioning = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), family.abstract_conditioning(1))
-    scalar = np.float32(0.5)
+        parameters = jax.eval_shape(partial(split_layers, family), parameters)
 
-    def step(parameters, latents, conditioning):
-        v = velocity(parameters, latents, scalar, conditioning)
-        return solver.step((), latents, v, scalar, scalar)[0]
+    def step(parameters, latents, sigma, next_sigma, conditioning):
+        v = velocity(parameters, latents, sigma, conditioning)
+        return solver.step((), latents, v, sigma, next_sigma)[0]
 
-    def compiled(grid: str):
+    def compiled(grid: str) -> None:
         latents = jax.ShapeDtypeStruct((1, 16, *GRIDS[grid]), jnp.float32)
-        return jax.jit(step).lower(abstract(parameters), latents, abstract(conditioning)).compile()
+        conditioning = family.abstract_conditioning(1)
+        jax.jit(step).lower(parameters, latents, SCALAR, SCALAR, conditioning).compile()
 
     with patch.object(flux1, "scan", unrolled if kind == "unrolled" else flux1.scan):
         begin = time.perf_counter()
         with ThreadPoolExecutor(len(grids)) as pool:
-            programs = dict(zip(grids, pool.map(compiled, grids), strict=True))
-        answer = {"compile": time.perf_counter() - begin, "step": {}}
-    for grid, program in programs.items() if timed else ():
-        arguments = parameters, jnp.ones((1, 16, *GRIDS[grid])), conditioning
-        answer["step"][grid] = median_seconds(
-            lambda run=program, given=arguments: run(*given).block_until_ready(), 5
-        )
-    return answer
+            list(pool.map(compiled, grids))
+    return time.perf_counter() - begin
 
 
-def fresh(cache: str, **asked) -> dict:
+def fresh(cache: str, **asked) -> float:
     """`one` in a process of its own, which compiles into `cache`."""
     command = [sys.executable, __file__, "--one", json.dumps(asked)]
     return json.loads(subprocess.check_output(command, env=environment(cache)))
 
 
-def measure() -> dict:
-    """All figures; every question is asked in turn, `ROUNDS` times over."""
-    both, compiling, depths = list(GRIDS), {}, {}
+def measure() -> dict[str, dict[str, float]]:
+    """Median seconds, by question; every question is asked in turn, `ROUNDS` times over."""
+    both, taken = list(GRIDS), defaultdict(list)
     for _ in range(ROUNDS):
         for name, grids in {"coarse": ["coarse"], "fine": ["fine"], "both": both}.items():
+            asked = {"kind": "scanned", "depth": 2, "grids": grids}
             with tempfile.TemporaryDirectory() as cache:
-                asked = {"kind": "scan", "depth": 2, "grids": grids, "timed": False}
-                compiling.setdefault(name, []).append(fresh(cache, **asked)["compile"])
+                taken[name].append(fresh(cache, **asked))
                 if name == "both":
-                    compiling.setdefault("both, from the cache", []).append(fresh(cache, **asked)["compile"])
+                    taken["both, from the cache"].append(fresh(cache, **asked))
         for depth in DEPTHS:
-            for kind in ("scan", "unrolled"):
+            for kind in ("scanned", "unrolled"):
                 with tempfile.TemporaryDirectory() as cache:
-                    found = fresh(cache, kind=kind, depth=depth, grids=both, timed=True)
-                depths.setdefault(kind, {}).setdefault(6 * depth, []).append(found)
-    return {
-        "compile, s": {name: median(taken) for name, taken in compiling.items()},
-        "by depth": {
-            kind: {
-                blocks: {
-                    "compile, s": median(found["compile"] for found in answers),
-                    **{f"{g} step, s": median(found["step"][g] for found in answers) for g in GRIDS},
-                }
-                for blocks, answers in by_depth.items()
-            }
-            for kind, by_depth in depths.items()
-        },
-    }
+                    taken[f"both, {6 * depth} layers, {kind}"].append(
+                        fresh(cache, kind=kind, depth=depth, grids=both)
+                    )
+    return {"compile, s": {name: median(seconds) for name, seconds in taken.items()}}
 
 
 def main() -> None:
