@@ -1,5 +1,6 @@
 """The Python interface, compilation counts, offload, and converted checkpoints."""
 
+import gc
 import json
 import stat
 
@@ -98,6 +99,7 @@ def test_a_converted_checkpoint_that_does_not_fit_is_refused(flux1_folder, tmp_p
     config.write_text(json.dumps({**values, "num_layers": values["num_layers"] + 1}))
     with pytest.raises(UsageError, match="convert it again"):
         make(DiffGenerator.from_pretrained(model_path=str(tmp_path / "converted")))
+    gc.collect()
 
 
 def test_text_is_encoded_as_the_official_pipeline_does(flux1_folder):
