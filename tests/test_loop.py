@@ -196,7 +196,7 @@ def aligned(array):
 
 
 def test_the_callers_noise_is_left_as_it_was():
-    # Step programs write into the buffers they are given: the first one's must not be the caller's.
+    # The CPU backend may work on the caller's memory itself: no program may write into it.
     plan = plan_by_hand()
     drawn = stage_noises([1], (2,), [stage.latent for stage in plan.stages])
     lent = [aligned(noise) for noise in drawn]

@@ -43,7 +43,6 @@ def denoise(
                 latents, noises[number], np.float32(stage.sigma), np.float32(stage.kappa), plan.transform
             )
         state, running = programs.solver.init(latents), None
-
         for step, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas), stage.start):
             latents, state = programs.step(
                 parameters, latents, state, np.float32(sigma), np.float32(next_sigma), conditioning
