@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from machine import save
+from offload import random_like
 from presets import PRESETS, Model
 from timing import in_turns
 
@@ -54,13 +55,6 @@ def split_layers(family: BaseFamily, parameters: nnx.State) -> nnx.State:
     )
 
 
-def random_parameters(abstract: nnx.State) -> nnx.State:
-    drawn = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda a: jnp.asarray(drawn.standard_normal(a.shape, np.float32) * 0.02, a.dtype), abstract
-    )
-
-
 def steps(model: Model) -> dict[str, float]:
     """Median seconds of a step, by how the layers run and the latents' grid."""
     family = family_class(model.family)()
@@ -73,7 +67,7 @@ def steps(model: Model) -> dict[str, float]:
     conditioning = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), family.abstract_conditioning(1))
     if family.guided(params.guidance_scale):
         conditioning = Guided(conditioning, conditioning, jnp.ones(1))
-    scanned = random_parameters(family.abstract_parameters(jnp.float32))
+    scanned = jax.tree.map(random_like, family.abstract_parameters(jnp.float32))
     layout = {"scanned": scanned, "unrolled": split_layers(family, scanned)}
     leading, sigma, calls = (1, *family.leading(params.num_frames)), np.float32(0.5), {}
     for kind, parameters in layout.items():
