@@ -3,8 +3,8 @@
     python bench/compiling.py
 
 Of a mid-size FLUX.1: the wall time to compile one resolution, the other, and both at once; both again from
-the cache; and both for models of several depths, layers scanned as jaxspd has them and layers unrolled.
-Every figure comes from fresh processes.
+the cache; and both for models of several depths, compiled layer by layer as jaxspd does, and as one program
+with layers unrolled or scanned. Every figure comes from fresh processes.
 """
 
 import argparse
@@ -16,21 +16,16 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from statistics import median
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
+from layers import WAYS, compiled_step, running, stacked
 from machine import environment, save
 from presets import SMALL_FLUX
-from scanning import split_layers, unrolled
 
 from jaxspd.families.flux1 import Family
-from jaxspd.models import flux1
 from jaxspd.models.flux1 import Flux1Config
-from jaxspd.sampling.programs import SCALAR
-from jaxspd.sampling.solvers import SOLVERS
 
 GRIDS = {"coarse": (32, 32), "fine": (64, 64)}
 DEPTHS = (1, 2, 4)
@@ -43,27 +38,20 @@ def family_of(depth: int) -> Family:
     return replace(Family(), config=config)
 
 
-def one(kind: str, depth: int, grids: list[str]) -> float:
+def one(way: str, depth: int, grids: list[str]) -> float:
     """In this process: seconds to compile the steps of `grids`, all at once."""
     family = family_of(depth)
-    velocity, solver = family.velocity_function(jnp.float32), SOLVERS["euler"]
-    parameters = family.abstract_parameters(jnp.float32)
-    if kind == "unrolled":
-        parameters = jax.eval_shape(partial(split_layers, family), parameters)
-
-    def step(parameters, latents, sigma, next_sigma, conditioning):
-        v = velocity(parameters, latents, sigma, conditioning)
-        return solver.step((), latents, v, sigma, next_sigma)[0]
+    velocity, parameters = family.velocity_function(jnp.float32), family.abstract_parameters(jnp.float32)
+    if way == "scanned":
+        parameters = jax.eval_shape(stacked, parameters)
 
     def compiled(grid: str) -> None:
         latents = jax.ShapeDtypeStruct((1, 16, *GRIDS[grid]), jnp.float32)
-        conditioning = family.abstract_conditioning(1)
-        jax.jit(step).lower(parameters, latents, SCALAR, SCALAR, conditioning).compile()
+        compiled_step(way, velocity, parameters, latents, family.abstract_conditioning(1))
 
-    with patch.object(flux1, "scan", unrolled if kind == "unrolled" else flux1.scan):
-        begin = time.perf_counter()
-        with ThreadPoolExecutor(len(grids)) as pool:
-            list(pool.map(compiled, grids))
+    begin = time.perf_counter()
+    with running(way, family), ThreadPoolExecutor(len(grids)) as pool:
+        list(pool.map(compiled, grids))
     return time.perf_counter() - begin
 
 
@@ -78,16 +66,16 @@ def measure() -> dict[str, dict[str, float]]:
     both, taken = list(GRIDS), defaultdict(list)
     for _ in range(ROUNDS):
         for name, grids in {"coarse": ["coarse"], "fine": ["fine"], "both": both}.items():
-            asked = {"kind": "scanned", "depth": 2, "grids": grids}
+            asked = {"way": WAYS[0], "depth": 2, "grids": grids}
             with tempfile.TemporaryDirectory() as cache:
                 taken[name].append(fresh(cache, **asked))
                 if name == "both":
                     taken["both, from the cache"].append(fresh(cache, **asked))
         for depth in DEPTHS:
-            for kind in ("scanned", "unrolled"):
+            for way in WAYS:
                 with tempfile.TemporaryDirectory() as cache:
-                    taken[f"both, {6 * depth} layers, {kind}"].append(
-                        fresh(cache, kind=kind, depth=depth, grids=both)
+                    taken[f"both, {6 * depth} layers, {way}"].append(
+                        fresh(cache, way=way, depth=depth, grids=both)
                     )
     return {"compile, s": {name: median(seconds) for name, seconds in taken.items()}}
 

@@ -18,6 +18,7 @@ from timing import in_turns
 
 from jaxspd.families.flux1 import Family
 from jaxspd.models.flux1 import Flux1Config
+from jaxspd.sampling.layerwise import Layerwise
 
 
 def random_like(abstract: jax.ShapeDtypeStruct) -> jax.Array:
@@ -43,25 +44,17 @@ def main() -> None:
     for size in sizes:
         latents, programs, calls = jnp.ones((1, 16, size, size)), {}, {}
         for way, (own, parameters) in weights.items():
-            traced = jax.jit(own.velocity_function(dtype))
-            abstract = own.abstract_parameters(dtype)
-            programs[way] = traced.lower(abstract, latents, np.float32(0.5), conditioning).compile()
             given = parameters, latents, np.float32(0.5), conditioning
+            programs[way] = Layerwise(own.velocity_function(dtype), *given)
             calls[way] = lambda run=programs[way], given=given: run(*given).block_until_ready()
         seconds = in_turns(calls)
         grids[f"{size}×{size}"] = {
             **{f"{way}, s a step": value for way, value in seconds.items()},
             "streamed / resident": seconds["streamed"] / seconds["resident"],
-            **{f"{way}, bytes on the device": on_device(programs[way], weights[way][1]) for way in ways},
+            **{f"{way}, bytes on the device": programs[way].peak_bytes for way in ways},
         }
     count = sum(p.size for p in jax.tree.leaves(family.abstract_parameters(dtype)))
     save("offload", ("jax", "jaxlib"), {"parameters": count, "grids": grids})
-
-
-def on_device(program, parameters) -> int:
-    """Bytes of the weights that stay on the device, and of what the program works with."""
-    kept = [p for p in jax.tree.leaves(parameters) if p.sharding.memory_kind == "device"]
-    return sum(p.nbytes for p in kept) + program.memory_analysis().temp_size_in_bytes
 
 
 if __name__ == "__main__":

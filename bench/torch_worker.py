@@ -14,6 +14,7 @@ from timing import median_seconds
 from torch._dynamo.utils import get_compilation_metrics
 from worker import Inputs, Job
 
+from jaxspd.sampling.memory import freed_memory_kept
 from torch_ref.flux1 import Flux1Reference
 from torch_ref.flux2 import Flux2Reference
 from torch_ref.qwen_image import QwenImageReference
@@ -115,7 +116,8 @@ def main(job_file: str, answer_file: str) -> None:
         inputs, clock.times = Inputs(job.cells[name]["inputs"]), []
         text = [t for kind in ("positive", "negative") for t in texts(reference, inputs.text(kind))]
         begin = finish()
-        latents = reference.denoise(inputs.noises(), *text, **job.cells[name][kind]["torch_options"])
+        with freed_memory_kept():  # as jaxspd does
+            latents = reference.denoise(inputs.noises(), *text, **job.cells[name][kind]["torch_options"])
         return latents, begin, finish()
 
     for name, measured in job.measured.items():

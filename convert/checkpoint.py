@@ -120,15 +120,14 @@ def write_component(
 ) -> None:
     """Writes parameters in the official layout: the reverse of loading.
 
-    `parameters` maps dotted paths to arrays, stacked layers included.
+    `parameters` maps dotted paths to arrays, or to a tuple of them, one a layer.
     """
     by_path = {rule.path: rule for rule in rules}
     tensors = {}
     for path, value in parameters.items():
-        rule, array = by_path[path], np.asarray(value)
-        layers = array if rule.stacked else [array]
-        for key, layer in zip(rule.keys(array.shape), layers, strict=True):
-            tensors[key] = np.ascontiguousarray(rule.restore(layer).astype(dtype))
+        rule = by_path[path]
+        for key, array in rule.arrays(value).items():
+            tensors[key] = np.ascontiguousarray(rule.restore(np.asarray(array)).astype(dtype))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"_class_name": class_name, **config}, indent=2) + "\n")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +16,19 @@ from convert.table import Rule
 from jaxspd.errors import UsageError
 
 LISTED = 8
-# Layers copied at the same time: one copy keeps one core busy, and more than these the memory.
+# Arrays copied at the same time: one copy keeps one core busy, and more than these the memory.
 THREADS = min(8, os.cpu_count() or 1)
 
 
-def flat_parameters(parameters: nnx.State) -> dict[str, nnx.Variable]:
-    """Parameters by dotted path."""
-    return {".".join(map(str, path)): value for path, value in nnx.to_flat_state(parameters)}
+def flat_parameters(parameters: nnx.State) -> dict[str, Any]:
+    """Parameters by dotted path, in the order of the tree's leaves: arrays, or tuples of one a layer."""
+    return {".".join(path): variable.get_value() for path, variable in nnx.to_flat_state(parameters)}
 
 
 def assign(
     keys: set[str],
     shape_of: Callable[[str], tuple[int, ...]],
-    parameters: dict[str, jax.ShapeDtypeStruct],
+    parameters: dict[str, Any],
     rules: Sequence[Rule],
 ) -> dict[str, Rule]:
     """The rule of every parameter, after checking the match in full.
@@ -41,9 +42,8 @@ def assign(
         raise TypeError(f"the conversion table has no rule for {', '.join(unruled)}")
     missing, misshapen, used = [], [], set()
     for path, rule in by_path.items():
-        shape = parameters[path].shape
-        wanted = rule.restore(np.broadcast_to(0, shape[1:] if rule.stacked else shape)).shape
-        for key in rule.keys(shape):
+        for key, array in rule.arrays(parameters[path]).items():
+            wanted = rule.restore(np.broadcast_to(0, array.shape)).shape
             used.add(key)
             if key not in keys:
                 missing.append(key)
@@ -78,9 +78,9 @@ def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[R
     parameters = flat_parameters(abstract)
     table = match(checkpoint, parameters, rules)
     return all(
-        parameters[path].dtype in (jnp.float32, FLOATS.get(checkpoint.dtype(key)))
+        array.dtype in (jnp.float32, FLOATS.get(checkpoint.dtype(key)))
         for path, rule in table.items()
-        for key in rule.keys(parameters[path].shape)
+        for key, array in rule.arrays(parameters[path]).items()
     )
 
 
@@ -92,11 +92,11 @@ def load_parameters(
 ) -> nnx.State:
     """Fills `abstract` (shapes, target dtypes and, where one is given, shardings) from `checkpoint`.
 
-    One parameter at a time is gathered on the host, a few of its layers at a time read into the target
-    dtype, and handed to `put` with its sharding; so the host holds a single stacked parameter beside what
-    `put` keeps.
+    A few arrays at a time are read on the host, in the target dtype, and handed to `put` with their sharding;
+    so the host holds no more than these beside what `put` keeps.
     """
-    table = match(checkpoint, flat_parameters(abstract), rules)
+    parameters = flat_parameters(abstract)
+    table = match(checkpoint, parameters, rules)
     odd = sorted({checkpoint.dtype(key) for key in checkpoint.keys()} - FLOATS.keys())  # noqa: SIM118
     if odd:
         raise UsageError(
@@ -104,17 +104,16 @@ def load_parameters(
             "give a checkpoint in float32, float16 or bfloat16"
         )
 
-    def gather(path: str, target, pool: ThreadPoolExecutor) -> jax.Array:
-        rule = table[path]
+    def fill(rule: Rule, key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
         array = empty(target.shape, target.dtype)
-        layers, keys = array if rule.stacked else array[None], rule.keys(target.shape)
-        list(pool.map(lambda layer, key: copy(layer, rule.transform(checkpoint.read(key))), layers, keys))
-        return put(array, target.sharding)
+        copy(array, rule.transform(checkpoint.read(key)))
+        return jax.block_until_ready(put(array, target.sharding))
 
+    wanted = [
+        (table[path], key, target)
+        for path, parameter in parameters.items()
+        for key, target in table[path].arrays(parameter).items()
+    ]
     with ThreadPoolExecutor(THREADS) as pool:
-        return nnx.from_flat_state(
-            [
-                (path, variable.replace(gather(".".join(map(str, path)), variable.get_value(), pool)))
-                for path, variable in nnx.to_flat_state(abstract)
-            ]
-        )
+        # In the order of the tree's leaves.
+        return jax.tree.unflatten(jax.tree.structure(abstract), pool.map(fill, *zip(*wanted, strict=True)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ class Rule:
     """One official key pattern and the parameter it fills.
 
     `official` is the key in the checkpoint; a `{}` in it stands for the layer number, and the
-    parameter then has a leading axis over layers. `path` is the parameter's dotted path in the Flax
+    parameter is then a tuple of arrays, one a layer. `path` is the parameter's dotted path in the Flax
     module. `transform` turns the official array into ours; `inverse`, where it is not the same, back.
     """
 
@@ -24,15 +25,10 @@ class Rule:
         """Our array in the official layout."""
         return (self.inverse or self.transform)(array)
 
-    @property
-    def stacked(self) -> bool:
-        return "{}" in self.official
-
-    def keys(self, shape: tuple[int, ...]) -> list[str]:
-        """The official keys that fill a parameter of `shape`."""
-        if not self.stacked:
-            return [self.official]
-        return [self.official.format(layer) for layer in range(shape[0])]
+    def arrays(self, parameter: Any) -> dict[str, Any]:
+        """The arrays of a parameter by the official keys that fill them."""
+        layers = parameter if isinstance(parameter, tuple) else (parameter,)
+        return {self.official.format(number): layer for number, layer in enumerate(layers)}
 
 
 def transpose(array: np.ndarray) -> np.ndarray:

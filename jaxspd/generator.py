@@ -20,13 +20,13 @@ from tqdm import tqdm
 from convert.orbax_store import load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.families.base import HOST
 from jaxspd.hub import model_folder
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_report, plan_request, reading
 from jaxspd.sampling.cache import enable_compilation_cache
 from jaxspd.sampling.guidance import Guided, guide
+from jaxspd.sampling.layerwise import HOST
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs

@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,12 +85,12 @@ def test_loading_gives_the_official_values(stored, parameters, dtype, shard_size
     assert (len(list(folder.glob("*.safetensors"))) > 1) == bool(shard_size)
     theirs = {key: t.to(TORCH[np.dtype(target)]) for key, t in official(folder).items()}
     loaded = flat_parameters(load_parameters(Checkpoint(folder), parameters[target], RULES))
-    ours = {path: as_torch(p[...]) for path, p in loaded.items()}
-    assert set(ours) == set(flat_parameters(parameters[target]))
-    assert all(p.dtype == target for p in loaded.values())
+    assert set(loaded) == set(flat_parameters(parameters[target]))
+    assert all(p.dtype == target for p in jax.tree.leaves(loaded))
+    ours = jax.tree.map(as_torch, loaded)
 
-    # By hand, one of each kind: plain, transposed, stacked, stacked and transposed, and the last
-    # layer of a stack.
+    # By hand, one of each kind: plain, transposed, of layers, of layers and transposed, and the
+    # last layer.
     for path, key in (
         ("image_in.bias", "x_embedder.bias"),
         ("guidance_in.linear_2.bias", "time_text_embed.guidance_embedder.linear_2.bias"),
@@ -114,7 +115,7 @@ def test_loading_gives_the_official_values(stored, parameters, dtype, shard_size
     assert torch.equal(ours["single_blocks.out.kernel"][2], theirs[f"{last}.proj_out.weight"].T)
 
     # As a whole: the parameters hold as many values as the checkpoint, and the same ones.
-    all_ours = torch.cat([p.flatten() for p in ours.values()]).sort().values
+    all_ours = torch.cat([p.flatten() for p in jax.tree.leaves(ours)]).sort().values
     all_theirs = torch.cat([t.flatten() for t in theirs.values()]).sort().values
     assert torch.equal(all_ours, all_theirs)
 
@@ -124,7 +125,7 @@ def test_writing_gives_back_every_official_tensor_bit_for_bit(stored, parameters
     folder = stored(dtype)
     # Float32 holds both half-precision formats exactly.
     state = load_parameters(Checkpoint(folder), parameters[jnp.float32], RULES)
-    values = {path: p[...] for path, p in flat_parameters(state).items()}
+    values = flat_parameters(state)
     official_config = read_config(folder)
     kept = {key: value for key, value in official_config.items() if not key.startswith("_")}
     numpy_dtype = {torch.float32: np.float32, torch.float16: np.float16}.get(dtype, jnp.bfloat16)
@@ -150,7 +151,7 @@ def test_put_receives_every_parameter_once_in_the_target_dtype(stored, parameter
         return array
 
     load_parameters(Checkpoint(stored(torch.float32)), parameters[jnp.bfloat16], RULES, put)
-    wanted = [(p.shape, np.dtype(jnp.bfloat16)) for p in flat_parameters(parameters[jnp.bfloat16]).values()]
+    wanted = [(p.shape, np.dtype(jnp.bfloat16)) for p in jax.tree.leaves(parameters[jnp.bfloat16])]
     assert Counter(seen) == Counter(wanted)
 
 

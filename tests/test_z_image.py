@@ -169,7 +169,5 @@ def test_every_official_tensor_comes_back_bit_for_bit(z_image_folder):
     loaded = flat_parameters(load_parameters(official, family.abstract_parameters(jnp.float32), RULES))
     table = {rule.path: rule for rule in RULES}
     for path, parameter in loaded.items():
-        rule, values = table[path], np.asarray(parameter[...])
-        layers = values if rule.stacked else values[None]
-        for key, layer in zip(rule.keys(values.shape), layers, strict=True):
-            np.testing.assert_array_equal(rule.restore(layer), official.read(key))
+        for key, array in table[path].arrays(parameter).items():
+            np.testing.assert_array_equal(table[path].restore(np.asarray(array)), official.read(key))

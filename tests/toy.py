@@ -22,7 +22,7 @@ from convert.loader import flat_parameters
 from convert.table import linear
 from jaxspd.families.base import BaseFamily, check_parts, read_spectrum, read_transformer_config
 from jaxspd.models.layers import linear as linear_layer
-from jaxspd.models.layers import scan, sinusoidal_embedding, stack
+from jaxspd.models.layers import run, sinusoidal_embedding, stack
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
@@ -65,7 +65,7 @@ class ToyTransformer(nnx.Module):
 
     def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
         x = self.image_in(rearrange(latents, "b c h w -> b (h w) c"))
-        x = scan(self.blocks, x, self.text_in(text) + sinusoidal_embedding(time, self.dim))
+        x = run(self.blocks, x, self.text_in(text) + sinusoidal_embedding(time, self.dim))
         return rearrange(self.out(x), "b (h w) c -> b c h w", h=latents.shape[2])
 
 
@@ -165,7 +165,7 @@ def write_toy(folder: Path) -> Path:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     transformer = nnx.state(ToyTransformer(ToyConfig(), rngs=nnx.Rngs(0)))
-    values = {path: value[...] for path, value in flat_parameters(transformer).items()}
+    values = flat_parameters(transformer)
     config = {"in_channels": 3, "dim": 16, "num_layers": 2}
     write_component(folder / "transformer", "ToyTransformer", config, RULES, values, np.float32)
     return folder

@@ -73,7 +73,7 @@ def muon_axes(parameters):
         inside = names[0] in ("double_blocks", "single_blocks") and "kernel" in names
         if not inside or "modulation" in names:
             return None
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
 
     return jax.tree.map_with_path(axes, parameters)
 
@@ -108,7 +108,8 @@ def train(data: Path, checkpoint: Path, minutes: float, peak_rate: float, seed: 
         model.single_blocks.modulation,
         model.modulation_out,
     ):
-        modulation.linear.kernel[...] = jnp.zeros_like(modulation.linear.kernel[...])
+        kernel = modulation.linear.kernel
+        kernel.set_value(jax.tree.map(jnp.zeros_like, kernel.get_value()))
     model.out.kernel[...] = jnp.zeros_like(model.out.kernel[...])
     graph, parameters = nnx.split(model)
 

@@ -14,15 +14,13 @@ from jax.sharding import SingleDeviceSharding
 from convert.checkpoint import Checkpoint, read_config, read_json
 from convert.table import Rule
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import stream
 from jaxspd.sampling.guidance import extrapolate
+from jaxspd.sampling.layerwise import HOST
 from jaxspd.spectral.expansion import expand
 from jaxspd.spectral.spectrum import Spectrum
 
 # Of FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
 FLUX1_SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
-# The host's memory that a device can copy from by itself, as JAX calls it.
-HOST = "pinned_host"
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,7 @@ class BaseFamily:
 
     def abstract_transformer(self, dtype) -> nnx.Module:
         """The transformer with shapes and dtypes in place of arrays."""
-        transformer = nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
-        if self.streamed:
-            stream(transformer)
-        return transformer
+        return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
 
     def abstract_parameters(self, dtype) -> nnx.State:
         """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are
@@ -95,14 +90,12 @@ class BaseFamily:
         if not self.streamed:
             return state
         host = SingleDeviceSharding(jax.devices()[0], memory_kind=HOST)
-        layers = {rule.path for rule in self.rules if rule.stacked}
-
-        def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-            if ".".join(map(str, path)) not in layers:
-                return variable
-            return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=host))
-
-        return nnx.from_flat_state([(path, place(path, value)) for path, value in nnx.to_flat_state(state)])
+        for _, parameter in nnx.to_flat_state(state):
+            if isinstance(layers := parameter.get_value(), tuple):
+                parameter.set_value(
+                    tuple(jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=host) for one in layers)
+                )
+        return state
 
 
 def check_parts(folder: Path, parts: tuple[str, ...]) -> None:

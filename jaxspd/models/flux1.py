@@ -20,7 +20,7 @@ from jaxspd.models.layers import (
     linear,
     modulate,
     rope_table,
-    scan,
+    run,
     sinusoidal_embedding,
     stack,
 )
@@ -127,9 +127,9 @@ class Flux1Transformer(nnx.Module):
 
         image = self.image_in(image.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
-        image, text = scan(self.double_blocks, (image, text), vector, angles)
+        image, text = run(self.double_blocks, (image, text), vector, angles)
         joined = jnp.concatenate([image, text], axis=1)
-        joined = scan(self.single_blocks, joined, vector, angles)
+        joined = run(self.single_blocks, joined, vector, angles)
         image = joined[:, : image.shape[1]]
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))

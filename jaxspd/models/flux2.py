@@ -22,7 +22,7 @@ from jaxspd.models.layers import (
     modulate,
     rms_norm,
     rope_table,
-    scan,
+    run,
     sinusoidal_embedding,
     stack,
 )
@@ -168,9 +168,9 @@ class Flux2Transformer(nnx.Module):
 
         image = self.image_in(image.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
-        image, text = scan(self.double_blocks, (image, text), *modulations, angles)
+        image, text = run(self.double_blocks, (image, text), *modulations, angles)
         joined = jnp.concatenate([image, text], axis=1)
-        joined = scan(self.single_blocks, joined, self.single_modulation(vector), angles)
+        joined = run(self.single_blocks, joined, self.single_modulation(vector), angles)
         image = joined[:, : image.shape[1]]
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))

@@ -1,7 +1,6 @@
-"""Layers that diffusion transformers share: attention, rotary positions, time embedding, scanned blocks."""
+"""Layers that diffusion transformers share: attention, rotary positions, time embedding, rows of blocks."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,8 @@ from flax import nnx
 # Scores of queries against keys that XLA's attention may hold at once, in bytes: of all heads, and of
 # one head on a CPU, about what stays in its caches.
 SCORES, CPU_SCORES = 2**30, 2**24
-DEVICE = jax.memory.Space.Device
+# What `run` calls the function that a layer is, by which `sampling.layerwise` knows it.
+LAYER = "transformer_layer"
 
 
 def attention(
@@ -150,46 +150,37 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def stack(make, length: int, rngs: nnx.Rngs):
-    """`length` equal modules as one, every parameter with a leading layer axis; None for zero."""
+    """`length` equal modules as one, each parameter a tuple of `length` arrays; None for zero."""
     if length == 0:
         return None
     blocks = nnx.vmap(make)(rngs.split(length))
-    blocks.streamed = False  # whether `scan` finds the parameters in host memory
+    for _, parameter in nnx.to_flat_state(nnx.state(blocks)):
+        parameter.set_value(tuple(jnp.unstack(parameter.get_value())))
     return blocks
 
 
-def stream(module: nnx.Module) -> None:
-    """Tells every stack in `module` that its parameters lie in host memory."""
-    for _, part in nnx.iter_modules(module):
-        if hasattr(part, "streamed"):
-            part.streamed = True
-
-
-def scan(blocks, carry, *shared):
+def run(blocks, carry, *shared):
     """Runs stacked `blocks` one after another: `carry = block(carry, *shared)`.
 
-    The program holds one block's code however many there are, so compile time does not grow with
-    depth. Blocks that are streamed come to the device one at a time, each while the one before it runs.
+    NumPy arrays among `shared` become constants. All blocks are calls of one function, which JAX traces once
+    and `sampling.layerwise` compiles once, however many there are.
     """
     if blocks is None:
         return carry
-    graph, stacked = nnx.split(blocks)
+    graph, state = nnx.split(blocks)
+    parameters = nnx.to_flat_state(state)
+    leaves, tree = jax.tree.flatten(shared)
+    traced = {n: leaf for n, leaf in enumerate(leaves) if not isinstance(leaf, np.ndarray)}
 
-    def run(carry, parameters):
-        return nnx.merge(graph, parameters)(carry, *shared)
-
-    if not blocks.streamed:
-        return jax.lax.scan(lambda carry, own: (run(carry, own), None), carry, stacked)[0]
-
-    def fetch(layer: jax.Array) -> Any:
-        return jax.tree.map(
-            lambda a: jax.device_put(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), DEVICE), stacked
+    def layer(own, carry, traced):
+        shared = tree.unflatten(traced.get(n, leaf) for n, leaf in enumerate(leaves))
+        block = nnx.from_flat_state(
+            [(path, p.replace(value)) for (path, p), value in zip(parameters, own, strict=True)]
         )
+        return nnx.merge(graph, block)(carry, *shared)
 
-    def body(state, layer):
-        carry, own = state
-        ahead = fetch(layer + 1)  # the last block fetches itself again, for nobody
-        return (run(carry, own), ahead), None
-
-    layers = jnp.arange(len(jax.tree.leaves(stacked)[0]))
-    return jax.lax.scan(body, (carry, fetch(layers[0])), layers)[0][0]
+    layer.__name__ = LAYER
+    call = jax.jit(layer)
+    for own in zip(*(parameter.get_value() for _, parameter in parameters), strict=True):
+        carry = call(own, carry, traced)
+    return carry

@@ -18,7 +18,7 @@ from jaxspd.models.layers import (
     modulate,
     rms_norm,
     rope_table,
-    scan,
+    run,
     sinusoidal_embedding,
     stack,
 )
@@ -87,7 +87,7 @@ class QwenImageTransformer(nnx.Module):
         text = self.text_in(self.text_norm(text.astype(self.dtype)))
         image = self.image_in(image.astype(self.dtype))
         lengths = image.shape[1] + text_lengths
-        image, _ = scan(self.blocks, (image, text), vector, angles, lengths)
+        image, _ = run(self.blocks, (image, text), vector, angles, lengths)
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))
 

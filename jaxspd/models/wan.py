@@ -23,7 +23,7 @@ from jaxspd.models.layers import (
     modulate,
     rms_norm,
     rope_table,
-    scan,
+    run,
     sinusoidal_embedding,
     stack,
 )
@@ -163,7 +163,7 @@ class WanTransformer(nnx.Module):
         patches = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) p q r c", p=pt, q=ph, r=pw)
         x = self.patch_in(patches.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
-        x = scan(self.blocks, x, text, modulation, angles)
+        x = run(self.blocks, x, text, modulation, angles)
 
         shift, scale = self.modulation_out(vector[:, None])
         x = self.out(modulate(self.norm_out(x), shift, scale).astype(self.dtype))

@@ -22,7 +22,7 @@ from jaxspd.models.layers import (
     rms_norm,
     rope_table,
     rotate,
-    scan,
+    run,
     sinusoidal_embedding,
     stack,
 )
@@ -170,17 +170,17 @@ class ZImageTransformer(nnx.Module):
         tokens = image.shape[1]
         padding = jnp.broadcast_to(self.image_padding[...], (batch, padded(tokens) - tokens, self.config.dim))
         image = jnp.concatenate([image, padding], axis=1)
-        image = scan(self.image_blocks, image, vector, image_turns, None)
+        image = run(self.image_blocks, image, vector, image_turns, None)
 
         text = self.text_in(self.text_norm(text.astype(self.dtype)))
         given = jnp.arange(text.shape[1]) < text_lengths[:, None]
         text = jnp.where(given[:, :, None], text, self.text_padding[...])
-        text = scan(self.text_blocks, text, vector, text_turns, filled)
+        text = run(self.text_blocks, text, vector, text_turns, filled)
 
         # Text comes last, since its end is what is masked.
         turns = Turns(*(jnp.concatenate(pair, axis=1) for pair in zip(image_turns, text_turns, strict=True)))
         joined = jnp.concatenate([image, text], axis=1)
-        joined = scan(self.blocks, joined, vector, turns, image.shape[1] + filled)
+        joined = run(self.blocks, joined, vector, turns, image.shape[1] + filled)
 
         scale = 1 + self.modulation_out(jax.nn.silu(vector))
         out = self.out(self.norm_out(joined[:, :tokens]) * scale[:, None])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 Velocity = Callable[..., jax.Array]
 
@@ -44,9 +45,11 @@ def guide(velocity: Velocity, combine=extrapolate, *, batched: bool) -> Velocity
             )
             positive, negative = jnp.split(both.astype(jnp.float32), 2)
         else:
-            positive, negative = jax.lax.map(
-                lambda one: velocity(parameters, latents, sigma, one).astype(jnp.float32),
-                jax.tree.map(lambda *two: jnp.stack(two), *pair),
+            # Traced once, so that both have their layers' programs in common.
+            once = jaxpr_as_fun(jax.make_jaxpr(velocity)(parameters, latents, sigma, pair[0]))
+            positive, negative = (
+                once(*jax.tree.leaves((parameters, latents, sigma, one)))[0].astype(jnp.float32)
+                for one in pair
             )
         scale = jnp.expand_dims(conditioning.scale, range(1, latents.ndim))
         return combine(positive, negative, scale)

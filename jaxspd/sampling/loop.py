@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxspd.sampling.memory import freed_memory_kept
 from jaxspd.sampling.programs import Programs
 from jaxspd.spectral.plan import Plan
 
 Progress = Callable[[int, int, float], None]
 
 
+@freed_memory_kept()
 def denoise(
     programs: Programs,
     plan: Plan,
@@ -29,6 +31,7 @@ def denoise(
     has been dispatched by then, so the device does not wait for the host.
     """
     # Once, not at each step.
+    parameters = jax.tree.leaves(parameters)
     conditioning, latents = jax.device_put((conditioning, noises[0]))
     seconds = []
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxspd.sampling.layerwise import Layerwise
 from jaxspd.sampling.solver import Solver
 from jaxspd.spectral.expansion import expand
 from jaxspd.spectral.plan import Plan
@@ -30,9 +31,9 @@ class Programs:
 
     `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`;
     `lean_velocity` does the same in less memory and takes its place where the device could not hold
-    the first. `expand` grows latents, as `spectral.expansion` does. There is one step program for each
-    latent shape and shape of conditioning: σ, guidance and everything else about a prompt are
-    arguments, so that nothing but a new size compiles anything.
+    the first. `expand` grows latents, as `spectral.expansion` does. There is one step program, compiled
+    layer by layer, for each latent shape and shape of conditioning: σ, guidance and everything else about a
+    prompt are arguments, so that nothing but a new size compiles anything.
     """
 
     velocity: Callable[..., jax.Array]
@@ -89,11 +90,7 @@ class Programs:
                 v = velocity(parameters, latents, sigma, conditioning)
                 return self.solver.step(state, latents, v.astype(jnp.float32), sigma, next_sigma)
 
-            return (
-                jax.jit(denoise_step)
-                .lower(parameters, latents, state, SCALAR, SCALAR, conditioning)
-                .compile()
-            )
+            return Layerwise(denoise_step, parameters, latents, state, SCALAR, SCALAR, conditioning)
 
         program = compiled(self.velocity)
         if self.lean_velocity is not None and not fits(program):
@@ -113,14 +110,10 @@ class Programs:
             )
 
 
-def fits(program) -> bool:
+def fits(program: Layerwise) -> bool:
     """Whether the device holds the program with everything it works on, as far as it can tell."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    needed = program.memory_analysis()
-    if not limit or needed is None:
-        return True
-    resident = needed.argument_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
-    return resident + needed.temp_size_in_bytes <= limit
+    return not limit or program.peak_bytes <= limit
 
 
 def _key(kind: str, *trees: Any) -> tuple:

@@ -1,0 +1,30 @@
+"""What becomes of freed memory while denoising."""
+
+import platform
+import resource
+
+import numpy as np
+import pytest
+
+from jaxspd.sampling.memory import freed_memory_kept
+
+SIZE = 64 * 2**20
+
+
+def page_faults() -> int:
+    """Pages the system had to provide for an array that is made, filled and freed."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(SIZE, np.uint8).fill(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_used_again():
+    pages = SIZE // resource.getpagesize()
+    with freed_memory_kept():
+        page_faults()
+        kept = page_faults()
+    # Given back and asked for again; a system with huge pages provides them by the hundred.
+    page_faults()
+    returned = page_faults()
+    assert kept < pages / 1000 < returned
