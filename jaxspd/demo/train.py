@@ -69,9 +69,9 @@ def muon_axes(parameters):
     """Which axes of each parameter Muon takes as a matrix: those of the blocks' kernels."""
 
     def axes(path, value):
-        names = [str(getattr(k, "key", k)) for k in path]
+        names = [str(getattr(key, "key", key)) for key in path]
         inside = names[0] in ("double_blocks", "single_blocks") and "kernel" in names
-        if not inside or "modulation" in names:
+        if not inside or any("modulation" in name for name in names):
             return None
         return optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
 
@@ -103,8 +103,8 @@ def train(data: Path, checkpoint: Path, minutes: float, peak_rate: float, seed: 
     model = Flux1Transformer(CONFIG, rngs=nnx.Rngs(seed))
     # As DiT (arXiv 2212.09748): gates and the output start at zero, each block as the identity.
     for modulation in (
-        model.double_blocks.image.modulation,
-        model.double_blocks.text.modulation,
+        model.double_blocks.image_modulation,
+        model.double_blocks.text_modulation,
         model.single_blocks.modulation,
         model.modulation_out,
     ):

@@ -18,13 +18,6 @@ from jaxspd.spectral.plan import Plan
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def abstract(tree: Any) -> Any:
-    """Shapes and dtypes of a pytree of arrays. What is abstract already keeps its sharding."""
-    return jax.tree.map(
-        lambda a: a if isinstance(a, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(a.shape, a.dtype), tree
-    )
-
-
 @dataclass
 class Programs:
     """Programs of one model and solver, compiled on first need and kept.
@@ -54,7 +47,7 @@ class Programs:
         previous = None
         for stage in plan.stages:
             latents = jax.ShapeDtypeStruct((*shape, *stage.latent), jnp.float32)
-            self._submit_step(abstract(parameters), latents, abstract(conditioning))
+            self._submit_step(parameters, latents, conditioning)
             if previous is not None:
                 self._submit_transition(previous, latents, plan.transform)
             previous = latents
