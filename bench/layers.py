@@ -27,6 +27,7 @@ from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_request, reading
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.layerwise import Layerwise
+from jaxspd.sampling.memory import freed_memory_kept
 from jaxspd.sampling.programs import SCALAR
 from jaxspd.sampling.solvers import SOLVERS
 
@@ -94,7 +95,8 @@ def steps(model: Model) -> dict[str, float]:
                 program = compiled_step(way, velocity, weights[way], latents, conditioning)
             run = partial(program, weights[way], latents, sigma, sigma, conditioning)
             calls[f"{way}, {grid}"] = lambda run=run: run().block_until_ready()
-    return in_turns(calls)
+    with freed_memory_kept():  # as while denoising
+        return in_turns(calls)
 
 
 def main() -> None:
