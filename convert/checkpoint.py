@@ -127,7 +127,7 @@ def write_component(
     for path, value in parameters.items():
         rule = by_path[path]
         for key, array in rule.arrays(value).items():
-            tensors[key] = np.ascontiguousarray(rule.restore(np.asarray(array)).astype(dtype))
+            tensors[key] = np.asarray(array).astype(dtype, order="C")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"_class_name": class_name, **config}, indent=2) + "\n")

@@ -43,12 +43,11 @@ def assign(
     missing, misshapen, used = [], [], set()
     for path, rule in by_path.items():
         for key, array in rule.arrays(parameters[path]).items():
-            wanted = rule.restore(np.broadcast_to(0, array.shape)).shape
             used.add(key)
             if key not in keys:
                 missing.append(key)
-            elif shape_of(key) != wanted:
-                misshapen.append(f"{key} {list(shape_of(key))} instead of {list(wanted)}")
+            elif shape_of(key) != array.shape:
+                misshapen.append(f"{key} {list(shape_of(key))} instead of {list(array.shape)}")
     faults = [
         f"{len(names)} {what}: {', '.join(sorted(names)[:LISTED])}" + (", …" if len(names) > LISTED else "")
         for what, names in (
@@ -104,13 +103,13 @@ def load_parameters(
             "give a checkpoint in float32, float16 or bfloat16"
         )
 
-    def fill(rule: Rule, key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+    def fill(key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
         array = empty(target.shape, target.dtype)
-        copy(array, rule.transform(checkpoint.read(key)))
+        copy(array, checkpoint.read(key))
         return jax.block_until_ready(put(array, target.sharding))
 
     wanted = [
-        (table[path], key, target)
+        (key, target)
         for path, parameter in parameters.items()
         for key, target in table[path].arrays(parameter).items()
     ]

@@ -4,26 +4,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class Rule:
-    """One official key pattern and the parameter it fills.
+    """One official key pattern and the parameter it fills, with arrays of the same shape.
 
     `official` is the key in the checkpoint; a `{}` in it stands for the layer number, and the
     parameter is then a tuple of arrays, one a layer. `path` is the parameter's dotted path in the Flax
-    module. `transform` turns the official array into ours; `inverse`, where it is not the same, back.
+    module.
     """
 
     official: str
     path: str
-    transform: Callable[[np.ndarray], np.ndarray]
-    inverse: Callable[[np.ndarray], np.ndarray] | None = None
-
-    def restore(self, array: np.ndarray) -> np.ndarray:
-        """Our array in the official layout."""
-        return (self.inverse or self.transform)(array)
 
     def arrays(self, parameter: Any) -> dict[str, Any]:
         """The arrays of a parameter by the official keys that fill them."""
@@ -31,45 +23,20 @@ class Rule:
         return {self.official.format(number): layer for number, layer in enumerate(layers)}
 
 
-def transpose(array: np.ndarray) -> np.ndarray:
-    """PyTorch keeps a linear layer's weight as `[out, in]`, Flax its kernel as `[in, out]`."""
-    return array.T
-
-
-def keep(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def channels_last(array: np.ndarray) -> np.ndarray:
-    """PyTorch keeps a convolution's weight as `[out, in, *window]`, Flax as `[*window, in, out]`."""
-    return np.moveaxis(array, (0, 1), (-1, -2))
-
-
-def channels_first(array: np.ndarray) -> np.ndarray:
-    """The inverse of `channels_last`."""
-    return np.moveaxis(array, (-1, -2), (0, 1))
-
-
-def patches(official: str, path: str) -> Iterator[Rule]:
-    """The two rules of a patch embedding: a convolution whose windows do not overlap."""
-    yield Rule(f"{official}.weight", f"{path}.kernel", channels_last, channels_first)
-    yield Rule(f"{official}.bias", f"{path}.bias", keep)
-
-
 def linear(official: str, path: str) -> Iterator[Rule]:
     """The two rules of a linear layer with bias."""
-    yield Rule(f"{official}.weight", f"{path}.kernel", transpose)
-    yield Rule(f"{official}.bias", f"{path}.bias", keep)
+    yield from matrix(official, path)
+    yield Rule(f"{official}.bias", f"{path}.bias")
 
 
 def matrix(official: str, path: str) -> Iterator[Rule]:
     """The rule of a linear layer without bias."""
-    yield Rule(f"{official}.weight", f"{path}.kernel", transpose)
+    yield Rule(f"{official}.weight", f"{path}.weight")
 
 
 def scale(official: str, path: str) -> Iterator[Rule]:
     """The rule of a norm with a learned scale."""
-    yield Rule(f"{official}.weight", f"{path}.scale", keep)
+    yield Rule(f"{official}.weight", f"{path}.scale")
 
 
 def joint_attention(official: str, path: str, layer: Callable[[str, str], Iterator[Rule]] = linear):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from convert.table import Rule, keep, linear, matrix, scale
+from convert.table import Rule, linear, matrix, scale
 
 
 def blocks(official: str, path: str) -> Iterator[Rule]:
@@ -24,10 +24,10 @@ def blocks(official: str, path: str) -> Iterator[Rule]:
 
 RULES = (
     *linear("all_x_embedder.2-1", "image_in"),
-    Rule("x_pad_token", "image_padding", keep),
+    Rule("x_pad_token", "image_padding"),
     *scale("cap_embedder.0", "text_norm"),
     *linear("cap_embedder.1", "text_in"),
-    Rule("cap_pad_token", "text_padding", keep),
+    Rule("cap_pad_token", "text_padding"),
     *linear("t_embedder.mlp.0", "time_in.linear_1"),
     *linear("t_embedder.mlp.2", "time_in.linear_2"),
     # Image tokens alone

@@ -89,30 +89,26 @@ def test_loading_gives_the_official_values(stored, parameters, dtype, shard_size
     assert all(p.dtype == target for p in jax.tree.leaves(loaded))
     ours = jax.tree.map(as_torch, loaded)
 
-    # By hand, one of each kind: plain, transposed, of layers, of layers and transposed, and the
-    # last layer.
+    # By hand, one of each kind: alone, of layers, and of the last layer.
     for path, key in (
         ("image_in.bias", "x_embedder.bias"),
         ("guidance_in.linear_2.bias", "time_text_embed.guidance_embedder.linear_2.bias"),
+        ("image_in.weight", "x_embedder.weight"),
+        ("pooled_in.linear_1.weight", "time_text_embed.text_embedder.linear_1.weight"),
+        ("out.weight", "proj_out.weight"),
     ):
         assert torch.equal(ours[path], theirs[key])
-    for path, key in (
-        ("image_in.kernel", "x_embedder.weight"),
-        ("pooled_in.linear_1.kernel", "time_text_embed.text_embedder.linear_1.weight"),
-        ("out.kernel", "proj_out.weight"),
-    ):
-        assert torch.equal(ours[path], theirs[key].T)
     for layer in range(2):
         block = f"transformer_blocks.{layer}"
         assert torch.equal(
             ours["double_blocks.text.qkv.norm_k.scale"][layer], theirs[f"{block}.attn.norm_added_k.weight"]
         )
         assert torch.equal(
-            ours["double_blocks.image.mlp.linear_1.kernel"][layer], theirs[f"{block}.ff.net.0.proj.weight"].T
+            ours["double_blocks.image.mlp.linear_1.weight"][layer], theirs[f"{block}.ff.net.0.proj.weight"]
         )
     last = "single_transformer_blocks.2"
     assert torch.equal(ours["single_blocks.modulation.linear.bias"][2], theirs[f"{last}.norm.linear.bias"])
-    assert torch.equal(ours["single_blocks.out.kernel"][2], theirs[f"{last}.proj_out.weight"].T)
+    assert torch.equal(ours["single_blocks.out.weight"][2], theirs[f"{last}.proj_out.weight"])
 
     # As a whole: the parameters hold as many values as the checkpoint, and the same ones.
     all_ours = torch.cat([p.flatten() for p in jax.tree.leaves(ours)]).sort().values

@@ -31,14 +31,14 @@ def test_a_step_is_made_and_written_officially(tmp_path, monkeypatch):
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(trained))
     # Blocks start as the identity and the output at zero, where the gradient is first.
     found = flat_parameters(trained)
-    assert np.abs(found["out.kernel"]).max() > 0
-    assert np.abs(found["double_blocks.image_modulation.linear.kernel"][0]).max() < 1e-3
+    assert np.abs(found["out.weight"]).max() > 0
+    assert np.abs(found["double_blocks.image_modulation.linear.weight"][0]).max() < 1e-3
 
 
 def test_muon_takes_the_blocks_matrices_but_modulations():
     state = nnx.eval_shape(lambda: nnx.state(Flux1Transformer(SMALL, rngs=nnx.Rngs(0))))
     found = flat_parameters(train.muon_axes(state))
     for path, value in flat_parameters(state).items():
-        matrix = "blocks." in path and "kernel" in path and "modulation" not in path
-        wanted = MuonDimensionNumbers(reduction_axis=0, output_axis=1) if matrix else None
+        matrix = "blocks." in path and "weight" in path and "modulation" not in path
+        wanted = MuonDimensionNumbers(reduction_axis=1, output_axis=0) if matrix else None
         assert found[path] == ((wanted,) * len(value) if isinstance(value, tuple) else wanted), path

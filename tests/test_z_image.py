@@ -170,4 +170,4 @@ def test_every_official_tensor_comes_back_bit_for_bit(z_image_folder):
     table = {rule.path: rule for rule in RULES}
     for path, parameter in loaded.items():
         for key, array in table[path].arrays(parameter).items():
-            np.testing.assert_array_equal(table[path].restore(np.asarray(array)), official.read(key))
+            np.testing.assert_array_equal(np.asarray(array), official.read(key))

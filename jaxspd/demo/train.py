@@ -66,14 +66,14 @@ def loss_at(graph, parameters, latents, text, pooled, halvings, shift, key) -> j
 
 
 def muon_axes(parameters):
-    """Which axes of each parameter Muon takes as a matrix: those of the blocks' kernels."""
+    """Which axes of each parameter Muon takes as a matrix: those of the blocks' weights."""
 
     def axes(path, value):
         names = [str(getattr(key, "key", key)) for key in path]
-        inside = names[0] in ("double_blocks", "single_blocks") and "kernel" in names
+        inside = names[0] in ("double_blocks", "single_blocks") and "weight" in names
         if not inside or any("modulation" in name for name in names):
             return None
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
 
     return jax.tree.map_with_path(axes, parameters)
 
@@ -108,9 +108,9 @@ def train(data: Path, checkpoint: Path, minutes: float, peak_rate: float, seed: 
         model.single_blocks.modulation,
         model.modulation_out,
     ):
-        kernel = modulation.linear.kernel
-        kernel.set_value(jax.tree.map(jnp.zeros_like, kernel.get_value()))
-    model.out.kernel[...] = jnp.zeros_like(model.out.kernel[...])
+        weight = modulation.linear.weight
+        weight.set_value(jax.tree.map(jnp.zeros_like, weight.get_value()))
+    model.out.weight[...] = jnp.zeros_like(model.out.weight[...])
     graph, parameters = nnx.split(model)
 
     # The rate is an argument: its schedule follows the clock, so that training ends when it should.

@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 
 from jaxspd.models.layers import (
+    Linear,
     Mlp,
     apply_rope,
     attention,
     gelu_tanh,
     layer_norm,
-    linear,
     modulate,
     rope_table,
     run,
@@ -59,8 +59,8 @@ class SingleBlock(nnx.Module):
         self.modulation = Modulation(dim, 3, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.qkv = SelfAttentionInputs(heads, head_dim, dtype=dtype, rngs=rngs)
-        self.mlp = linear(dim, MLP_RATIO * dim, dtype=dtype, rngs=rngs)
-        self.out = linear((1 + MLP_RATIO) * dim, dim, dtype=dtype, rngs=rngs)
+        self.mlp = Linear(dim, MLP_RATIO * dim, dtype=dtype, rngs=rngs)
+        self.out = Linear((1 + MLP_RATIO) * dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, vector: jax.Array, angles: np.ndarray) -> jax.Array:
         shift, scale, gate = self.modulation(vector)
@@ -82,8 +82,8 @@ class Flux1Transformer(nnx.Module):
         dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
         self.config = config
         self.dtype = dtype
-        self.image_in = linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
-        self.text_in = linear(config.joint_attention_dim, dim, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
+        self.text_in = Linear(config.joint_attention_dim, dim, dtype=dtype, rngs=rngs)
 
         def embedder(dim_in: int) -> Mlp:
             return Mlp(dim_in, dim, dim, jax.nn.silu, dtype=dtype, rngs=rngs)
@@ -100,7 +100,7 @@ class Flux1Transformer(nnx.Module):
         self.modulation_out = Modulation(dim, 2, dtype=dtype, rngs=rngs)
         self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
         out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
-        self.out = linear(dim, out_channels, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

@@ -14,11 +14,11 @@ from einops import rearrange
 from flax import nnx
 
 from jaxspd.models.layers import (
+    Linear,
     Mlp,
     apply_rope,
     attention,
     layer_norm,
-    linear,
     modulate,
     rms_norm,
     rope_table,
@@ -67,8 +67,8 @@ class GatedMlp(nnx.Module):
     """Two linear layers with a gate between them."""
 
     def __init__(self, config: Flux2Config, *, dtype, rngs):
-        self.linear_1 = linear(config.dim, 2 * config.mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
-        self.linear_2 = linear(config.mlp_dim, config.dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.linear_1 = Linear(config.dim, 2 * config.mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.linear_2 = Linear(config.mlp_dim, config.dim, dtype=dtype, rngs=rngs, use_bias=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear_2(gate(self.linear_1(x)))
@@ -84,10 +84,10 @@ class SingleBlock(nnx.Module):
         self.splits = (3 * dim,)
         self.heads = config.num_attention_heads
         self.norm = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
-        self.qkv_mlp = linear(dim, 3 * dim + 2 * mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.qkv_mlp = Linear(dim, 3 * dim + 2 * mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
         self.norm_q = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
         self.norm_k = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
-        self.out = linear(dim + mlp_dim, dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.out = Linear(dim + mlp_dim, dim, dtype=dtype, rngs=rngs, use_bias=False)
 
     def __call__(self, x: jax.Array, vectors: list[jax.Array], angles: np.ndarray) -> jax.Array:
         shift, scale, gate_out = vectors
@@ -113,8 +113,8 @@ class Flux2Transformer(nnx.Module):
         def embedder() -> Mlp:
             return Mlp(config.timestep_guidance_channels, dim, dim, jax.nn.silu, **bare)
 
-        self.image_in = linear(config.in_channels, dim, **bare)
-        self.text_in = linear(config.joint_attention_dim, dim, **bare)
+        self.image_in = Linear(config.in_channels, dim, **bare)
+        self.text_in = Linear(config.joint_attention_dim, dim, **bare)
         self.time_in = embedder()
         self.guidance_in = embedder() if config.guidance_embeds else None
         self.image_modulation = Modulation(dim, 6, **bare)
@@ -139,7 +139,7 @@ class Flux2Transformer(nnx.Module):
         self.modulation_out = Modulation(dim, 2, **bare)
         self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
         out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
-        self.out = linear(dim, out_channels, **bare)
+        self.out = Linear(dim, out_channels, **bare)
 
     def __call__(
         self,

@@ -117,8 +117,8 @@ class Mlp(nnx.Module):
     """Two linear layers with an activation between them."""
 
     def __init__(self, dim_in, dim_hidden, dim_out, activation, *, dtype, rngs, use_bias=True):
-        self.linear_1 = linear(dim_in, dim_hidden, dtype=dtype, rngs=rngs, use_bias=use_bias)
-        self.linear_2 = linear(dim_hidden, dim_out, dtype=dtype, rngs=rngs, use_bias=use_bias)
+        self.linear_1 = Linear(dim_in, dim_hidden, dtype=dtype, rngs=rngs, use_bias=use_bias)
+        self.linear_2 = Linear(dim_hidden, dim_out, dtype=dtype, rngs=rngs, use_bias=use_bias)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -129,9 +129,26 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-def linear(dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs, use_bias=True) -> nnx.Linear:
-    """A linear layer whose parameters and products are in `dtype`."""
-    return nnx.Linear(dim_in, dim_out, use_bias=use_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+class Linear(nnx.Module):
+    """A linear layer whose parameters and products are in `dtype`.
+
+    `dims_in` are the axes of its input that it sums over, the last ones. Its weight is `[out, *dims_in]`, as
+    checkpoints store it: loading then need not turn matrices, and a product takes as long either way.
+    """
+
+    def __init__(self, dims_in: int | tuple[int, ...], dim_out: int, *, dtype, rngs: nnx.Rngs, use_bias=True):
+        shape = (dim_out, *dims_in) if isinstance(dims_in, tuple) else (dim_out, dims_in)
+        self.summed = len(shape) - 1
+        init = nnx.initializers.lecun_normal(in_axis=range(1, len(shape)), out_axis=0)
+        self.weight = nnx.Param(init(rngs.params(), shape, dtype))
+        self.bias = nnx.Param(jnp.zeros(dim_out, dtype)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., *dims_in]` to `[..., out]`."""
+        weight = self.weight[...]
+        axes = tuple(range(x.ndim - self.summed, x.ndim)), tuple(range(1, weight.ndim))
+        out = jnp.tensordot(x.astype(weight.dtype), weight, axes)
+        return out if self.bias is None else out + self.bias[...]
 
 
 def layer_norm(dim: int, *, dtype, rngs: nnx.Rngs, epsilon=1e-6) -> nnx.LayerNorm:

@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from jaxspd.models.layers import Mlp, apply_rope, attention, gelu_tanh, layer_norm, linear, modulate, rms_norm
+from jaxspd.models.layers import Linear, Mlp, apply_rope, attention, gelu_tanh, layer_norm, modulate, rms_norm
 
 MLP_RATIO = 4
 
@@ -22,7 +22,7 @@ class SelfAttentionInputs(nnx.Module):
     def __init__(self, heads: int, head_dim: int, *, dtype, rngs, use_bias=True, epsilon=1e-6):
         dim = heads * head_dim
         for name in ("q", "k", "v"):
-            setattr(self, name, linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias))
+            setattr(self, name, Linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias))
         self.norm_q = rms_norm(head_dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
         self.norm_k = rms_norm(head_dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
         self.heads = heads
@@ -39,7 +39,7 @@ class Modulation(nnx.Module):
     """`count` vectors `[B, D]` computed from the conditioning vector."""
 
     def __init__(self, dim: int, count: int, *, dtype, rngs, use_bias=True):
-        self.linear = linear(dim, count * dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
+        self.linear = Linear(dim, count * dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
         self.count = count
 
     def __call__(self, vector: jax.Array) -> list[jax.Array]:
@@ -55,7 +55,7 @@ class Stream(nnx.Module):
         self.qkv = SelfAttentionInputs(
             heads, head_dim, dtype=dtype, rngs=rngs, use_bias=use_bias, epsilon=epsilon
         )
-        self.out = linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
+        self.out = Linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
         self.mlp = mlp
 
     def attend(self, x: jax.Array, shift: jax.Array, scale: jax.Array):

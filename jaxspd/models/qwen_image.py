@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 from jaxspd.models.layers import (
+    Linear,
     Mlp,
     layer_norm,
-    linear,
     modulate,
     rms_norm,
     rope_table,
@@ -56,9 +56,9 @@ class QwenImageTransformer(nnx.Module):
     def __init__(self, config: QwenImageConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
         dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
         self.config, self.dtype = config, dtype
-        self.image_in = linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
         self.text_norm = rms_norm(config.joint_attention_dim, dtype=dtype, rngs=rngs)
-        self.text_in = linear(config.joint_attention_dim, dim, dtype=dtype, rngs=rngs)
+        self.text_in = Linear(config.joint_attention_dim, dim, dtype=dtype, rngs=rngs)
         self.time_in = Mlp(TIME_CHANNELS, dim, dim, jax.nn.silu, dtype=dtype, rngs=rngs)
         self.blocks = stack(
             lambda r: DoubleBlock(heads, head_dim, dtype=dtype, rngs=r), config.num_layers, rngs
@@ -66,7 +66,7 @@ class QwenImageTransformer(nnx.Module):
         self.modulation_out = Modulation(dim, 2, dtype=dtype, rngs=rngs)
         self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
         out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
-        self.out = linear(dim, out_channels, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

@@ -14,12 +14,12 @@ from einops import rearrange
 from flax import nnx
 
 from jaxspd.models.layers import (
+    Linear,
     Mlp,
     apply_rope,
     attention,
     gelu_tanh,
     layer_norm,
-    linear,
     modulate,
     rms_norm,
     rope_table,
@@ -63,7 +63,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: WanConfig, *, dtype, rngs):
         for name in ("q", "k", "v", "out"):
-            setattr(self, name, linear(config.dim, config.dim, dtype=dtype, rngs=rngs))
+            setattr(self, name, Linear(config.dim, config.dim, dtype=dtype, rngs=rngs))
         self.norm_q = rms_norm(config.dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
         self.norm_k = rms_norm(config.dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
         self.heads = config.num_attention_heads
@@ -130,22 +130,15 @@ class WanTransformer(nnx.Module):
     def __init__(self, config: WanConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
         dim = config.dim
         self.config, self.dtype = config, dtype
-        self.patch_in = nnx.LinearGeneral(
-            (*config.patch_size, config.in_channels),
-            dim,
-            axis=(-4, -3, -2, -1),
-            dtype=dtype,
-            param_dtype=dtype,
-            rngs=rngs,
-        )
+        self.patch_in = Linear((config.in_channels, *config.patch_size), dim, dtype=dtype, rngs=rngs)
         self.time_in = Mlp(config.freq_dim, dim, dim, jax.nn.silu, dtype=jnp.float32, rngs=rngs)
-        self.time_out = linear(dim, 6 * dim, dtype=dtype, rngs=rngs)
+        self.time_out = Linear(dim, 6 * dim, dtype=dtype, rngs=rngs)
         self.text_in = Mlp(config.text_dim, dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
         self.blocks = stack(lambda r: Block(config, dtype=dtype, rngs=r), config.num_layers, rngs)
         self.modulation_out = Table(2, dim, rngs=rngs)
         self.norm_out = layer_norm(dim, dtype=jnp.float32, rngs=rngs, epsilon=config.eps)
         out_channels = config.out_channels or config.in_channels
-        self.out = linear(dim, out_channels * prod(config.patch_size), dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, out_channels * prod(config.patch_size), dtype=dtype, rngs=rngs)
 
     def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
         """`latents` `[B, C, T, H, W]`, `text` `[B, S, text_dim]` (zeros where it is padding), `time`
@@ -160,7 +153,7 @@ class WanTransformer(nnx.Module):
         vector = self.time_in(sinusoidal_embedding(time, self.config.freq_dim)).astype(self.dtype)
         modulation = rearrange(self.time_out(jax.nn.silu(vector)), "b (six d) -> b six d", six=6)
 
-        patches = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) p q r c", p=pt, q=ph, r=pw)
+        patches = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) c p q r", p=pt, q=ph, r=pw)
         x = self.patch_in(patches.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
         x = run(self.blocks, x, text, modulation, angles)

@@ -15,10 +15,10 @@ from einops import rearrange
 from flax import nnx
 
 from jaxspd.models.layers import (
+    Linear,
     Mlp,
     attention,
     layer_norm,
-    linear,
     rms_norm,
     rope_table,
     rotate,
@@ -73,9 +73,9 @@ class GatedMlp(nnx.Module):
     """SwiGLU (arXiv 2002.05202), without biases."""
 
     def __init__(self, dim: int, hidden: int, *, dtype, rngs):
-        self.gate = linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
-        self.up = linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
-        self.down = linear(hidden, dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.gate = Linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
+        self.up = Linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
+        self.down = Linear(hidden, dim, dtype=dtype, rngs=rngs, use_bias=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -89,14 +89,14 @@ class Block(nnx.Module):
     def __init__(self, config: ZImageConfig, modulated: bool, *, dtype, rngs):
         dim, self.heads = config.dim, config.n_heads
         for name in ("q", "k", "v", "out"):
-            setattr(self, name, linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=False))
+            setattr(self, name, Linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=False))
         for name in ("norm_q", "norm_k"):
             norm = rms_norm(dim // self.heads, dtype=dtype, rngs=rngs, epsilon=QK_EPSILON)
             setattr(self, name, norm if config.qk_norm else None)
         for name in ("norm_attention_in", "norm_attention_out", "norm_mlp_in", "norm_mlp_out"):
             setattr(self, name, rms_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.norm_eps))
         self.mlp = GatedMlp(dim, config.mlp_dim, dtype=dtype, rngs=rngs)
-        self.modulation = linear(config.vector_dim, 4 * dim, dtype=dtype, rngs=rngs) if modulated else None
+        self.modulation = Linear(config.vector_dim, 4 * dim, dtype=dtype, rngs=rngs) if modulated else None
 
     def __call__(self, x: jax.Array, vector: jax.Array, turns: Turns, lengths: jax.Array | None) -> jax.Array:
         """`x` `[B, N, D]`, of which the first `lengths` `[B]` are attended, all if that is None; `vector`
@@ -133,9 +133,9 @@ class ZImageTransformer(nnx.Module):
     def __init__(self, config: ZImageConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
         dim, channels = config.dim, PATCH**2 * config.in_channels
         self.config, self.dtype = config, dtype
-        self.image_in = linear(channels, dim, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(channels, dim, dtype=dtype, rngs=rngs)
         self.text_norm = rms_norm(config.cap_feat_dim, dtype=dtype, rngs=rngs, epsilon=config.norm_eps)
-        self.text_in = linear(config.cap_feat_dim, dim, dtype=dtype, rngs=rngs)
+        self.text_in = Linear(config.cap_feat_dim, dim, dtype=dtype, rngs=rngs)
         self.image_padding, self.text_padding = (
             nnx.Param(jax.random.normal(rngs.params(), (1, dim), dtype)) for _ in range(2)
         )
@@ -148,8 +148,8 @@ class ZImageTransformer(nnx.Module):
         self.text_blocks = blocks(config.n_refiner_layers, modulated=False)
         self.blocks = blocks(config.n_layers, modulated=True)
         self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.modulation_out = linear(config.vector_dim, dim, dtype=dtype, rngs=rngs)
-        self.out = linear(dim, channels, dtype=dtype, rngs=rngs)
+        self.modulation_out = Linear(config.vector_dim, dim, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, channels, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, latents: jax.Array, text: jax.Array, text_lengths: jax.Array, time: jax.Array
