@@ -16,7 +16,7 @@ from convert.table import Rule
 from jaxspd.errors import UsageError
 
 LISTED = 8
-# Arrays copied at the same time: one copy keeps one core busy, and more than these the memory.
+# Arrays copied at the same time, since one alone waits for its file or for fresh memory.
 THREADS = min(8, os.cpu_count() or 1)
 
 
