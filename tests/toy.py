@@ -21,8 +21,7 @@ from convert.checkpoint import read_json, write_component
 from convert.loader import flat_parameters
 from convert.table import linear
 from jaxspd.families.base import BaseFamily, check_parts, read_spectrum, read_transformer_config
-from jaxspd.models.layers import linear as linear_layer
-from jaxspd.models.layers import run, sinusoidal_embedding, stack
+from jaxspd.models.layers import Linear, run, sinusoidal_embedding, stack
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
@@ -47,7 +46,7 @@ class Block(nnx.Module):
     """One layer, steered by text and time."""
 
     def __init__(self, config: ToyConfig, *, dtype, rngs):
-        self.layer = linear_layer(config.dim, config.dim, dtype=dtype, rngs=rngs)
+        self.layer = Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
         return x + jax.nn.silu(self.layer(x + vector[:, None]))
@@ -58,10 +57,10 @@ class ToyTransformer(nnx.Module):
 
     def __init__(self, config: ToyConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.dim = config.dim
-        self.image_in = linear_layer(config.in_channels, config.dim, dtype=dtype, rngs=rngs)
-        self.text_in = linear_layer(len(LETTERS), config.dim, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(config.in_channels, config.dim, dtype=dtype, rngs=rngs)
+        self.text_in = Linear(len(LETTERS), config.dim, dtype=dtype, rngs=rngs)
         self.blocks = stack(lambda r: Block(config, dtype=dtype, rngs=r), config.num_layers, rngs)
-        self.out = linear_layer(config.dim, config.in_channels, dtype=dtype, rngs=rngs)
+        self.out = Linear(config.dim, config.in_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
         x = self.image_in(rearrange(latents, "b c h w -> b (h w) c"))
