@@ -12,14 +12,18 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def hardware() -> str:
-    """The GPU's name, or the CPU's with its cores."""
+    """The GPU's name, or the CPU's with its generation and cores."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    told = dict(re.findall(r"(.+?)\s*: (.+)", info.read_text())) if info.exists() else {}
+    name = told.get("model name", platform.machine())
+    # Virtual machines call CPUs of every generation alike.
+    if "cpu family" in told:
+        name += f" (family {told['cpu family']}, model {told['model']})"
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def slug(text: str) -> str:

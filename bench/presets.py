@@ -69,6 +69,11 @@ class Preset:
     bound: float
 
 
+def grown(*deltas: float) -> tuple[Cell, ...]:
+    """Full resolution and, for each δ, one level."""
+    return (Cell(), *map(Cell, deltas))
+
+
 def cells(*grown: tuple[float, float], fullres: float | None = None) -> tuple[Cell, ...]:
     """Full resolution and, for each (δ, published seconds), one level."""
     return (Cell(published=fullres), *(Cell(delta, 1, seconds) for delta, seconds in grown))
@@ -91,7 +96,7 @@ TINY = Model(
     "tiny FLUX.1",
     "flux1",
     size(128, 192, 4, guidance_scale=3.5),
-    (Cell(), Cell(0.05)),
+    grown(0.05),
     {
         "in_channels": 16,
         "num_layers": 1,
@@ -105,21 +110,21 @@ TINY = Model(
     {**blocks(4, 4, 8, 8), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 2},
 )
 
-DEMO = Model("demo", None, size(256, 256, 50), (Cell(), Cell(0.05), Cell(0.2)))
-# Of each family few and narrow layers, with text as wide as the official model's.
+DEMO = Model("demo", None, size(256, 256, 50), grown(0.05, 0.20))
+# Of each family few and narrow layers, with text as wide as the official model's, and all δ published of it.
 SMALL_FLUX = Model(
     "small FLUX.1",
     "flux1",
-    size(512, 512, 10, guidance_scale=3.5),
-    (Cell(), Cell(0.01), Cell(0.05)),
+    size(512, 512, 20, guidance_scale=3.5),
+    (*grown(0.01, 0.05), Cell(0.01, 2)),
     {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128, "num_attention_heads": 5},
     blocks(32, 64, 128, 128),
 )
 SMALL_FLUX2 = Model(
     "small FLUX.2",
     "flux2",
-    size(512, 512, 10),
-    (Cell(), Cell(0.10)),
+    size(512, 512, 20),
+    grown(0.05, 0.10),
     {
         "num_layers": 1,
         "num_single_layers": 4,
@@ -133,8 +138,8 @@ SMALL_FLUX2 = Model(
 SMALL_WAN = Model(
     "small Wan 2.1",
     "wan",
-    size(256, 416, 10, num_frames=17, guidance_scale=5.0, flow_shift=5.0),
-    (Cell(), Cell(0.01), Cell(0.05)),
+    size(256, 416, 20, num_frames=17, guidance_scale=5.0, flow_shift=5.0),
+    grown(0.01, 0.02, 0.05, 0.10),
     {"num_attention_heads": 3, "num_layers": 8, "ffn_dim": 1536},
     {"base_dim": 16},
 )
@@ -143,16 +148,16 @@ SHORT = {"max_sequence_length": 64}
 SMALL_Z_IMAGE = Model(
     "small Z-Image",
     "z_image",
-    size(512, 512, 10, guidance_scale=4.0, **SHORT),
-    (Cell(), Cell(0.10)),
+    size(512, 512, 20, guidance_scale=4.0, **SHORT),
+    grown(0.01, 0.05, 0.10),
     {"dim": 640, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 5, "n_kv_heads": 5},
     blocks(32, 64, 128, 128),
 )
 SMALL_QWEN_IMAGE = Model(
     "small Qwen-Image",
     "qwen_image",
-    size(512, 512, 10, guidance_scale=4.0, **SHORT),
-    (Cell(), Cell(0.10)),
+    size(512, 512, 20, guidance_scale=4.0, **SHORT),
+    grown(0.05, 0.10, 0.20),
     {"num_layers": 4, "num_attention_heads": 5},
     {"base_dim": 8},
 )
