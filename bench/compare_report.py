@@ -55,8 +55,12 @@ def full_resolution(model: dict, framework: str) -> float:
     return statistics.median(own)
 
 
+def stage_flops(model: dict, framework: str, cell: str) -> list[float]:
+    return model["cells"][cell]["flops"]["jax" if framework == "jaxspd" else "torch"]
+
+
 def flops(model: dict, framework: str, cell: str) -> float:
-    return sum(model["cells"][cell]["flops"]["jax" if framework == "jaxspd" else "torch"])
+    return sum(stage_flops(model, framework, cell))
 
 
 def limit(model: dict, framework: str, cell: str) -> float:
@@ -152,6 +156,17 @@ def steps(model: dict) -> dict[tuple[int, ...], dict[str, float]]:
     }
 
 
+def step_flops(model: dict, framework: str) -> dict[tuple[int, ...], float]:
+    """FLOPs of a step on each latent grid."""
+    return {
+        tuple(stage["latent"]): total / count
+        for cell, values in model["cells"].items()
+        for stage, total, count in zip(
+            values["plan"]["stages"], stage_flops(model, framework, cell), values["steps"], strict=True
+        )
+    }
+
+
 def step_table(model: dict) -> list[str]:
     """A row for each latent grid."""
     by_grid = steps(model)
@@ -159,11 +174,12 @@ def step_table(model: dict) -> list[str]:
     lines = head("seconds a step on", *frameworks, "jaxspd / PyTorch's best")
     for grid, seconds in by_grid.items():
         best = min(value for framework, value in seconds.items() if framework != "jaxspd")
+        rates = {name: step_flops(model, name)[grid] / seconds[name] for name in frameworks}
         lines.append(
             row(
                 [
                     "×".join(map(str, grid)),
-                    *(f"{seconds[framework]:.4f}" for framework in frameworks),
+                    *(f"{seconds[name]:.4f} ({rates[name] / 1e9:.3g} GFLOP/s)" for name in frameworks),
                     f"{seconds['jaxspd'] / best:.2f}",
                 ]
             )

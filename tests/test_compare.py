@@ -109,13 +109,14 @@ def test_wrong_latents_are_told(finished, monkeypatch, capsys):
 
 def report_with(seconds):
     """A model whose runs took `seconds[framework][cell]`, a list of stages for each run."""
-    flops = {FULLRES: [100.0], GROWN: [10.0, 40.0]}
+    flops = {FULLRES: [100e9], GROWN: [10e9, 50e9]}
+    steps = {FULLRES: [2], GROWN: [1, 1]}
     grids = {FULLRES: [[8, 8]], GROWN: [[4, 4], [8, 8]]}
     return {
         "cells": {
             name: {
                 "flops": {"jax": f, "torch": f},
-                "steps": [2] * len(f),
+                "steps": steps[name],
                 "plan": {"stages": [{"latent": grid} for grid in grids[name]]},
             }
             for name, f in flops.items()
@@ -138,16 +139,17 @@ def test_speed_up_is_of_medians_in_the_same_framework():
         }
     )
     assert compare_report.speed_up(model, "jaxspd", GROWN) == 2.0
-    assert compare_report.limit(model, "jaxspd", GROWN) == 2.0
+    assert compare_report.limit(model, "jaxspd", GROWN) == 100 / 60
     # Compiled PyTorch has full resolution in a process of its own.
     assert compare_report.speed_up(model, COMPILED, GROWN) == 2.0
     assert compare_report.matmul(model) == 50.0
-    # Steps of a grid are those of every cell: 4, 4.5, 50 and 1.75 seconds at full resolution.
+    # Steps of a grid are those of every cell: 4, 4.5, 50 and 3.5 seconds at full resolution.
     assert compare_report.steps(model) == {
-        (4, 4): {"jaxspd": 0.5, "PyTorch, compiled": 1.0},
-        (8, 8): {"jaxspd": 4.25, "PyTorch, compiled": 4.0},
+        (4, 4): {"jaxspd": 1.0, "PyTorch, compiled": 2.0},
+        (8, 8): {"jaxspd": 4.25, "PyTorch, compiled": 5.0},
     }
-    assert compare_report.step_table(model)[-1].endswith("| 4.2500 | 4.0000 | 1.06 |")
+    fine = compare_report.step_table(model)[-1]
+    assert fine.endswith("| 4.2500 (11.8 GFLOP/s) | 5.0000 (10 GFLOP/s) | 0.85 |")
 
 
 SMALL = {
