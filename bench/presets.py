@@ -208,7 +208,7 @@ PRESETS = {
     "cpu": Preset(
         (DEMO, SMALL_FLUX, SMALL_FLUX2, SMALL_WAN, SMALL_Z_IMAGE, SMALL_QWEN_IMAGE),
         "float32",
-        repeats=1,
+        repeats=2,
         rounds=3,
         matmul=2048,
         bound=1e-3,
