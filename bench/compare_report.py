@@ -32,12 +32,13 @@ def denoising(model: dict, framework: str, cell: str) -> list[float]:
     return sorted(sum(run) for run in runs(model, framework, cell))
 
 
-def matmul(model: dict) -> float:
-    """FLOP/s of a matrix product: the faster framework's median over all processes."""
-    return max(
-        statistics.median(flops for answer in answers for flops in answer["matmul_flops"])
-        for answers in model["processes"].values()
-    )
+def matmul(model: dict) -> dict[str, float]:
+    """FLOP/s of a matrix product: the median over all processes of a framework."""
+    found: dict[str, list[float]] = {}
+    for framework, answers in model["processes"].items():
+        for answer in answers:
+            found.setdefault(framework.partition(",")[0], []).extend(answer["matmul_flops"])
+    return {framework: statistics.median(values) for framework, values in found.items()}
 
 
 def cells(model: dict) -> Iterable[tuple[str, str]]:
@@ -112,7 +113,7 @@ def speed_table(model: dict) -> list[str]:
         "of a matrix product",
         "latents",
     )
-    peak = matmul(model)
+    peak = max(matmul(model).values())
     for cell, framework in cells(model):
         seconds = denoising(model, framework, cell)
         middle = statistics.median(seconds)
@@ -260,7 +261,8 @@ def markdown(report: dict) -> str:
         f"{preset['dtype']}; " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".",
         "Medians of all timed runs, warm-up apart; each framework in processes of its own, in turns. A",
         "speed-up is against full resolution in the same framework; its limit is how many times fewer FLOPs",
-        "the plan takes. `latents` is the largest distance of the final latents from those of eager PyTorch,",
+        "the plan takes. FLOP/s are compared with a matrix product in the framework that is faster at it.",
+        "`latents` is the largest distance of the final latents from those of eager PyTorch,",
         "relative to their norm. jaxspd loads the transformer, and reads encoders and VAE each time it uses",
         "them; PyTorch loads them all at first.",
     ]
@@ -269,13 +271,14 @@ def markdown(report: dict) -> str:
         text = f"{model['text_tokens']['jax']} tokens of text"
         if model["text_tokens"]["torch"] != model["text_tokens"]["jax"]:
             text += f" ({model['text_tokens']['torch']} without padding, as PyTorch runs them)"
+        peaks = [f"{rate / 1e9:,.0f} GFLOP/s in {framework}" for framework, rate in matmul(model).items()]
         kept = "" if model["encoders"] else "; weights and text drawn at random, no text encoders"
         lines += [
             "",
             f"## {name}",
             "",
             f"{model['parameters'] / 1e6:,.1f} M parameters, {text}; {request}{kept}. "
-            f"A matrix product reaches {matmul(model) / 1e9:,.0f} GFLOP/s.",
+            f"A matrix product reaches {' and '.join(peaks)}.",
             "",
             *speed_table(model),
             "",

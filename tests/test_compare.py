@@ -107,6 +107,9 @@ def test_wrong_latents_are_told(finished, monkeypatch, capsys):
     assert f"wrong: {line}" in capsys.readouterr().err
 
 
+MATMUL = {"jaxspd": [40.0, 60.0], "PyTorch, compiled": [70.0, 80.0], COMPILED: [10.0, 20.0]}
+
+
 def report_with(seconds):
     """A model whose runs took `seconds[framework][cell]`, a list of stages for each run."""
     flops = {FULLRES: [100e9], GROWN: [10e9, 50e9]}
@@ -123,7 +126,10 @@ def report_with(seconds):
         },
         "processes": {
             framework: [
-                {"matmul_flops": [50.0, 50.0], "cells": {c: {"denoise": runs} for c, runs in cells.items()}}
+                {
+                    "matmul_flops": MATMUL[framework],
+                    "cells": {c: {"denoise": runs} for c, runs in cells.items()},
+                }
             ]
             for framework, cells in seconds.items()
         },
@@ -142,7 +148,7 @@ def test_speed_up_is_of_medians_in_the_same_framework():
     assert compare_report.limit(model, "jaxspd", GROWN) == 100 / 60
     # Compiled PyTorch has full resolution in a process of its own.
     assert compare_report.speed_up(model, COMPILED, GROWN) == 2.0
-    assert compare_report.matmul(model) == 50.0
+    assert compare_report.matmul(model) == {"jaxspd": 50.0, "PyTorch": 45.0}
     # Steps of a grid are those of every cell: 4, 4.5, 50 and 3.5 seconds at full resolution.
     assert compare_report.steps(model) == {
         (4, 4): {"jaxspd": 1.0, "PyTorch, compiled": 2.0},
