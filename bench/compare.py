@@ -59,8 +59,6 @@ class Answers:
         kept = json.loads(self.file.read_text()) if self.file.exists() else None
         if kept and kept["setting"] == json.loads(json.dumps(setting)):
             self.values = kept
-        else:
-            shutil.rmtree(work / "compiled", ignore_errors=True)
 
     def once(self, key: str, ask) -> dict:
         """The answer kept under `key`, or that of `ask()`."""
@@ -106,9 +104,14 @@ def prepare(model: Model, preset: Preset, folder: Path) -> tuple[dict, dict]:
     return prepared, {name: {**cell, **prepared["cells"][name]} for name, cell in cells.items()}
 
 
-def ask(framework: str, cells: dict, prepared: dict, preset: Preset, folder: Path) -> dict:
-    """One process of `framework`; its latents' distances from the judge's are added to what it says."""
+def ask(framework: str, cells: dict, prepared: dict, preset: Preset, folder: Path, anew: bool) -> dict:
+    """One process of `framework`, which finds compiled programs unless it is to compile `anew`; its latents'
+    distances from the judge's are added to what it says.
+    """
     script, _ = FRAMEWORKS[framework]
+    compiled = folder.parent / "compiled" / folder.name / slug(framework)
+    if anew:  # Nor what an interrupted process has left.
+        shutil.rmtree(compiled, ignore_errors=True)
 
     def latents(name: str, of: str) -> str:
         return str(folder / f"{slug(f'{of} {name}')}.npy")
@@ -121,7 +124,7 @@ def ask(framework: str, cells: dict, prepared: dict, preset: Preset, folder: Pat
         "repeats": preset.repeats,
         "framework": "compiled" if "compiled" in framework else "eager",
     }
-    answer = run(script, job, folder.parent / "compiled" / folder.name / slug(framework))
+    answer = run(script, job, compiled)
     for name, cell in answer["cells"].items():
         ours, judged = (np.load(latents(name, of)).astype(np.float64) for of in (framework, JUDGE))
         cell["distance"] = float(np.linalg.norm(ours - judged) / np.linalg.norm(judged))
@@ -142,7 +145,7 @@ def measure(preset: Preset, answers: Answers, work: Path) -> dict:
                 # Another cell first in each turn: whatever runs first in a process runs on a rested machine.
                 first = turn % len(own)
                 own = {name: cells[name] for name in own[first:] + own[:first]}
-                asked = partial(ask, framework, own, prepared, preset, folder)
+                asked = partial(ask, framework, own, prepared, preset, folder, anew=not turn)
                 answer = answers.once(f"{model.name} · {framework} · {turn + 1}", asked)
                 processes[framework].append(answer)
         published = {cell.name: cell.published for cell in model.cells}

@@ -28,8 +28,8 @@ def runs(model: dict, framework: str, cell: str) -> list[list[float]]:
 
 
 def denoising(model: dict, framework: str, cell: str) -> list[float]:
-    """Seconds of every timed run, in order."""
-    return sorted(sum(run) for run in runs(model, framework, cell))
+    """Seconds of every timed run, as they came."""
+    return [sum(run) for run in runs(model, framework, cell)]
 
 
 def matmul(model: dict) -> dict[str, float]:
@@ -50,12 +50,6 @@ def cells(model: dict) -> Iterable[tuple[str, str]]:
                 yield cell, framework
 
 
-def full_resolution(model: dict, framework: str) -> float:
-    """The seconds that a framework's progressive runs are compared with."""
-    own = denoising(model, framework, FULLRES) or denoising(model, plain(framework), FULLRES)
-    return statistics.median(own)
-
-
 def stage_flops(model: dict, framework: str, cell: str) -> list[float]:
     return model["cells"][cell]["flops"]["jax" if framework == "jaxspd" else "torch"]
 
@@ -70,8 +64,12 @@ def limit(model: dict, framework: str, cell: str) -> float:
 
 
 def speed_up(model: dict, framework: str, cell: str) -> float:
-    """Median full resolution against this cell, in the same framework."""
-    return full_resolution(model, framework) / statistics.median(denoising(model, framework, cell))
+    """Full resolution's seconds over this cell's, in the same framework: the median over rounds, in each of
+    which both ran, so that a machine that slows down for minutes slows both.
+    """
+    whole = denoising(model, framework, FULLRES) or denoising(model, plain(framework), FULLRES)
+    own = denoising(model, framework, cell)
+    return statistics.median(full / grown for full, grown in zip(whole, own, strict=True))
 
 
 def distance(model: dict, framework: str, cell: str) -> float:
@@ -109,6 +107,7 @@ def speed_table(model: dict) -> list[str]:
         "speed-up",
         "of the FLOP limit",
         "against eager",
+        "TFLOP",
         "GFLOP/s",
         "of a matrix product",
         "latents",
@@ -118,7 +117,7 @@ def speed_table(model: dict) -> list[str]:
         seconds = denoising(model, framework, cell)
         middle = statistics.median(seconds)
         stages = [statistics.median(stage) for stage in zip(*runs(model, framework, cell), strict=True)]
-        rate = flops(model, framework, cell) / middle
+        work = flops(model, framework, cell)
         faster = speed_up(model, framework, cell)
         grown = cell != FULLRES
         lines.append(
@@ -126,15 +125,16 @@ def speed_table(model: dict) -> list[str]:
                 [
                     cell,
                     framework,
-                    f"{middle:.3g} ({seconds[0]:.3g}–{seconds[-1]:.3g})",
+                    f"{middle:.3g} ({min(seconds):.3g}–{max(seconds):.3g})",
                     " + ".join(f"{stage:.3g}" for stage in stages),
                     f"{faster:.2f}×" if grown else "",
                     f"{faster / limit(model, framework, cell):.0%} of {limit(model, framework, cell):.2f}×"
                     if grown
                     else "",
                     f"{statistics.median(denoising(model, JUDGE, cell)) / middle:.2f}×",
-                    f"{rate / 1e9:.3g}",
-                    f"{rate / peak:.0%}",
+                    f"{work / 1e12:.3g}",
+                    f"{work / middle / 1e9:.3g}",
+                    f"{work / middle / peak:.0%}",
                     f"{distance(model, framework, cell):.0e}",
                 ]
             )
@@ -260,10 +260,11 @@ def markdown(report: dict) -> str:
         "",
         f"{preset['dtype']}; " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".",
         "Medians of all timed runs, warm-up apart; each framework in processes of its own, in turns. A",
-        "speed-up is against full resolution in the same framework; its limit is how many times fewer FLOPs",
-        "the plan takes. FLOP/s are compared with a matrix product in the framework that is faster at it.",
-        "`latents` is the largest distance of the final latents from those of eager PyTorch,",
-        "relative to their norm. jaxspd loads the transformer, and reads encoders and VAE each time it uses",
+        "speed-up is against full resolution in the same framework, the median of the rounds' ratios; its",
+        "limit is how many times fewer FLOPs the plan takes. TFLOP are those of all forwards: matrix",
+        "products and attention. GFLOP/s are compared with a matrix product in the framework that is faster",
+        "at it. `latents` is the largest distance of the final latents from those of eager PyTorch, relative",
+        "to their norm. jaxspd loads the transformer, and reads encoders and VAE each time it uses",
         "them; PyTorch loads them all at first.",
     ]
     for name, model in report["models"].items():

@@ -39,9 +39,11 @@ class Job:
         self.answer = {"cells": self.measured}
 
     def rounds(self) -> Iterator[tuple[str, dict]]:
-        """Every cell once, then every cell again, so that what drifts drifts for all."""
+        """Every cell once, then every cell again the other way round, so that what drifts drifts for all."""
+        cells = list(self.measured.items())
         for _ in range(self.repeats):
-            yield from self.measured.items()
+            yield from cells
+            cells.reverse()
 
     def keep(self, name: str, latents: np.ndarray) -> None:
         """Writes final latents, for comparison with the other frameworks'."""

@@ -67,9 +67,11 @@ def test_goes_on_where_it_was_interrupted(finished, monkeypatch):
     (work / "answers.json").write_text(json.dumps(kept))
     run = compare.run
 
-    def counted(script, *others):
+    def counted(script, job, compiled=None):
         asked.append(script)
-        return run(script, *others)
+        # What is asked first compiles anew, whatever the interrupted process has left.
+        assert compiled is None or not compiled.exists()
+        return run(script, job, compiled)
 
     monkeypatch.setattr(compare, "run", counted)
     assert compare.main(arguments) == 0
@@ -136,10 +138,11 @@ def report_with(seconds):
     }
 
 
-def test_speed_up_is_of_medians_in_the_same_framework():
+def test_speed_up_is_of_runs_side_by_side_in_the_same_framework():
     model = report_with(
         {
-            "jaxspd": {FULLRES: [[8.0], [9.0], [100.0]], GROWN: [[1.0, 3.5]]},
+            # The machine slows down after the first round: 8/4, 90/45 and 100/40.
+            "jaxspd": {FULLRES: [[8.0], [90.0], [100.0]], GROWN: [[1.0, 3.0], [10.0, 35.0], [10.0, 30.0]]},
             "PyTorch, compiled": {FULLRES: [[12.0]]},
             COMPILED: {GROWN: [[2.0, 4.0]]},
         }
@@ -149,13 +152,13 @@ def test_speed_up_is_of_medians_in_the_same_framework():
     # Compiled PyTorch has full resolution in a process of its own.
     assert compare_report.speed_up(model, COMPILED, GROWN) == 2.0
     assert compare_report.matmul(model) == {"jaxspd": 50.0, "PyTorch": 45.0}
-    # Steps of a grid are those of every cell: 4, 4.5, 50 and 3.5 seconds at full resolution.
+    # Steps of a grid are those of every cell: 4, 45, 50, 3, 35 and 30 seconds at full resolution.
     assert compare_report.steps(model) == {
-        (4, 4): {"jaxspd": 1.0, "PyTorch, compiled": 2.0},
-        (8, 8): {"jaxspd": 4.25, "PyTorch, compiled": 5.0},
+        (4, 4): {"jaxspd": 10.0, "PyTorch, compiled": 2.0},
+        (8, 8): {"jaxspd": 32.5, "PyTorch, compiled": 5.0},
     }
     fine = compare_report.step_table(model)[-1]
-    assert fine.endswith("| 4.2500 (11.8 GFLOP/s) | 5.0000 (10 GFLOP/s) | 0.85 |")
+    assert fine.endswith("| 32.5000 (1.54 GFLOP/s) | 5.0000 (10 GFLOP/s) | 6.50 |")
 
 
 SMALL = {
