@@ -3,7 +3,7 @@
     python bench/demo.py
 
 draws one picture for each of 100 fresh captions and seeds, in `fullres` and in `dct_rewind`, looks for
-time of day, ground and snow with the check in `jaxspd/demo/attributes.py`, and writes figures and a
+time of day, ground and snow with the check in `bench/training/attributes.py`, and writes figures and a
 contact sheet to `bench/results/demo/`.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
+from training.attributes import detect
+from training.landscapes import describe
 
 from jaxspd import DiffGenerator
-from jaxspd.demo.attributes import detect
-from jaxspd.demo.landscapes import describe
 
 RESULTS = Path(__file__).parent / "results" / "demo"
 # Captions of seeds that neither the training pictures nor the check's own have used.

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.fft import dctn
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-from jaxspd.demo.attributes import detect
-from jaxspd.demo.landscapes import Scene
+from training.attributes import detect
+from training.landscapes import Scene
 
 ATTRIBUTES = ("time", "ground", "snow")
 # Measures of a set that are too large where pictures are few.
@@ -19,7 +18,7 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 def attributes_found(pictures: np.ndarray, scenes: list[Scene]) -> np.ndarray:
-    """Whether each picture shows all that its prompt asks for, `[N]`, by `jaxspd/demo/attributes.py`."""
+    """Whether each picture shows all that its prompt asks for, `[N]`, by `bench/training/attributes.py`."""
     found = detect(np.asarray(pictures))
     return np.array(
         [

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cells import Cell
+from jaxspd.convert.orbax_store import load_transformer
 from scipy.fft import dctn, idctn
 from tqdm import tqdm
+from training.landscapes import Scene, describe
+from training.landscapes import sample as landscape
 
-from convert.orbax_store import load_transformer
-from jaxspd.demo.landscapes import Scene, describe
-from jaxspd.demo.landscapes import sample as landscape
 from jaxspd.families import open_family
 from jaxspd.hub import model_folder
 from jaxspd.params import SamplingParams

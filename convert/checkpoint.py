@@ -11,9 +11,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from convert.copying import as_array
-from convert.table import Rule
-from jaxspd.errors import UsageError
+from .copying import as_array
+from .errors import UsageError
+from .table import Rule
 
 STEM = "diffusion_pytorch_model"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}

@@ -1,6 +1,6 @@
 """FLUX.1: official keys (diffusers' layout) beside our parameters."""
 
-from convert.table import joint_attention, linear, scale
+from .table import joint_attention, linear, scale
 
 RULES = (
     *linear("x_embedder", "image_in"),

@@ -1,6 +1,6 @@
 """FLUX.2: official keys (diffusers' layout) beside our parameters."""
 
-from convert.table import joint_attention, matrix, scale
+from .table import joint_attention, matrix, scale
 
 RULES = (
     *matrix("x_embedder", "image_in"),

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.checkpoint import FLOATS, Checkpoint
-from convert.copying import copy, empty
-from convert.table import Rule
-from jaxspd.errors import UsageError
+from .checkpoint import FLOATS, Checkpoint
+from .copying import copy, empty
+from .errors import UsageError
+from .table import Rule
 
 LISTED = 8
 # Arrays copied at the same time, since one alone waits for its file or for fresh memory.

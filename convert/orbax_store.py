@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from convert.checkpoint import Checkpoint, weight_files
-from convert.loader import holds_exactly, load_parameters
-from jaxspd.errors import UsageError
+from .checkpoint import Checkpoint, weight_files
+from .errors import UsageError
+from .loader import holds_exactly, load_parameters
 
 NAME = "orbax"
 

@@ -1,6 +1,6 @@
 """Qwen-Image: official keys (diffusers' layout) beside our parameters."""
 
-from convert.table import joint_attention, linear, scale
+from .table import joint_attention, linear, scale
 
 RULES = (
     *linear("img_in", "image_in"),

@@ -1,6 +1,6 @@
 """Wan 2.1: official keys (diffusers' layout) beside our parameters."""
 
-from convert.table import Rule, linear, scale
+from .table import Rule, linear, scale
 
 RULES = (
     *linear("patch_embedding", "patch_in"),

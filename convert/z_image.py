@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from convert.table import Rule, linear, matrix, scale
+from .table import Rule, linear, matrix, scale
 
 
 def blocks(official: str, path: str) -> Iterator[Rule]:

@@ -206,7 +206,7 @@ def run_plan(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from convert.orbax_store import convert_pipeline
+    from jaxspd.convert.orbax_store import convert_pipeline
     from jaxspd.families import open_family
     from jaxspd.hub import model_folder
 

@@ -1,8 +1,5 @@
-"""The one exception for what the user can mend."""
+"""The one exception for what the user can mend; reading checkpoints raises it too, so it lives there."""
 
+from jaxspd.convert.errors import UsageError
 
-class UsageError(ValueError):
-    """A request that cannot be served as it stands; its one-line message says what to change.
-
-    The command line prints the message on stderr and exits with code 2.
-    """
+__all__ = ["UsageError"]

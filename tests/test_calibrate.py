@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from training import landscapes
 
 from jaxspd.calibrate import calibrate, fit, read_picture, read_video
 from jaxspd.cli import main
-from jaxspd.demo import landscapes
 from jaxspd.families import open_family
 from jaxspd.spectral.calibration import PowerMeter, fit_spectrum
 from jaxspd.spectral.spectrum import Spectrum

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from training.attributes import detect
+from training.landscapes import GROUNDS, TIMES, Scene, caption, draw, parse, sample
 
 from jaxspd import DiffGenerator
-from jaxspd.demo.attributes import detect
-from jaxspd.demo.landscapes import GROUNDS, TIMES, Scene, caption, draw, parse, sample
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from jaxspd.convert.orbax_store import convert_pipeline
 
-from convert.orbax_store import convert_pipeline
 from jaxspd import DiffGenerator, UsageError
 from jaxspd.families import open_family
 from jaxspd.sampling import cache

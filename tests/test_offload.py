@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxspd.convert.loader import flat_parameters
+from jaxspd.convert.orbax_store import convert_pipeline, load_transformer
 
-from convert.loader import flat_parameters
-from convert.orbax_store import convert_pipeline, load_transformer
 from jaxspd import DiffGenerator
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family

@@ -14,8 +14,7 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from scipy.stats import multivariate_normal
-
-from jaxspd.demo.landscapes import sample
+from training.landscapes import sample
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from convert.checkpoint import read_json
+from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError
 
 # Pipeline class in model_index.json -> family; the module has the family's name, and is imported only

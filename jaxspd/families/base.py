@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from convert.checkpoint import Checkpoint, read_config, read_json
-from convert.table import Rule
+from jaxspd.convert.checkpoint import Checkpoint, read_config, read_json
+from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.layerwise import HOST

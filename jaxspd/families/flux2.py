@@ -12,8 +12,8 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from convert.checkpoint import read_config, read_json
-from convert.flux2 import RULES
+from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.flux2 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
     FLUX1_SPECTRUM,

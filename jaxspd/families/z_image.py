@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.checkpoint import read_config, read_json
-from convert.z_image import RULES
+from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.z_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
     FLUX1_SPECTRUM,

@@ -23,7 +23,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from jaxspd.demo.landscapes import describe
+from training.landscapes import describe
 
 CLIP_LENGTH = 77
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"

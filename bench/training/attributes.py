@@ -3,7 +3,7 @@
 A linear (ridge) classifier on colours, colour histograms and local contrast.  Colours depend
 on the time of day, so ground and snow have their own weights for every time.
 
-    python -m jaxspd.demo.attributes --vae checkpoint/vae
+    python -m training.attributes --vae checkpoint/vae
 
 fits the weights that ship beside this file and prints how often they are right.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxspd.demo.landscapes import GROUNDS, TIMES, Scene, sample
+from training.landscapes import GROUNDS, TIMES, Scene, sample
 
 WEIGHTS = Path(__file__).with_name("attributes.npz")
 _BINS = 6
@@ -150,7 +150,7 @@ def main() -> None:
     import torch
     from diffusers import AutoencoderKL
 
-    from jaxspd.demo.train_vae import decode, encode
+    from training.autoencoder import decode, encode
 
     parser = argparse.ArgumentParser(description="Fits the attribute check.")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")

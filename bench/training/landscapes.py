@@ -5,7 +5,7 @@ edge coverage, so it is anti-aliased without drawing at a higher resolution.  Ev
 function of the NumPy generator that is passed in.  Images in here are float32 [H, W, 3] in
 [0, 1], row 0 on top; lengths along x and y are in fractions of the picture's side.
 
-    python -m jaxspd.demo.landscapes --out drawings --count 1000
+    cd bench && python -m training.landscapes --out drawings --count 1000
 
 writes pictures as PNG files, each called after its seed.
 """
@@ -318,7 +318,8 @@ def _meadow(image, rng, palette, scene, ys, horizon):
     column = ((np.arange(size)[None] - size / 2) * (0.25 + zoom) + size / 2).astype(np.int32) % size
     row = (zoom * size * 0.9).astype(np.int32) % size
     patch = patch[row, column]
-    blades = _noise2d(rng, size, 1.1, stretch=0.4)[first:]
+    # Tufts rather than single blades: noise down to the pixel would be more than a small decoder carries.
+    blades = _noise2d(rng, size, 1.25, stretch=0.4)[first:]
     near = np.clip(down / 0.3, 0, 1)
     light = np.asarray(palette.light, np.float32)
     ambient = np.asarray(palette.ambient, np.float32)
@@ -329,7 +330,7 @@ def _meadow(image, rng, palette, scene, ys, horizon):
     _mix(grass, (0.62, 0.62, 0.24), _smoothstep(0.3, 1.8, -patch) * 0.45)
     snow_light = None
     if scene.snow:
-        drift = patch + 0.22 * blades - rng.uniform(-0.2, 0.3)
+        drift = patch + 0.18 * blades - rng.uniform(-0.2, 0.3)
         cap = _smoothstep(-0.5, 0.5, drift) * (0.9 + 0.04 * blades)
         _mix(grass, (0.97, 0.98, 1.0), cap)
         snow_light = cap * 0.5

@@ -1,0 +1,303 @@
+"""Trains the demo's autoencoder: FLUX.1's latent layout (16 channels, 8× down), a small size.
+
+    cd bench && python -m training.autoencoder --state DIR --steps 4500
+    cd bench && python -m training.autoencoder --state DIR --steps 12000 --decoder-only
+
+Training goes on from the state in DIR, to the step that `--steps` names. With `--decoder-only` latents
+keep their meaning, so that the transformer can be trained meanwhile.
+
+Besides reconstructing pictures, the decoder learns to turn low-passed latents into small pictures.
+Progressive-resolution sampling decodes and grows such latents, and the term also makes the latents'
+spectrum fall off with frequency as that of the pictures does.
+"""
+
+import argparse
+import copy
+import math
+import multiprocessing
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from training import landscapes
+
+# Sides of the crops in pixels and how many make a batch, by turns. Crops are cheap; full pictures make the
+# group norms' statistics fit what the model will be used on.
+CROPS = ((64, 16), (128, 4), (128, 4), (256, 1))
+# Weight of the small pictures: more of it makes them better and the full ones worse.
+SMALL_WEIGHT = 0.15
+# Weight of the texture term. Pixels alone ask for the mean of all grass that fits, which is felt.
+TEXTURE_WEIGHT = 0.05
+KL_WEIGHT = 5e-5
+WINDOW = 32
+# Power of rounding to 8 bits under the window; below it there is nothing to see.
+TEXTURE_FLOOR = 3e-3
+# Luminance, and two differences of colours, of which the eye asks less.
+OPPONENT = torch.tensor([[0.2126, 0.7152, 0.0722], [0.5, -0.5, 0.0], [-0.25, -0.25, 0.5]])
+OPPONENT_WEIGHTS = torch.tensor([1.0, 0.25, 0.25])
+FRESH = 2_000_000  # first seed of pictures that are only looked at
+
+
+def build(channels=(32, 64, 96, 128), layers=1, groups=8) -> AutoencoderKL:
+    """An untrained AutoencoderKL without the parts that FLUX.1's lacks."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=layers,
+        latent_channels=16,
+        norm_num_groups=groups,
+        sample_size=256,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _picture(seed: int) -> np.ndarray:
+    return landscapes.sample(seed)[0]
+
+
+def draw_pictures(path: Path, count: int, first_seed: int, workers: int = 2) -> np.ndarray:
+    """Draws uint8 [count, 256, 256, 3] into `path` unless it is there; returns it mapped."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npy")
+        array = np.lib.format.open_memmap(part, "w+", np.uint8, (count, 256, 256, 3))
+        with multiprocessing.Pool(workers) as pool:
+            seeds = range(first_seed, first_seed + count)
+            for i, picture in enumerate(pool.imap(_picture, seeds, chunksize=16)):
+                array[i] = picture
+        array.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
+    x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
+    return x.contiguous().float() / 127.5 - 1
+
+
+def to_pictures(x: torch.Tensor) -> np.ndarray:
+    """float [N, 3, H, W] in [-1, 1] to uint8 [N, H, W, 3]."""
+    x = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return x.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _dct_matrix(n: int) -> torch.Tensor:
+    """Orthonormal DCT-II as a matrix [frequency, position]."""
+    k, x = torch.arange(n)[:, None], torch.arange(n)[None]
+    matrix = torch.cos(math.pi * k * (2 * x + 1) / (2 * n)) * math.sqrt(2 / n)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def halve(latents: torch.Tensor) -> torch.Tensor:
+    """Low-passes [N, C, H, W] to half the side by truncating the DCT; constants are kept."""
+    for dim in (-2, -1):
+        n = latents.shape[dim]
+        # One side's share of the division by 2 that keeps the mean is 1 / sqrt(2).
+        matrix = _dct_matrix(n // 2).T @ _dct_matrix(n)[: n // 2] / math.sqrt(2)
+        latents = torch.einsum("...n,mn->...m", latents.movedim(dim, -1), matrix).movedim(-1, dim)
+    return latents
+
+
+def pixel_loss(output, target, scales):
+    """L1 on the values and, at several scales, on the differences of neighbours."""
+    loss = F.l1_loss(output, target)
+    error = output - target
+    for scale in range(scales):
+        dx = (error[..., :, 1:] - error[..., :, :-1]).abs().mean()
+        dy = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        loss = loss + 0.3 * (dx + dy)
+        if scale + 1 < scales:
+            error = F.avg_pool2d(error, 2)
+    return loss
+
+
+def _rings() -> torch.Tensor:
+    """Which ring of frequencies each coefficient of a window's FFT lies in, one-hot and averaging."""
+    fy = torch.fft.fftfreq(WINDOW)[:, None] * WINDOW
+    fx = torch.fft.rfftfreq(WINDOW)[None] * WINDOW
+    ring = torch.hypot(fy, fx).round().long().flatten()
+    matrix = F.one_hot(ring.clamp(max=WINDOW // 2)).float()
+    # What the window smears of the mean says nothing of texture.
+    matrix = matrix[:, 2:]
+    return matrix / matrix.sum(0)
+
+
+_RINGS = _rings()
+_HANN = torch.hann_window(WINDOW)[:, None] * torch.hann_window(WINDOW)
+
+
+def ring_powers(x: torch.Tensor, offset: tuple[int, int]) -> torch.Tensor:
+    """Log power [windows, 3, rings] of opponent colours of pictures [N, 3, H, W] in overlapping windows.
+
+    The windows overlap by half and start at `offset`: fixed blocks would not see their own borders, and
+    the decoder learns to hide errors there.
+    """
+    x = torch.einsum("oc,nchw->nohw", OPPONENT, x[:, :, offset[0] :, offset[1] :])
+    windows = x.unfold(2, WINDOW, WINDOW // 2).unfold(3, WINDOW, WINDOW // 2)
+    power = torch.fft.rfft2(windows * _HANN).abs().square().flatten(-2) @ _RINGS
+    return torch.log(power + TEXTURE_FLOOR).permute(0, 2, 3, 1, 4).flatten(0, 2)
+
+
+def texture_loss(output, target, rng) -> torch.Tensor:
+    """Mean absolute difference of log power by window, ring of frequency and colour."""
+    room = min(WINDOW // 2, output.shape[-1] - WINDOW + 1)
+    offset = tuple(rng.integers(room, size=2))
+    difference = (ring_powers(output, offset) - ring_powers(target, offset)).abs().mean((0, 2))
+    return (difference * OPPONENT_WEIGHTS).sum()
+
+
+def _crops(pictures, side, batch, rng):
+    out = np.empty((batch, side, side, 3), np.uint8)
+    room = pictures.shape[1] - side + 1
+    for i in range(batch):
+        y, x = rng.integers(room, size=2)
+        out[i] = pictures[rng.integers(len(pictures)), y : y + side, x : x + side]
+        if rng.random() < 0.5:
+            out[i] = out[i, :, ::-1]
+    return to_tensor(out)
+
+
+class Training:
+    """Weights, their moving average and the optimiser, kept in one file."""
+
+    def __init__(self, state: Path):
+        torch.manual_seed(0)
+        self.file = state / "autoencoder.pt"
+        self.vae = build()
+        self.average = copy.deepcopy(self.vae).requires_grad_(False)
+        self.optimiser = torch.optim.Adam(self.vae.parameters(), lr=0.0, betas=(0.9, 0.98))
+        self.step, self.frozen_at = 0, None
+        if self.file.exists():
+            saved = torch.load(self.file, weights_only=True)
+            for name in ("vae", "average", "optimiser"):
+                getattr(self, name).load_state_dict(saved[name])
+            self.step, self.frozen_at = saved["step"], saved["frozen_at"]
+
+    def save(self) -> None:
+        values = {name: getattr(self, name).state_dict() for name in ("vae", "average", "optimiser")}
+        part = self.file.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({**values, "step": self.step, "frozen_at": self.frozen_at}, part)
+        os.replace(part, self.file)
+
+    def freeze_encoder(self) -> None:
+        """From now on the encoder is the average of its weights so far."""
+        if self.frozen_at is None:
+            self.frozen_at = self.step
+            self.vae.encoder.load_state_dict(self.average.encoder.state_dict())
+        self.vae.encoder.requires_grad_(False)
+
+    def run(self, pictures, steps: int, peak_rate: float, log) -> None:
+        """Steps up to `steps`; the rate falls in a half cosine from where this phase began."""
+        first = self.frozen_at or 0
+        recent, begin = [], time.time()
+        trained = [p for p in self.vae.parameters() if p.requires_grad]
+        while self.step < steps:
+            # What is random depends on the step alone, so that a resumed run is the same run.
+            rng = np.random.default_rng([0, self.step])
+            torch.manual_seed(self.step)
+            done = (self.step - first) / (steps - first)
+            warm = min(1, (self.step - first + 1) / 100)
+            rate = peak_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            side, batch = CROPS[self.step % len(CROPS)]
+            recent.append(self._step(_crops(pictures, side, batch, rng), trained, rng))
+            if self.step % 100 == 0:
+                loss, texture, kl = np.mean(recent, 0)
+                seconds = (time.time() - begin) / len(recent)
+                log(f"step {self.step} pixels {loss:.4f} texture {texture:.3f} kl {kl:.2f} {seconds:.2f} s")
+                recent, begin = [], time.time()
+                self.save()
+        self.save()
+
+    def _step(self, x, trained, rng) -> tuple[float, float, float]:
+        # bfloat16 convolutions take 0.6 of float32's time on a CPU that has them.
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(self.frozen_at is None):
+                posterior = DiagonalGaussianDistribution(self.vae.encoder(x).float())
+                latents = posterior.sample()
+            output = self.vae.decode(latents).sample.float()
+            small = None
+            if self.step % 3 == 0 and x.shape[-1] > WINDOW * 2:
+                small = self.vae.decode(halve(posterior.mean)).sample.float()
+        loss, texture = pixel_loss(output, x, 3), texture_loss(output, x, rng)
+        kl = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
+        total = loss + TEXTURE_WEIGHT * texture + KL_WEIGHT * kl
+        if small is not None:
+            target = F.avg_pool2d(x, 2)
+            total = total + SMALL_WEIGHT * (
+                pixel_loss(small, target, 2) + TEXTURE_WEIGHT * texture_loss(small, target, rng)
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(0.999, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.vae.parameters()), 1 - decay)
+        return loss.item(), texture.item(), kl.item()
+
+
+@torch.no_grad()
+def encode(vae, pictures, batch=8) -> torch.Tensor:
+    """Posterior means float32 [N, 16, 32, 32] of uint8 [N, 256, 256, 3], not normalised."""
+    parts = range(0, len(pictures), batch)
+    return torch.cat([vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean for i in parts])
+
+
+@torch.no_grad()
+def decode(vae, latents, batch=8) -> np.ndarray:
+    """Pictures uint8 [N, 8 H, 8 W, 3] of latents [N, 16, H, W] that are not normalised."""
+    parts = range(0, len(latents), batch)
+    return np.concatenate([to_pictures(vae.decode(latents[i : i + batch]).sample) for i in parts])
+
+
+def export(vae: AutoencoderKL, pictures: np.ndarray, out: Path) -> AutoencoderKL:
+    """Writes `vae` in float16, with the scale and shift that make its latents of `pictures` unit; returns
+    what the folder holds.
+    """
+    latents = encode(vae, pictures)
+    vae.register_to_config(
+        shift_factor=round(latents.mean().item(), 4),
+        scaling_factor=round(1 / latents.std().item(), 4),
+    )
+    copy.deepcopy(vae).half().save_pretrained(out)
+    return AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--state", type=Path, required=True, help="folder of the training's state")
+    parser.add_argument("--steps", type=int, required=True, help="step to train to, from the first on")
+    parser.add_argument("--count", type=int, default=5000, help="pictures to train on")
+    parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder as it is from now on")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pictures = draw_pictures(args.state / "pictures.npy", args.count, first_seed=1_000_000)
+    training = Training(args.state)
+    if args.decoder_only:
+        training.freeze_encoder()
+    training.run(pictures, args.steps, args.rate, partial(print, flush=True))
+    export(training.average.eval(), np.asarray(pictures[:300]), args.state / "vae")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""The one exception for what the user can mend."""
+
+
+class UsageError(ValueError):
+    """A request that cannot be served as it stands; its one-line message says what to change.
+
+    The command line prints the message on stderr and exits with code 2.
+    """
