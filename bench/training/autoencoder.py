@@ -1,10 +1,12 @@
 """Trains the demo's autoencoder: FLUX.1's latent layout (16 channels, 8× down), a small size.
 
     cd bench && python -m training.autoencoder --state DIR --steps 4500
-    cd bench && python -m training.autoencoder --state DIR --steps 12000 --decoder-only
+    cd bench && python -m training.autoencoder --state DIR --steps 10000 --adversarial
+    cd bench && python -m training.autoencoder --state DIR --steps 15000 --adversarial --decoder-only
 
-Training goes on from the state in DIR, to the step that `--steps` names. With `--decoder-only` latents
-keep their meaning, so that the transformer can be trained meanwhile.
+Training goes on from the state in DIR, to the step that `--steps` names. With `--adversarial` a small patch
+discriminator is trained beside it, which sees what losses by pixel do not: ragged rims and blocks. With
+`--decoder-only` latents keep their meaning, so that the transformer can be trained meanwhile.
 
 Besides reconstructing pictures, the decoder learns to turn low-passed latents into small pictures.
 Progressive-resolution sampling decodes and grows such latents, and the term also makes the latents'
@@ -13,11 +15,11 @@ spectrum fall off with frequency as that of the pictures does.
 
 import argparse
 import copy
+import itertools
 import math
 import multiprocessing
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,15 @@ SMALL_WEIGHT = 0.15
 # Weight of the texture term. Pixels alone ask for the mean of all grass that fits, which is felt.
 TEXTURE_WEIGHT = 0.05
 KL_WEIGHT = 5e-5
+# Squares beside absolute values: these ask for the median, in which rare flowers are grass.
+SQUARE_WEIGHT = 4.0
+# Weight of the differences of neighbours by their place modulo 8, in which a decoder's blocks show.
+BLOCK_WEIGHT = 0.1
+BLOCK = 8
+# Share of the gradient at the decoder's last layer that the discriminator has, of the other losses' (as
+# VQGAN weighs it, arXiv 2012.09841, section 3.1), and the weight of matching its features.
+ADVERSARIAL_SHARE = 0.3
+FEATURE_WEIGHT = 0.02
 WINDOW = 32
 # Power of rounding to 8 bits under the window; below it there is nothing to see.
 TEXTURE_FLOOR = 3e-3
@@ -113,8 +124,8 @@ def halve(latents: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_loss(output, target, scales):
-    """L1 on the values and, at several scales, on the differences of neighbours."""
-    loss = F.l1_loss(output, target)
+    """L1 and squares on the values and, at several scales, L1 on the differences of neighbours."""
+    loss = F.l1_loss(output, target) + SQUARE_WEIGHT * F.mse_loss(output, target)
     error = output - target
     for scale in range(scales):
         dx = (error[..., :, 1:] - error[..., :, :-1]).abs().mean()
@@ -160,6 +171,43 @@ def texture_loss(output, target, rng) -> torch.Tensor:
     return (difference * OPPONENT_WEIGHTS).sum()
 
 
+def block_loss(output, target) -> torch.Tensor:
+    """Mean log ratio of the differences of neighbours, by their place modulo 8 in each picture, after taking
+    off what all places share, which is texture's.
+    """
+
+    def differences(x, axis):
+        change = x.mean(1).diff(dim=axis).abs().mean(3 - axis)  # of grey: [N, side - 1]
+        whole = change.shape[1] // BLOCK * BLOCK
+        return torch.log(change[:, :whole].unflatten(1, (-1, BLOCK)).mean(1) + 1e-3)
+
+    loss = output.new_zeros(())
+    for axis in (1, 2):
+        ratio = differences(output, axis) - differences(target, axis)
+        loss = loss + (ratio - ratio.mean(1, keepdim=True)).abs().mean()
+    return loss
+
+
+class Discriminator(torch.nn.Module):
+    """Tells patches of drawings from decoded ones; returns its verdicts and what its layers saw."""
+
+    def __init__(self, widths=(32, 64, 96)):
+        super().__init__()
+        norm = torch.nn.utils.parametrizations.spectral_norm
+        sizes = [3, *widths]
+        self.layers = torch.nn.ModuleList(
+            norm(torch.nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in itertools.pairwise(sizes)
+        )
+        self.verdict = norm(torch.nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, x):
+        seen = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            seen.append(x.float())
+        return self.verdict(x).float(), seen
+
+
 def _crops(pictures, side, batch, rng):
     out = np.empty((batch, side, side, 3), np.uint8)
     room = pictures.shape[1] - side + 1
@@ -172,7 +220,9 @@ def _crops(pictures, side, batch, rng):
 
 
 class Training:
-    """Weights, their moving average and the optimiser, kept in one file."""
+    """Weights, their moving average, the discriminator and the optimisers, kept in one file."""
+
+    KEPT = ("vae", "average", "optimiser", "discriminator", "adversary")
 
     def __init__(self, state: Path):
         torch.manual_seed(0)
@@ -180,15 +230,18 @@ class Training:
         self.vae = build()
         self.average = copy.deepcopy(self.vae).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.vae.parameters(), lr=0.0, betas=(0.9, 0.98))
+        self.discriminator = Discriminator()
+        self.adversary = torch.optim.Adam(self.discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
         self.step, self.frozen_at = 0, None
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
-            for name in ("vae", "average", "optimiser"):
-                getattr(self, name).load_state_dict(saved[name])
+            for name in self.KEPT:
+                if name in saved:
+                    getattr(self, name).load_state_dict(saved[name])
             self.step, self.frozen_at = saved["step"], saved["frozen_at"]
 
     def save(self) -> None:
-        values = {name: getattr(self, name).state_dict() for name in ("vae", "average", "optimiser")}
+        values = {name: getattr(self, name).state_dict() for name in self.KEPT}
         part = self.file.with_suffix(".part")
         part.parent.mkdir(parents=True, exist_ok=True)
         torch.save({**values, "step": self.step, "frozen_at": self.frozen_at}, part)
@@ -201,31 +254,27 @@ class Training:
             self.vae.encoder.load_state_dict(self.average.encoder.state_dict())
         self.vae.encoder.requires_grad_(False)
 
-    def run(self, pictures, steps: int, peak_rate: float, log) -> None:
-        """Steps up to `steps`; the rate falls in a half cosine from where this phase began."""
-        first = self.frozen_at or 0
+    def run(self, pictures, steps: int, cooldown: int, peak_rate: float, adversarial: bool) -> None:
+        """Steps up to `steps`, over the last `cooldown` of which the rate falls to 0."""
         recent, begin = [], time.time()
-        trained = [p for p in self.vae.parameters() if p.requires_grad]
         while self.step < steps:
             # What is random depends on the step alone, so that a resumed run is the same run.
             rng = np.random.default_rng([0, self.step])
             torch.manual_seed(self.step)
-            done = (self.step - first) / (steps - first)
-            warm = min(1, (self.step - first + 1) / 100)
-            rate = peak_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+            rate = peak_rate * min(1, (self.step + 1) / 100, (steps - self.step) / max(cooldown, 1))
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             side, batch = CROPS[self.step % len(CROPS)]
-            recent.append(self._step(_crops(pictures, side, batch, rng), trained, rng))
+            recent.append(self._step(_crops(pictures, side, batch, rng), rng, adversarial))
             if self.step % 100 == 0:
-                loss, texture, kl = np.mean(recent, 0)
-                seconds = (time.time() - begin) / len(recent)
-                log(f"step {self.step} pixels {loss:.4f} texture {texture:.3f} kl {kl:.2f} {seconds:.2f} s")
+                means = {name: np.mean([r[name] for r in recent]) for name in recent[0]}
+                shown = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+                print(f"step {self.step} {shown} {(time.time() - begin) / len(recent):.2f} s", flush=True)
                 recent, begin = [], time.time()
                 self.save()
         self.save()
 
-    def _step(self, x, trained, rng) -> tuple[float, float, float]:
+    def _step(self, x, rng, adversarial: bool) -> dict[str, float]:
         # bfloat16 convolutions take 0.6 of float32's time on a CPU that has them.
         with torch.autocast("cpu", torch.bfloat16):
             with torch.set_grad_enabled(self.frozen_at is None):
@@ -235,23 +284,54 @@ class Training:
             small = None
             if self.step % 3 == 0 and x.shape[-1] > WINDOW * 2:
                 small = self.vae.decode(halve(posterior.mean)).sample.float()
-        loss, texture = pixel_loss(output, x, 3), texture_loss(output, x, rng)
-        kl = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2
-        total = loss + TEXTURE_WEIGHT * texture + KL_WEIGHT * kl
+        terms = {
+            "pixels": pixel_loss(output, x, 3),
+            "texture": texture_loss(output, x, rng),
+            "blocks": block_loss(output, x),
+            "kl": (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean() / 2,
+        }
+        total = (
+            terms["pixels"]
+            + TEXTURE_WEIGHT * terms["texture"]
+            + BLOCK_WEIGHT * terms["blocks"]
+            + KL_WEIGHT * terms["kl"]
+        )
         if small is not None:
             target = F.avg_pool2d(x, 2)
             total = total + SMALL_WEIGHT * (
                 pixel_loss(small, target, 2) + TEXTURE_WEIGHT * texture_loss(small, target, rng)
             )
+        if adversarial:
+            with torch.autocast("cpu", torch.bfloat16):
+                verdict, seen = self.discriminator(output)
+                with torch.no_grad():
+                    _, wanted = self.discriminator(x)
+            features = sum(F.l1_loss(a, b) / b.abs().mean() for a, b in zip(seen, wanted, strict=True))
+            terms["features"] = features
+            total = total + FEATURE_WEIGHT * features / len(seen)
+            last = self.vae.decoder.conv_out.weight
+            fooled = -verdict.mean()
+            (ours,) = torch.autograd.grad(total, last, retain_graph=True)
+            (theirs,) = torch.autograd.grad(fooled, last, retain_graph=True)
+            weight = (ADVERSARIAL_SHARE * ours.norm() / (theirs.norm() + 1e-6)).clamp(max=1.0)
+            total = total + weight.detach() * fooled
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_([p for p in self.vae.parameters() if p.requires_grad], 1.0)
         self.optimiser.step()
+        if adversarial:
+            with torch.autocast("cpu", torch.bfloat16):
+                true, false = self.discriminator(x)[0], self.discriminator(output.detach())[0]
+            hinge = F.relu(1 - true).mean() + F.relu(1 + false).mean()
+            terms["hinge"] = hinge
+            self.adversary.zero_grad(set_to_none=True)
+            hinge.backward()
+            self.adversary.step()
         self.step += 1
         decay = min(0.999, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.vae.parameters()), 1 - decay)
-        return loss.item(), texture.item(), kl.item()
+        return {name: term.item() for name, term in terms.items()}
 
 
 @torch.no_grad()
@@ -287,6 +367,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="step to train to, from the first on")
     parser.add_argument("--count", type=int, default=5000, help="pictures to train on")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument(
+        "--cooldown", type=int, default=1000, help="last steps, over which the rate falls to 0"
+    )
+    parser.add_argument("--adversarial", action="store_true", help="train against a patch discriminator")
     parser.add_argument("--decoder-only", action="store_true", help="keep the encoder as it is from now on")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -295,7 +379,7 @@ def main() -> None:
     training = Training(args.state)
     if args.decoder_only:
         training.freeze_encoder()
-    training.run(pictures, args.steps, args.rate, partial(print, flush=True))
+    training.run(pictures, args.steps, args.cooldown, args.rate, args.adversarial)
     export(training.average.eval(), np.asarray(pictures[:300]), args.state / "vae")
 
 
