@@ -1,11 +1,12 @@
 """What the quality study compares: settings of the sampler, by name."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jaxspd.spectral.expansion import Expansion
 
 STEPS = 20
 BASELINE, LONG = "fullres", "fullres, 50 steps"
@@ -13,19 +14,17 @@ BASELINE, LONG = "fullres", "fullres, 50 steps"
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting. `settings` are parameters of a request; `expand` replaces the growth of the grid.
+    """One setting. `settings` are parameters of a request; `expansion` replaces the growth of the grid.
 
-    `as_fast_as` names another cell, at whose FLOPs this one runs full resolution in fewer steps. With
-    `one_noise`, all stages' noise is that of full resolution: its lower DCT coefficients come first.
-    `baseline` names the cell that this one is compared to.
+    `as_fast_as` names another cell, at whose FLOPs this one runs full resolution in fewer steps. `baseline`
+    names the cell that this one is compared to.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     steps: int = STEPS
-    expand: Callable[..., jax.Array] | None = None
+    expansion: Expansion | None = None
     as_fast_as: str | None = None
-    one_noise: bool = False
     baseline: str = BASELINE
 
 
@@ -35,7 +34,7 @@ def bilinear(latents: jax.Array, noise: jax.Array, sigma, kappa, transform: str)
 
 
 def grown(mode: str, delta: float, **others) -> dict[str, Any]:
-    settings = {"mode": mode, "delta": delta, **others}
+    settings = {"mode": mode, "delta": delta, "noise": "fresh", **others}
     return {f"progressive_{name}": value for name, value in settings.items()}
 
 
@@ -54,9 +53,9 @@ CELLS = [
     *[Cell(f"two levels {d:g}", grown("dct_rewind", d, levels=2)) for d in (0.05, 0.2)],
     Cell("two levels, re-spaced 0.05", grown("dct_rewind", 0.05, levels=2, respace=True)),
     Cell("scale 3/4 0.05", grown("dct_rewind", 0.05, scales=["3/4", "1"])),
-    *[Cell(f"bilinear at {d:g}", grown("dct", d), expand=bilinear) for d in (0.05, 0.2)],
+    *[Cell(f"bilinear at {d:g}", grown("dct", d), expansion=Expansion(bilinear)) for d in (0.05, 0.2)],
     *[Cell(f"fewer steps, as {d:g}", as_fast_as=f"dct_rewind {d:g}") for d in (0.05, 0.2, 0.5)],
-    *[Cell(f"one noise {d:g}", grown("dct_rewind", d), one_noise=True) for d in (0.05, 0.2)],
+    *[Cell(f"shared noise {d:g}", grown("dct_rewind", d, noise="shared")) for d in (0.05, 0.2)],
     Cell(LONG, steps=50, baseline=LONG),
     Cell("dct_rewind 0.05, 50 steps", grown("dct_rewind", 0.05), 50, baseline=LONG),
     Cell("re-spaced 0.05, 50 steps", grown("dct_rewind", 0.05, respace=True), 50, baseline=LONG),
@@ -77,5 +76,5 @@ QUESTIONS = [
         for mode in ("dct_rewind", "re-spaced")
         for d in (0.05, 0.2)
     ],
-    *[(f"one noise {d:g}", f"dct_rewind {d:g}") for d in (0.05, 0.2)],
+    *[(f"shared noise {d:g}", f"dct_rewind {d:g}") for d in (0.05, 0.2)],
 ]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from cells import Cell
 from jaxspd.convert.orbax_store import load_transformer
-from scipy.fft import dctn, idctn
 from tqdm import tqdm
 from training.landscapes import Scene, describe
 from training.landscapes import sample as landscape
@@ -64,8 +63,10 @@ class Demo:
 
     def pictures(self, cell: Cell, plan: Plan) -> np.ndarray:
         """One `[H, W, 3]`, uint8, for each caption."""
-        expand = cell.expand or self.family.expansions["latent"]
-        programs = self.programs.setdefault(expand, Programs(self.velocity, self.solver, expand=expand))
+        expansion = cell.expansion or self.family.expansions["latent"]
+        programs = self.programs.setdefault(
+            expansion, Programs(self.velocity, self.solver, expansion=expansion)
+        )
         latents = []
         for start in tqdm(range(0, self.count, BATCH), desc=cell.name):
             rows = slice(start, start + BATCH)
@@ -74,18 +75,12 @@ class Demo:
             seeds = range(FIRST_SEED + start, FIRST_SEED + start + size)
             programs.prepare(plan, (size, *self.leading), self.parameters, conditioning)
             grids = [stage.latent for stage in plan.stages]
-            noises = stage_noises(seeds, self.leading, grids)
-            if cell.one_noise:
-                noises = parts_of(stage_noises(seeds, self.leading, grids[-1:])[0], grids)
+            if plan.noise == "shared":
+                noises = programs.share(plan, stage_noises(seeds, self.leading, grids[-1:])[0])
+            else:
+                noises = stage_noises(seeds, self.leading, grids)
             latents.append(np.asarray(denoise(programs, plan, self.parameters, conditioning, noises)[0]))
         return self.family.decode(np.concatenate(latents))[:, 0]
-
-
-def parts_of(noise: np.ndarray, grids: list[tuple[int, int]]) -> list[np.ndarray]:
-    """What each stage sees of one `noise` on the last grid: the first a field, the others coefficients."""
-    coefficients = dctn(noise, axes=(-2, -1), norm="ortho")
-    first, *later = [coefficients[..., :h, :w] for h, w in grids]
-    return [idctn(first, axes=(-2, -1), norm="ortho"), *later]
 
 
 def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:
@@ -110,7 +105,7 @@ def sample(demo: Demo, cells: list[Cell], folder: Path) -> dict[str, tuple[Plan,
         plan = demo.plan(cell, by_name)
         stem = "".join(c if c.isalnum() or c in "._" else "-" for c in cell.name)
         pictures, note = folder / f"{stem}.npy", folder / f"{stem}.json"
-        said = json.dumps({"plan": repr(plan), "count": demo.count, "expand": cell.expand is not None})
+        said = json.dumps({"plan": repr(plan), "count": demo.count, "expansion": cell.expansion is not None})
         if not note.exists() or note.read_text() != said:
             np.save(pictures, demo.pictures(cell, plan))
             note.write_text(said)

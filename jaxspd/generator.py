@@ -170,7 +170,7 @@ class DiffGenerator:
                     self._conditioning(
                         encoded, number // params.num_outputs_per_prompt, params.guidance_scale
                     ),
-                    stage_noises([request["seed"]], leading, [stage.latent for stage in plan.stages]),
+                    self._noises(programs, plan, request["seed"], leading),
                     progress,
                 )
                 latents.append(np.asarray(clean))
@@ -204,6 +204,14 @@ class DiffGenerator:
                 self.family.expansions[params.progressive_grid],
             )
         return self._programs[key]
+
+    @staticmethod
+    def _noises(programs: Programs, plan: Plan, seed: int, leading: tuple[int, ...]) -> list:
+        """Each stage's noise for one output."""
+        grids = [stage.latent for stage in plan.stages]
+        if plan.noise == "shared":
+            return programs.share(plan, stage_noises([seed], leading, grids[-1:])[0])
+        return stage_noises([seed], leading, grids)
 
     def _conditioning(self, encoded: dict[str, np.ndarray], row: int, scale: float):
         """The denoiser's conditioning for one prompt of those encoded."""

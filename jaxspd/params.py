@@ -75,6 +75,10 @@ class SamplingParams:
         None, "noise levels at which the resolution changes, instead of delta", float, many=True
     )
     progressive_transform: str = option("dct", "basis in which the grid grows: dct, fft or dwt (Haar)")
+    progressive_noise: str = option(
+        "shared",
+        "shared: all stages see one noise, so a seed is one picture at every delta; or fresh, as published",
+    )
     progressive_respace: bool = option(
         False, "after a rewind, spread the steps left evenly, instead of one long step", bool
     )

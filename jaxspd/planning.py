@@ -105,6 +105,7 @@ def plan_request(family, params: SamplingParams) -> Plan:
         transform=params.progressive_transform,
         delta=params.progressive_delta,
         respace=params.progressive_respace,
+        noise=params.progressive_noise,
     )
 
 
@@ -203,6 +204,7 @@ def plan_report(family, plan: Plan) -> dict:
         "levels": plan.levels,
         "transform": plan.transform,
         "delta": plan.delta,
+        "noise": plan.noise,
         "stages": [
             {
                 "latent": list(stage.latent),

@@ -55,8 +55,8 @@ class Loop:
         solver = SOLVERS[default_solver(self.family.scheduler)]
         # Shared, so that each resolution compiles once for all comparisons.
         self.programs = {
-            grid: Programs(guide(velocity, combine, batched=True), solver, expand=expand)
-            for grid, expand in self.family.expansions.items()
+            grid: Programs(guide(velocity, combine, batched=True), solver, expansion=expansion)
+            for grid, expansion in self.family.expansions.items()
         }
 
     def plan(self, mode, levels, steps, delta):
@@ -80,24 +80,28 @@ class Loop:
         """Latents of `plan`, ours and the reference's, from the same noise and text. `grid` is the one that
         grows, where the family has several; `growth` tells the reference what the plan does not.
         """
-        noises = stage_noises(seeds, self.leading, [stage.latent for stage in plan.stages])
+        grids = [stage.latent for stage in plan.stages]
+        shared = plan.noise == "shared"
+        noises = stage_noises(seeds, self.leading, grids[-1:] if shared else grids)
         arguments = self.texts(prompts)
         conditioning = self.family.condition(self.family.encode(prompts), guidance)
         if self.family.guided(guidance):
             arguments = (*arguments, *self.texts(negatives))
             negative = self.family.condition(self.family.encode(negatives), guidance)
             conditioning = Guided(conditioning, negative, np.full(len(seeds), guidance, np.float32))
-        growth = {"mode": plan.mode, "levels": plan.levels, "delta": plan.delta, "spectrum": STEEP, **growth}
+        planned = {"mode": plan.mode, "levels": plan.levels, "delta": plan.delta, "noise": plan.noise}
         theirs = self.reference.denoise(
             noises,
             *arguments,
             num_inference_steps=plan.steps,
             guidance_scale=guidance,
-            **growth,
+            **{**planned, "spectrum": STEEP, **growth},
             **({} if grid is None else {"grid": grid}),
         )
         programs = self.programs[grid or next(iter(self.programs))]
         programs.prepare(plan, (len(seeds), *self.leading), self.parameters, conditioning)
+        if shared:
+            noises = programs.share(plan, noises[0])
         ours, _ = denoise(programs, plan, self.parameters, conditioning, noises)
         chex.assert_shape(ours, (len(seeds), *self.leading, *self.latent))
         return np.asarray(ours), np.asarray(theirs)

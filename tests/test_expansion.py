@@ -43,7 +43,7 @@ def normal(*shape, seed=0):
 # Against SciPy, NumPy and PyWavelets, in float64
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("coarse", dctn), ("fine", idctn)])
+@pytest.mark.parametrize(("ours", "theirs"), [("analyse", dctn), ("synthesise", idctn)])
 @pytest.mark.parametrize("shape", [(2, 1, 7, 17), (1, 2, 64, 48)])
 def test_dct_is_scipys(shape, ours, theirs):
     x = normal(*shape)
@@ -233,3 +233,61 @@ def test_alignment_of_pure_noise_changes_nothing_and_of_a_clean_picture_is_the_r
     assert alignment(1.5, 1.0) == 1
     assert alignment(1.5, 0.0) == 1.5
     assert alignment(2.0, 0.5) == pytest.approx(2 / 1.5, rel=1e-15)
+
+
+# One noise for all stages
+
+# Coarsest first, each growing into the next.
+LADDERS = {
+    "halvings": ((3, 5), (6, 10), (12, 20)),
+    "any ratio, odd": ((5, 7), (8, 9), (12, 16)),
+}
+shared_cases = pytest.mark.parametrize(
+    ("transform", "grids"),
+    [
+        (transform, grids)
+        for transform in TRANSFORMS
+        for name, grids in LADDERS.items()
+        if transform != "dwt" or name == "halvings"
+    ],
+)
+
+
+@shared_cases
+def test_shared_noise_grows_back_into_itself(transform, grids):
+    """Pure noise that grows at σ = 1 ends as the field that all stages share parts of."""
+    noise = normal(*LEADING, *grids[-1])
+    latents, *later = expansion.share(noise, grids, transform)
+    for part, grid in zip(later, grids[1:], strict=True):
+        chex.assert_shape(part, (*LEADING, *grid))
+        latents = expand(latents, part, 1.0, 1.0, transform=transform)
+    assert relative(latents, noise) <= 1e-6
+
+
+@shared_cases
+def test_shared_noise_is_white_on_the_first_grid(transform, grids):
+    """Exactly: its rows as functions of the field are orthonormal."""
+    many = math.prod(grids[-1])
+    field = np.eye(many, dtype=np.float32).reshape(many, *grids[-1])
+    first = np.asarray(expansion.share(field, grids, transform)[0]).reshape(many, -1)
+    np.testing.assert_allclose(first.T @ first, np.eye(first.shape[1]), rtol=0, atol=2e-6)
+
+
+@shared_cases
+def test_the_reference_shares_noise_alike(transform, grids):
+    noise = normal(*LEADING, *grids[-1])
+    theirs = reference.share(torch.from_numpy(noise), grids, transform)
+    for ours, expected in zip(expansion.share(noise, grids, transform), theirs, strict=True):
+        assert relative(ours, expected) <= 1e-6
+
+
+def test_shared_noise_is_scipys_and_pywavelets():
+    noise = normal(*LEADING, 12, 20)
+    coarse, fine = expansion.share(noise, [(7, 9), (12, 20)])
+    exact = dctn(noise.astype(np.float64), axes=SPATIAL, norm="ortho")
+    assert relative(fine, exact) <= 1e-6
+    assert relative(coarse, idctn(exact[..., :7, :9], axes=SPATIAL, norm="ortho")) <= 1e-6
+    low, details = pywt.dwt2(noise.astype(np.float64), "haar")
+    coarse, fine = expansion.share(noise, [(6, 10), (12, 20)], "dwt")
+    assert relative(coarse, low) <= 1e-6
+    assert relative(fine, np.block([[low, details[1]], [details[0], details[2]]])) <= 1e-6

@@ -143,7 +143,7 @@ def test_the_patchified_grid_shifts_a_patchs_latents_against_each_other():
     nothing = np.zeros(fine.shape, np.float32)
     errors = {
         name: relative(2 * np.asarray(grow(coarse, nothing, 0.5, 1.0)), fine)
-        for name, grow in Family.expansions.items()
+        for name, (grow, _) in Family.expansions.items()
     }
     assert errors["latent"] < 1e-5
     assert 0.05 < errors["patchified"] < 0.2
@@ -159,7 +159,7 @@ def test_the_patchified_grid_shifts_a_patchs_latents_against_each_other():
 def test_either_growth_keeps_noise_white():
     draw = np.random.default_rng(0)
     noisy, noise = (draw.standard_normal((1, 128, side, side), dtype=np.float32) for side in (16, 32))
-    for grow in Family.expansions.values():
+    for grow, _ in Family.expansions.values():
         grown = np.asarray(grow(noisy, noise, 1.0, 1.0))
         assert abs(grown.std() - 1) < 0.01
         assert abs(np.corrcoef(grown[..., :-1].ravel(), grown[..., 1:].ravel())[0, 1]) < 0.01

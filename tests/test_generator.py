@@ -51,6 +51,29 @@ def test_a_seed_gives_the_same_picture_whatever_is_beside_it(generator):
     assert (np.asarray(alone) == np.asarray(beside)).all()
 
 
+@pytest.mark.parametrize("transform", ["dct", "fft", "dwt"])
+def test_a_seed_is_the_same_picture_at_every_delta(transform):
+    """With shared noise a progressive picture is full resolution's of the same seed; with fresh noise another
+    one of the same prompt.
+    """
+    demo = DiffGenerator.from_pretrained()
+
+    def picture(**settings):
+        request = {"prompt": "a mountain lake at noon with snow", "seed": 3, "num_inference_steps": 16}
+        made = demo.generate({**request, **settings}, save_output=False, show_progress=False)
+        return np.asarray(made.images[0], np.float32)
+
+    def psnr(one, other):
+        return 10 * np.log10(255**2 / ((one - other) ** 2).mean())
+
+    whole = picture()
+    assert (picture(progressive_noise="fresh") == whole).all()
+    growing = {"progressive_mode": "dct_rewind", "progressive_transform": transform}
+    early, late = (picture(**growing, progressive_delta=delta) for delta in (0.2, 0.05))
+    fresh = picture(**growing, progressive_delta=0.05, progressive_noise="fresh")
+    assert min(psnr(early, whole), psnr(late, whole), psnr(early, late)) > psnr(fresh, whole) + 5
+
+
 def test_full_resolution_equals_the_official_pipeline(generator, flux1_folder):
     """From prompt to pixels, with the pipeline's own encoders, loop and decoder."""
     result = make(generator, prompt="a wide lake", guidance_scale=2.5)

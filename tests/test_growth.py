@@ -21,6 +21,7 @@ OPTIONS = {
     "dwt, two levels": {"transform": "dwt", "levels": 2},
     "given sigmas": {"sigmas": [0.9, 0.6], "levels": 2},
     "re-spaced": {"respace": True, "levels": 2},
+    "fresh noise": {"noise": "fresh"},
     "each stage's shift": {"shift": "stage"},
     "each stage's shift, re-spaced": {"shift": "stage", "respace": True, **THIRDS},
 }
@@ -67,7 +68,7 @@ def test_without_a_rewind_there_is_nothing_to_space_anew(flux1):
 @pytest.mark.parametrize("grid", ["patchified", "latent"])
 def test_flux2(klein_folder, grid):
     loop = Loop(klein_folder, Flux2Reference.from_pretrained(klein_folder), latent=(12, 18))
-    for name in ("fft, any ratio", "each stage's shift, re-spaced"):
+    for name in ("fft, any ratio", "each stage's shift, re-spaced", "fresh noise"):
         compare(loop, OPTIONS[name], grid=grid)
 
 

@@ -159,14 +159,6 @@ def test_weighted_frechet_is_that_of_the_pictures_drawn():
     assert multivariate_normal.logpdf(reference.mean(0), np.zeros(4)) > -10  # the sets do overlap
 
 
-def test_one_noise_is_full_resolutions_in_parts():
-    noise = np.random.default_rng(0).standard_normal((2, 3, 8, 12), dtype=np.float32)
-    first, second = sampling.parts_of(noise, [(4, 6), (8, 12)])
-    coefficients = dctn(noise, axes=(-2, -1), norm="ortho")
-    np.testing.assert_allclose(second, coefficients)
-    np.testing.assert_allclose(dctn(first, axes=(-2, -1), norm="ortho"), coefficients[..., :4, :6], atol=1e-6)
-
-
 def test_bilinear_growth_is_interpolation():
     latents = np.arange(4.0).reshape(1, 1, 1, 4)
     grown_latents = bilinear(latents, np.zeros((1, 1, 1, 8)), 0.5, 1.0, "dct")

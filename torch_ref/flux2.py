@@ -90,7 +90,10 @@ class Flux2Reference(Reference):
         which one grows: the patchified, or that of twice its size whose 2x2 patches are its channels.
         """
         growth = Growth(**growth)
-        noises = stage_noises(noises, growth, self.device, patch=1)
+        views = {}
+        if grid == "latent":
+            views = {"grown": self.pipeline._unpatchify_latents, "back": self.pipeline._patchify_latents}
+        noises = stage_noises(noises, growth, self.device, patch=1, **views)
 
         def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
             scheduler = self.own_scheduler()

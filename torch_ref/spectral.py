@@ -31,7 +31,8 @@ class Growth:
     from ``delta`` and ``spectrum`` unless ``thresholds`` are given. ``dct_rewind`` aligns the noise
     level after each expansion, in whatever ``transform``; with ``respace`` the remaining sigmas then
     lie evenly along what is left of the schedule. ``shift`` takes the schedule of the full grid, or
-    of each stage's own.
+    of each stage's own. With ``shared`` noise all stages see parts of one field, which is all that is
+    given; else each stage's own is given.
     """
 
     mode: Mode = "fullres"
@@ -43,6 +44,7 @@ class Growth:
     transform: Transform = "dct"
     respace: bool = False
     shift: Literal["full", "stage"] = "full"
+    noise: Literal["shared", "fresh"] = "fresh"
 
     def __post_init__(self) -> None:
         if self.mode not in ("fullres", "dct", "dct_rewind"):
@@ -163,19 +165,35 @@ def stage_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:
     return [(height // 2**k, width // 2**k) for k in range(levels, -1, -1)]
 
 
+def same(x: torch.Tensor) -> torch.Tensor:
+    """``x``."""
+    return x
+
+
 def stage_noises(
     noises: Sequence[np.ndarray | torch.Tensor],
     growth: Growth,
     device: torch.device | str,
     patch: int = 2,
+    grown: Callable[[torch.Tensor], torch.Tensor] = same,
+    back: Callable[[torch.Tensor], torch.Tensor] = same,
 ) -> list[torch.Tensor]:
     """``noises``, one ``[..., h, w]`` a stage, as float32 on ``device``; ValueError unless they fit.
 
-    The last one gives the full grid. A token is ``patch`` by ``patch`` latents.
+    The last one gives the full grid. A token is ``patch`` by ``patch`` latents. Of shared noise there is that
+    one alone, and the stages' are parts of it; ``grown`` turns latents into those whose grid grows, and
+    ``back`` undoes it.
     """
     noises = [torch.as_tensor(noise, dtype=torch.float32, device=device) for noise in noises]
     *leading, height, width = noises[-1].shape
     grids = growth.grids(height, width, patch)
+    if growth.noise == "shared":
+        if len(noises) != 1:
+            raise ValueError(f"shared noise is one array, not {len(noises)}")
+        whole = grown(noises[0])
+        scale = whole.shape[-1] // width
+        parts = share(whole, [(scale * h, scale * w) for h, w in grids], growth.transform)
+        noises = [back(part) for part in parts]
     if [tuple(noise.shape) for noise in noises] != [(*leading, *grid) for grid in grids]:
         raise ValueError(f"one noise array is needed for each of the grids {grids}, otherwise alike")
     # Else a halving would not be exactly twice as coarse as the grid after it, or cut a token in two.
@@ -183,6 +201,27 @@ def stage_noises(
     if height % multiple or width % multiple:
         raise ValueError(f"the last grid must be even at every halving, in multiples of {multiple}: {grids}")
     return noises
+
+
+def share(
+    noise: torch.Tensor, grids: Sequence[tuple[int, int]], transform: Transform = "dct"
+) -> list[torch.Tensor]:
+    """What the stages on ``grids`` see of ``noise`` ``[..., H, W]``, which is on the last of them.
+
+    The first is a field, the others coefficients as :func:`expand` takes them. DCT and Fourier: each grid has
+    the low corner of the full grid's coefficients. Wavelets: a grid's sums of four are the noise of the next
+    coarser one.
+    """
+    basis = {"dct": dct_matrix, "fft": real_waves, "dwt": haar_matrix}[transform]
+    field, parts = noise.double(), []
+    for height, width in grids[-2::-1]:
+        rows, columns = (basis(size, noise.device) for size in field.shape[-2:])
+        coefficients = rows @ field @ columns.T
+        parts.append(coefficients.to(noise.dtype))
+        field = coefficients[..., :height, :width]
+        if transform != "dwt":
+            field = basis(height, noise.device).T @ field @ basis(width, noise.device)
+    return [field.to(noise.dtype), *reversed(parts)]
 
 
 def stage_starts(

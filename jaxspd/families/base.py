@@ -16,7 +16,7 @@ from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.layerwise import HOST
-from jaxspd.spectral.expansion import expand
+from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.spectrum import Spectrum
 
 # Of FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
@@ -46,7 +46,7 @@ class BaseFamily:
     # How two predictions become one where there is a negative prompt.
     combine: ClassVar[Callable[..., jax.Array]] = staticmethod(extrapolate)
     # The grids that may grow, by the names that users give them, and how; the first is the default.
-    expansions: ClassVar[Mapping[str, Callable[..., jax.Array]]] = {"latent": expand}
+    expansions: ClassVar[Mapping[str, Expansion]] = {"latent": EXPANSION}
     # Whether a size that does not fit is rounded down, with a notice, or refused.
     aligns_size: ClassVar[bool] = False
 

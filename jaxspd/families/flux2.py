@@ -25,7 +25,7 @@ from jaxspd.families.base import (
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
 from jaxspd.sampling.schedule import empirical_shift, flow_match_sigmas, override_shift
-from jaxspd.spectral.expansion import expand
+from jaxspd.spectral.expansion import EXPANSION, Expansion, expand, share
 from jaxspd.spectral.spectrum import Spectrum
 
 # FLUX.1's, as placeholders: nobody has published a spectrum of FLUX.2's latents.
@@ -62,6 +62,14 @@ def expand_unpatchified(
     return patchify(expand(unpatchify(latents), unpatchify(noise), sigma, kappa, transform))
 
 
+def share_unpatchified(
+    noise: jax.Array, grids: Sequence[tuple[int, int]], transform: str = "dct"
+) -> list[jax.Array]:
+    """`spectral.expansion.share` on the grids of latents beneath the patchified `grids`."""
+    beneath = [(2 * height, 2 * width) for height, width in grids]
+    return [patchify(part) for part in share(unpatchify(noise), beneath, transform)]
+
+
 @dataclass(frozen=True)
 class Family(BaseFamily):
     """What the sampler and the generator need to know of a FLUX.2 checkpoint.
@@ -76,7 +84,10 @@ class Family(BaseFamily):
     transformer: ClassVar = Flux2Transformer
     parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
     weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
-    expansions: ClassVar = {"patchified": expand, "latent": expand_unpatchified}
+    expansions: ClassVar = {
+        "patchified": EXPANSION,
+        "latent": Expansion(expand_unpatchified, share_unpatchified),
+    }
 
     folder: Path | None = None
     config: Flux2Config = KLEIN_4B

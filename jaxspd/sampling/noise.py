@@ -17,7 +17,8 @@ def stage_noises(
     """A batch's noise `[B, *leading, h, w]` for each stage's grid, one output a seed; `leading` is
     (channels,) for pictures and (channels, frames) for videos.
 
-    The first is the initial latents; the others are coefficients for `spectral.expansion.expand`.
+    The first is the initial latents; the others are coefficients for `spectral.expansion.expand`. For noise
+    that all stages share, draw it for the last grid alone and let `spectral.expansion.share` divide it.
     """
     return [
         np.stack([gaussian(seed, stage, (*leading, *grid)) for seed in seeds])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxspd.sampling.layerwise import Layerwise
 from jaxspd.sampling.solver import Solver
-from jaxspd.spectral.expansion import expand
+from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.plan import Plan
 
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
@@ -24,7 +24,7 @@ class Programs:
 
     `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`;
     `lean_velocity` does the same in less memory and takes its place where the device could not hold
-    the first. `expand` grows latents, as `spectral.expansion` does. There is one step program, compiled
+    the first. `expansion` grows latents. There is one step program, compiled
     layer by layer, for each latent shape and shape of conditioning: σ, guidance and everything else about a
     prompt are arguments, so that nothing but a new size compiles anything.
     """
@@ -32,7 +32,7 @@ class Programs:
     velocity: Callable[..., jax.Array]
     solver: Solver
     lean_velocity: Callable[..., jax.Array] | None = None
-    expand: Callable[..., jax.Array] = expand
+    expansion: Expansion = EXPANSION
     compiled_steps: int = 0
     compiled_transitions: int = 0
     _programs: dict[Any, Future] = field(default_factory=dict)
@@ -51,6 +51,8 @@ class Programs:
             if previous is not None:
                 self._submit_transition(previous, latents, plan.transform)
             previous = latents
+        if plan.noise == "shared" and plan.levels:
+            self._submit_share(plan, latents)
 
     def wait(self) -> float:
         """Seconds waited until all that was asked for is compiled."""
@@ -68,6 +70,12 @@ class Programs:
         """`latents` on the finer grid of `noise`."""
         program = self._programs[_key(f"transition in {transform}", latents, noise)].result()
         return program(latents, noise, sigma, kappa)
+
+    def share(self, plan: Plan, noise) -> list[jax.Array]:
+        """What each stage of `plan` sees of one `noise` `[B, *leading, H, W]` on the last grid."""
+        if not plan.levels:
+            return [noise]
+        return self._programs[_share_key(plan, noise)].result()(noise)
 
     def _submit_step(self, parameters, latents, conditioning) -> None:
         key = _key("step", latents, conditioning)
@@ -96,17 +104,29 @@ class Programs:
             self.compiled_transitions += 1
             self._programs[key] = self._pool.submit(
                 lambda: (
-                    jax.jit(partial(self.expand, transform=transform))
+                    jax.jit(partial(self.expansion.expand, transform=transform))
                     .lower(coarse, fine, SCALAR, SCALAR)
                     .compile()
                 )
             )
+
+    def _submit_share(self, plan: Plan, noise) -> None:
+        key = _share_key(plan, noise)
+        if key not in self._programs:
+            share = partial(
+                self.expansion.share, grids=[stage.latent for stage in plan.stages], transform=plan.transform
+            )
+            self._programs[key] = self._pool.submit(lambda: jax.jit(share).lower(noise).compile())
 
 
 def fits(program: Layerwise) -> bool:
     """Whether the device holds the program with everything it works on, as far as it can tell."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     return not limit or program.peak_bytes <= limit
+
+
+def _share_key(plan: Plan, noise) -> tuple:
+    return _key(f"noise in {plan.transform}", noise), tuple(stage.latent for stage in plan.stages)
 
 
 def _key(kind: str, *trees: Any) -> tuple:

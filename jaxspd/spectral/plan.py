@@ -11,6 +11,7 @@ from jaxspd.spectral.spectrum import Spectrum
 from jaxspd.spectral.transforms import check_transform
 
 MODES = ("fullres", "dct", "dct_rewind")
+NOISES = ("shared", "fresh")
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class Stage:
 @dataclass(frozen=True)
 class Plan:
     """The stages of one generation, coarsest first, and the transform in which the grid grows between
-    them. `delta` is None where the σ at which they change were given.
+    them. `delta` is None where the σ at which they change were given. `noise` is "shared" where all stages
+    see parts of one field, "fresh" where each draws its own.
     """
 
     mode: str
     transform: str
     delta: float | None
     stages: tuple[Stage, ...]
+    noise: str = "shared"
 
     @property
     def levels(self) -> int:
@@ -102,6 +105,7 @@ def make_plan(
     transform: str = "dct",
     delta: float | None = None,
     respace: bool = False,
+    noise: str = "shared",
 ) -> Plan:
     """Divides n steps among `levels`: stage s+1 starts at the first step i with `σ_i ≤ thresholds[s]`.
 
@@ -109,12 +113,14 @@ def make_plan(
     have that of full resolution. Of a new stage's, `dct_rewind` replaces the first by the aligned σ̃;
     with `respace`, the others are spread evenly over what its schedule has left below σ̃.
 
-    `fullres` keeps the last level only. `delta` is noted in the plan. Raises UsageError for an unknown
-    mode, a transform that cannot make these levels, a stage without a step, or one whose noise would
-    rise.
+    `fullres` keeps the last level only. `delta` and `noise` are noted in the plan. Raises UsageError for an
+    unknown mode or noise, a transform that cannot make these levels, a stage without a step, or one whose
+    noise would rise.
     """
     if mode not in MODES:
         raise UsageError(f"unknown progressive mode {mode!r}; use one of {', '.join(MODES)}")
+    if noise not in NOISES:
+        raise UsageError(f"unknown progressive noise {noise!r}; use {' or '.join(NOISES)}")
     schedules = [[float(sigma) for sigma in schedule] for schedule in schedules]
     steps = len(schedules[-1]) - 1
     if steps < 1:
@@ -161,7 +167,7 @@ def make_plan(
             )
         )
         start, sigma = end, sigmas[end - start]
-    return Plan(mode, transform, delta, tuple(stages))
+    return Plan(mode, transform, delta, tuple(stages), noise)
 
 
 def respaced(schedule: Sequence[float], start: int, sigma: float) -> list[float]:

@@ -7,6 +7,7 @@ functions, sampled at more points. White noise has white coefficients, and the o
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,12 +21,17 @@ SPATIAL = (-2, -1)
 
 
 class Transform(NamedTuple):
-    """`coarse` gives the coefficients that latents `[..., h, w]` have on a finer grid too; `fine` the
-    latents of all coefficients `[..., H, W]` of that grid. `ratio` is the one it is bound to, if any.
+    """A basis of latents `[..., H, W]`: `analyse` gives their coefficients, `synthesise` undoes it.
+
+    `corner` gives the coefficients that latents `[..., h, w]` have on a finer grid, where they fill the
+    corner `[:h, :w]`; `from_corner` undoes it. `ratio` is the one of the grids that the basis is bound to,
+    if any.
     """
 
-    coarse: Callable[[jax.Array], jax.Array]
-    fine: Callable[[jax.Array], jax.Array]
+    analyse: Callable[[jax.Array], jax.Array]
+    synthesise: Callable[[jax.Array], jax.Array]
+    corner: Callable[[jax.Array], jax.Array]
+    from_corner: Callable[[jax.Array], jax.Array]
     ratio: int | None = None
 
 
@@ -73,12 +79,20 @@ def _weights(size: int) -> jax.Array:
     return weights if size % 2 else weights.at[-1].set(1)
 
 
-def inverse_haar(coefficients: jax.Array) -> jax.Array:
-    """Latents `[..., H, W]` of their Haar wavelet coefficients, one level, H and W even.
+def haar(x: jax.Array) -> jax.Array:
+    """Haar wavelet coefficients `[..., H, W]` of `x` `[..., H, W]`, one level, H and W even.
 
-    The upper left quarter is the latents on half the grid, which therefore need no transform; right of it
-    are the differences between columns, below it those between rows, and diagonally both.
+    The upper left quarter is `x` on half the grid; right of it are the differences between columns, below it
+    those between rows, and diagonally both.
     """
+    for axis in SPATIAL:
+        even, odd = (jax.lax.slice_in_dim(x, start, None, 2, axis + x.ndim) for start in (0, 1))
+        x = jnp.concatenate([even + odd, even - odd], axis) / math.sqrt(2)
+    return x
+
+
+def inverse_haar(coefficients: jax.Array) -> jax.Array:
+    """What has these `haar` coefficients, same shape."""
     for axis in SPATIAL:
         low, high = jnp.split(coefficients, 2, axis)
         pairs = jnp.stack([low + high, low - high], axis + coefficients.ndim + 1) / math.sqrt(2)
@@ -86,12 +100,16 @@ def inverse_haar(coefficients: jax.Array) -> jax.Array:
     return coefficients
 
 
+def _itself(x: jax.Array) -> jax.Array:
+    return x
+
+
+_dct, _inverse_dct = (partial(f, axes=SPATIAL, norm="ortho") for f in (dctn, idctn))
+
 TRANSFORMS = {
-    "dct": Transform(
-        lambda x: dctn(x, axes=SPATIAL, norm="ortho"), lambda x: idctn(x, axes=SPATIAL, norm="ortho")
-    ),
-    "fft": Transform(fourier, inverse_fourier),
-    "dwt": Transform(lambda x: x, inverse_haar, ratio=2),
+    "dct": Transform(_dct, _inverse_dct, _dct, _inverse_dct),
+    "fft": Transform(fourier, inverse_fourier, fourier, inverse_fourier),
+    "dwt": Transform(haar, inverse_haar, _itself, _itself, ratio=2),
 }
 
 
