@@ -1,10 +1,12 @@
-"""Does the embedded demo draw what its prompts ask for, progressively as well as at full resolution?
+"""Is the embedded demo worth looking at, and does it draw what its prompts ask for?
 
     python bench/demo.py
 
-draws one picture for each of 100 fresh captions and seeds, in `fullres` and in `dct_rewind`, looks for
-time of day, ground and snow with the check in `bench/training/attributes.py`, and writes figures and a
-contact sheet to `bench/results/demo/`.
+draws one picture for each of 100 fresh captions and seeds, at full resolution and progressively, and measures
+them beside drawings of the same captions: time of day, ground and snow by the check in
+`bench/training/attributes.py`, power in bands of frequency, blocks, the skyline and the lake's mirror by
+`bench/sharpness.py`; and what the autoencoder alone makes of the drawings. Writes figures and a contact sheet
+to `bench/results/demo/`. The Fréchet distance is the quality study's (`bench/quality.py`).
 """
 
 import argparse
@@ -14,12 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import metrics
 import numpy as np
+import sharpness
 from PIL import Image
 from training.attributes import detect
-from training.landscapes import describe
+from training.landscapes import describe, draw
 
 from jaxspd import DiffGenerator
+from jaxspd.families import open_family
+from jaxspd.hub import DEMO, model_folder
 
 RESULTS = Path(__file__).parent / "results" / "demo"
 # Captions of seeds that neither the training pictures nor the check's own have used.
@@ -38,14 +44,30 @@ def share_found(pictures: np.ndarray, scenes: list) -> dict[str, float]:
     return {**dict(zip(ATTRIBUTES, right.mean(0).tolist(), strict=True)), "all": float(right.all(1).mean())}
 
 
+def measure(pictures: np.ndarray, drawings: np.ndarray, scenes: list) -> dict:
+    """All that is said of one set of pictures, beside drawings of the same scenes."""
+    lake = np.array([scene.ground == "lake" for scene in scenes])
+    return {
+        "found": share_found(pictures, scenes),
+        "decibels": sharpness.band_decibels(pictures, drawings),
+        "blocks": sharpness.block_ratio(pictures),
+        "skyline": float(sharpness.skyline_contrast(pictures).mean()),
+        "mirror": float(sharpness.mirror_correlation(pictures[lake]).mean()),
+        "mirror_of_meadows": float(sharpness.mirror_correlation(pictures[~lake]).mean()),
+    }
+
+
+def autoencoded(folder: Path, drawings: np.ndarray) -> np.ndarray:
+    """The drawings as the checkpoint's VAE gives them back."""
+    family = open_family(folder)
+    with family.latent_encoder() as encode:
+        latents = np.concatenate([encode(picture[None, None]) for picture in drawings])
+    return family.decode(latents)[:, 0]
+
+
 def contact_sheet(columns: list[np.ndarray], rows: int) -> Image.Image:
-    """Pictures `[N, H, W, 3]` of each column, the first `rows` × 4 of them, at half size."""
-    sheet = []
-    for row in range(rows):
-        picked = [c[4 * row + i] for c in columns for i in range(4)]
-        sheet.append(np.concatenate(picked, axis=1))
-    image = Image.fromarray(np.concatenate(sheet))
-    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+    """Pictures `[N, H, W, 3]` of each column, `rows` of them one below the other, columns side by side."""
+    return Image.fromarray(np.concatenate([np.concatenate(column[:rows]) for column in columns], axis=1))
 
 
 def main() -> None:
@@ -53,36 +75,48 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--delta", type=float, default=0.05)
     parser.add_argument("--model-path", help="another checkpoint than the embedded one")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     args = parser.parse_args()
 
-    scenes, captions = zip(*(describe(FIRST_SEED + i)[:2] for i in range(args.count)), strict=True)
-    generator = DiffGenerator.from_pretrained(args.model_path)
+    scenes, captions, draws = zip(*(describe(FIRST_SEED + i) for i in range(args.count)), strict=True)
+    drawings = np.stack([draw(scene, rng) for scene, rng in zip(scenes, draws, strict=True)])
+    folder = model_folder(args.model_path)
+    rendered = autoencoded(folder, drawings)
     report = {
         "hardware": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind} device",
         "versions": {name: version(name) for name in ("jax", "flax", "torch", "diffusers")},
         "count": args.count,
+        "weight_bytes": sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+        "drawings": measure(drawings, drawings, list(scenes)),
+        "autoencoder": {
+            "psnr": float(metrics.psnr(rendered, drawings).mean()),
+            **measure(rendered, drawings, list(scenes)),
+        },
         "modes": {},
     }
-    columns = []
+    print("drawings", report["drawings"], "autoencoder", report["autoencoder"], sep="\n", flush=True)
+    generator, columns = DiffGenerator.from_pretrained(None if folder == DEMO else folder), [drawings]
     for mode in ("fullres", "dct_rewind"):
-        pictures, seconds = [], 0.0
+        pictures, seconds = [], np.zeros(2)
         for number, caption in enumerate(captions):
             request = {"prompt": caption, "seed": FIRST_SEED + number, "progressive_mode": mode}
             result = generator.generate(
                 {**request, "progressive_delta": args.delta}, save_output=False, show_progress=False
             )
             pictures.append(np.asarray(result.images[0]))
-            seconds += sum(result.seconds["denoise"])
+            seconds += sum(result.seconds["denoise"]), result.seconds["decode"]
         columns.append(np.stack(pictures))
         report["modes"][mode] = {
-            "found": share_found(columns[-1], list(scenes)),
-            "denoise_seconds_per_picture": round(seconds / args.count, 3),
+            **measure(columns[-1], drawings, list(scenes)),
+            "seconds_per_picture": dict(
+                zip(("denoise", "decode"), (seconds / args.count).tolist(), strict=True)
+            ),
             "plan": result.plan,
         }
-        print(mode, report["modes"][mode]["found"], flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "check.json").write_text(json.dumps(report, indent=2) + "\n")
-    contact_sheet(columns, 6).save(RESULTS / "sheet.jpg", quality=88)
+        print(mode, {k: v for k, v in report["modes"][mode].items() if k != "plan"}, flush=True)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "check.json").write_text(json.dumps(report, indent=2) + "\n")
+    contact_sheet(columns, 8).save(args.output / "sheet.jpg", quality=90)
 
 
 if __name__ == "__main__":

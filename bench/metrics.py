@@ -46,23 +46,29 @@ def ssim(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
 BANDS = 24
 
 
-def band_powers(pictures: np.ndarray) -> np.ndarray:
-    """Power of each picture's luminance in bands of frequency, `[N, bands]`.
-
-    The orthonormal DCT's coefficients, at ω = hypot(i, j) / 2 cycles per image, are averaged in bands of
-    equal width in log ω, from 1 to the Nyquist frequency. Bands without a coefficient are left out.
+def power_spectra(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies `[H, W]`, in cycles per image, of the orthonormal DCT's coefficients, and the power that
+    each picture's luminance has there, `[N, H, W]`.
     """
     height, width = pictures.shape[1:3]
     omega = np.hypot(np.arange(height)[:, None], np.arange(width)) / 2
-    edges = np.geomspace(1, min(height, width) / 2, BANDS + 1)
+    power = [dctn(picture.astype(np.float32) @ LUMINANCE / 255, norm="ortho") ** 2 for picture in pictures]
+    return omega, np.array(power)
+
+
+def band_powers(pictures: np.ndarray) -> np.ndarray:
+    """Power of each picture's luminance in bands of frequency, `[N, bands]`.
+
+    Coefficients of `power_spectra` are averaged in bands of equal width in log ω, from 1 to the Nyquist
+    frequency. Bands without a coefficient are left out.
+    """
+    omega, spectra = power_spectra(pictures)
+    edges = np.geomspace(1, min(omega.shape) / 2, BANDS + 1)
     band = np.digitize(omega, edges) - 1
     inside = (band >= 0) & (band < BANDS)
     count = np.bincount(band[inside], minlength=BANDS)
-    powers = []
-    for picture in pictures:
-        coefficients = dctn(picture.astype(np.float32) @ LUMINANCE / 255, norm="ortho")
-        powers.append(np.bincount(band[inside], coefficients[inside] ** 2, BANDS))
-    return np.array(powers)[:, count > 0] / count[count > 0]
+    powers = np.array([np.bincount(band[inside], one[inside], BANDS) for one in spectra])
+    return powers[:, count > 0] / count[count > 0]
 
 
 def spectrum_distance(power: np.ndarray, reference: np.ndarray) -> np.ndarray:
