@@ -58,7 +58,7 @@ def read_text(given: str | os.PathLike, what: str) -> str:
     return text
 
 
-def read_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """What a JSON text says; ValueError for what is none: NaN and Infinity are not, nor keys given twice."""
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspd.errors import UsageError
-from jaxspd.files import read_json
+from jaxspd.files import parse_json
 from jaxspd.params import METADATA_KEY
 
 
@@ -22,7 +22,7 @@ def read_request(path: Path) -> dict[str, Any]:
         line = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UsageError(f"cannot read the parameters in {file} ({line})") from None
     try:
-        request = read_json(text or "")
+        request = parse_json(text or "")
     except ValueError:  # a comment of another program
         raise foreign from None
     if not isinstance(request, dict):

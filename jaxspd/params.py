@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspd.errors import UsageError
-from jaxspd.files import is_text, read_json, read_text, unique, user_path
+from jaxspd.files import is_text, parse_json, read_text, unique, user_path
 
 METADATA_KEY = "jaxspd"
 # Parameters that are 1 or more.
@@ -196,10 +196,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def _parsed(text: str, is_json: bool) -> Any:
     """What a configuration says. JSON is read as such whatever the file's name; other text is YAML."""
     try:
-        return read_json(text)
+        return parse_json(text)
     except ValueError:
         if is_json:
             raise
-    from jaxspd.yaml_core import read_yaml
+    from jaxspd.yaml_core import parse_yaml
 
-    return read_yaml(text)
+    return parse_yaml(text)

@@ -74,7 +74,7 @@ for name, construct in {
 Loader.add_constructor(None, Loader.construct_undefined)
 
 
-def read_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """What a YAML text says; ValueError, in one line, for what is none or more than is read here."""
     try:
         return yaml.load(text.translate(ENDS), Loader)

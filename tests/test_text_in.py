@@ -8,7 +8,7 @@ from jaxspd.cli import main
 from jaxspd.errors import UsageError
 from jaxspd.params import SamplingParams, read_config_file, read_prompts
 from jaxspd.spectral.spectrum import Spectrum
-from jaxspd.yaml_core import read_yaml
+from jaxspd.yaml_core import parse_yaml
 
 
 def config(tmp_path, text, name="config.yaml"):
@@ -123,7 +123,7 @@ def test_what_is_no_yaml_configuration(tmp_path, text, says):
 
 
 def test_an_explicit_tag_is_honoured():
-    assert read_yaml("[!!str 1, !!float 1, !!int '010']") == ["1", 1.0, 10]
+    assert parse_yaml("[!!str 1, !!float 1, !!int '010']") == ["1", 1.0, 10]
 
 
 # Prompt files

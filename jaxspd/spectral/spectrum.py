@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspd.errors import UsageError
-from jaxspd.files import read_json, read_text
+from jaxspd.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Spectrum:
         """The spectrum in a JSON file such as `jaxspd calibrate` writes; UsageError if it holds none."""
         text = read_text(path, "a spectrum from")
         try:
-            values = read_json(text)
+            values = parse_json(text)
         except ValueError as error:
             raise UsageError(f"cannot read a spectrum from {path} ({error})") from None
         return cls.from_mapping(values, str(path))
