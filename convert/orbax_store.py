@@ -1,5 +1,6 @@
 """Converted weights kept as an Orbax checkpoint: `transformer/orbax` in a pipeline folder."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from flax import nnx
 from .checkpoint import Checkpoint, weight_files
 from .errors import UsageError
 from .loader import holds_exactly, load_parameters
+from .places import check_place, is_inside
 
 NAME = "orbax"
 
@@ -42,6 +44,14 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
     return state
 
 
+def check_new(output: Path) -> None:
+    """UsageError if the folder to be written exists or cannot be made."""
+    cure = "choose another --output-path"
+    check_place(output, cure)
+    if os.path.lexists(output):
+        raise UsageError(f"{output} exists already; {cure}")
+
+
 def convert_pipeline(family, output: Path) -> None:
     """Writes `family`'s pipeline folder anew with the transformer as Orbax checkpoint.
 
@@ -53,8 +63,9 @@ def convert_pipeline(family, output: Path) -> None:
     source = family.folder / "transformer"
     if (source / NAME).is_dir():
         raise UsageError(f"{family.folder} is converted already; use it as it is")
-    if output.exists():
-        raise UsageError(f"{output} exists already; choose another --output-path")
+    check_new(output)
+    if is_inside(output, family.folder):
+        raise UsageError(f"{output} lies in the model's own folder; choose another --output-path")
     checkpoint = Checkpoint(source)
     # The narrowest type that loses nothing; float32 holds every other.
     dtype = next(
@@ -70,7 +81,7 @@ def convert_pipeline(family, output: Path) -> None:
     )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=output.parent))
     except OSError as error:
         raise UsageError(f"{output} cannot be written ({error.strerror})") from None
     try:
@@ -90,6 +101,10 @@ def convert_pipeline(family, output: Path) -> None:
             checkpointer.save((temporary / "transformer" / NAME).absolute(), nnx.to_pure_dict(parameters))
         temporary.chmod(0o755)
         temporary.rename(output)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):  # a full disk, or a file that cannot be read
+            # When it copies, shutil gathers (source, target, reason) of every failure.
+            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+            raise UsageError(f"{output} cannot be written ({reason})") from None
         raise

@@ -16,10 +16,11 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
+from jaxspd.files import user_path
 from jaxspd.hub import model_folder
-from jaxspd.output import check_writable
 from jaxspd.params import SamplingParams
 from jaxspd.planning import frames, pixel_size
 from jaxspd.spectral.calibration import Calibration, PowerMeter, fit_spectrum
@@ -52,7 +53,7 @@ class Measurement:
 
     @property
     def plot_path(self) -> Path:
-        return self.path.with_suffix(".png")
+        return plot_path(self.path)
 
     @property
     def coarse(self) -> Level:
@@ -101,12 +102,12 @@ def calibrate(
     num_frames: int | None = None,
 ) -> Measurement:
     """Measures the spectrum of a model's latents on the files below the folder `images`, writes it to
-    `output_path`, a JSON file, and a plot of it to a PNG file beside.
+    `output_path`, a JSON file, and a plot of it to its `plot_path`.
 
     Models of pictures are measured on pictures, models of videos on videos, or with `num_frames` 1 on
     pictures. UsageError, before anything is encoded, for what cannot be written or done.
     """
-    target, folder = Path(output_path), Path(images)
+    target, folder = user_path(output_path), user_path(images)
     check_target(target)
     family = open_family(model_folder(model_path))
     if num_frames is None and family.default_fps:
@@ -115,7 +116,7 @@ def calibrate(
     size, count = pixel_size(family, asked), frames(family, asked)
     latent = size[0] // family.pixels_per_latent, size[1] // family.pixels_per_latent
     halvings(latent, 1)  # refuses a grid that is too small to grow into
-    files = find_files(folder, family, count, target.with_suffix(".png"))
+    files = find_files(folder, family, count, plot_path(target))
     meter = PowerMeter(latent)
     with (
         family.latent_encoder() as encode,
@@ -137,16 +138,21 @@ def calibrate(
     return result
 
 
+def plot_path(target: Path) -> Path:
+    """Where the plot of the JSON file `target` goes: not where a picture of the same name would be."""
+    return target.with_suffix(".plot.png")
+
+
 def check_target(target: Path) -> None:
     """UsageError unless the JSON file `target` and its plot can be written; creates nothing."""
     if target.suffix.lower() != ".json":
         raise UsageError(f"--output-path names a file that ends in .json, not {target}")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise UsageError(f"{target.parent} is no folder; create it or choose another --output-path")
-    for path in (target, target.with_suffix(".png")):
-        if path.is_dir():
+    for path in (target, plot_path(target)):
+        check_place(path, "choose another --output-path")
+        if os.path.isdir(path):
             raise UsageError(f"{path} is a folder; choose another --output-path")
-    check_writable([target])
 
 
 def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
@@ -154,15 +160,17 @@ def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
     for one frame, but never `plot`, which an earlier run may have left there. A warning counts those of the
     other kind; UsageError if there are none.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"{folder} is no folder; give --images a folder of pictures or videos")
     kinds = {"pictures": PICTURES, "videos": VIDEOS}
     found = {kind: [] for kind in kinds}
     for path in sorted(folder.rglob("*")):
         for kind, endings in kinds.items():
-            if path.suffix.lower() in endings and path.is_file() and path.resolve() != plot.resolve():
+            if path.suffix.lower() in endings and os.path.isfile(path) and path.resolve() != plot.resolve():
                 found[kind].append(path)
     wanted, other = ("pictures", "videos") if count == 1 else ("videos", "pictures")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be read; change its permissions or give another --images")
     if not found[wanted]:
         cure = " (or use --num-frames 1 to measure on pictures)" if count > 1 and found[other] else ""
         raise UsageError(f"{folder} holds no {wanted}, which {family.title} is measured on{cure}")

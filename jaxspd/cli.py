@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxspd import __version__
 from jaxspd.errors import UsageError
+from jaxspd.files import user_path
 from jaxspd.params import SamplingParams, check_keys, read_config_file, read_prompts
 
 MODEL_HELP = "folder of a pipeline in diffusers' layout, or a hub id; default: the demo"
@@ -210,8 +211,9 @@ def run_convert(args: argparse.Namespace) -> None:
     from jaxspd.families import open_family
     from jaxspd.hub import model_folder
 
-    convert_pipeline(open_family(model_folder(args.model_path)), args.output_path)
-    print(f"wrote {args.output_path}")
+    output = user_path(args.output_path)
+    convert_pipeline(open_family(model_folder(args.model_path)), output)
+    print(f"wrote {output}")
 
 
 def run_calibrate(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
+from jaxspd.files import lasting_model_path
 from jaxspd.hub import model_folder
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
@@ -75,7 +76,7 @@ class DiffGenerator:
     """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed."""
 
     def __init__(self, model_path: str | None, dit_cpu_offload: bool):
-        self.model_path = model_path
+        self.model_path = lasting_model_path(model_path)
         family = open_family(model_folder(model_path))
         family.check_weights()
         if dit_cpu_offload and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
@@ -231,7 +232,7 @@ class DiffGenerator:
         common = asdict(replace(params, num_outputs_per_prompt=1))
         del common["output_path"], common["output_file_name"]
         if self.model_path is not None:
-            common["model_path"] = str(self.model_path)
+            common["model_path"] = self.model_path
         return [
             {**common, "prompt": prompt, "seed": params.seed + number}
             for prompt in params.prompts

@@ -1,9 +1,11 @@
 """From a model path to a folder: a local one, a hub id, or the demo that ships with the package."""
 
+import os
 import re
 from pathlib import Path
 
 from jaxspd.errors import UsageError
+from jaxspd.files import user_path
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
 # Neither pickles nor the single-file duplicates of the weights that some repositories also hold.
@@ -14,13 +16,17 @@ def model_folder(model_path: str | None) -> Path:
     """The pipeline folder of `model_path`; a hub id is downloaded, or taken from the hub's cache."""
     if model_path is None:
         return DEMO
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
+    folder = user_path(model_path)
+    if os.path.isdir(folder):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise UsageError(f"{folder} cannot be read; change its permissions or give another model path")
         return folder
-    if folder.exists():
-        raise UsageError(f"{folder} is a file; give the folder of a pipeline or a hub id")
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} is no folder; give the folder of a pipeline or a hub id")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_path):
-        raise UsageError(f"{model_path} does not exist; give a pipeline's folder or a hub id")
+        raise UsageError(
+            f"{model_path} does not exist or cannot be reached; give a pipeline's folder or a hub id"
+        )
     from huggingface_hub import snapshot_download
 
     try:

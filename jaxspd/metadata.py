@@ -1,27 +1,28 @@
 """What a file that jaxspd wrote says of its own making. Imports neither jax nor torch."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from jaxspd.errors import UsageError
+from jaxspd.files import parse_json
 from jaxspd.params import METADATA_KEY
 
 
 def read_request(path: Path) -> dict[str, Any]:
     """The request stored in a .png, .mp4 or .gif, or in a folder of frames; UsageError if there is none."""
-    file = path / "0000.png" if path.is_dir() else path
+    file = path / "0000.png" if os.path.isdir(path) else path
     read = {".png": _png_text, ".mp4": _mp4_comment, ".gif": _gif_comment}.get(file.suffix.lower())
     foreign = UsageError(f"{path} was not written by jaxspd: it holds no parameters")
-    if read is None or (file != path and not file.exists()):
+    if read is None or (file != path and not os.path.exists(file)):
         raise foreign
     try:
         text = read(file)
     except Exception as error:  # what a decoder raises on a damaged file is its own affair
-        line = str(error).partition("\n")[0]
+        line = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UsageError(f"cannot read the parameters in {file} ({line})") from None
     try:
-        request = json.loads(text or "")
+        request = parse_json(text or "")
     except ValueError:  # a comment of another program
         raise foreign from None
     if not isinstance(request, dict):
@@ -36,11 +37,11 @@ def _png_text(path: Path) -> str | None:
         return image.info.get(METADATA_KEY)
 
 
-def _gif_comment(path: Path) -> bytes | None:
+def _gif_comment(path: Path) -> str | None:
     from PIL import Image
 
     with Image.open(path, formats=["GIF"]) as image:
-        return image.info.get("comment")
+        return image.info.get("comment", b"").decode(errors="replace")
 
 
 def _mp4_comment(path: Path) -> str | None:

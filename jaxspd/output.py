@@ -5,18 +5,24 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError
+from jaxspd.files import user_path
 from jaxspd.params import METADATA_KEY
 from jaxspd.video import write_gif, write_mp4
 
 # "frames" is a folder of PNGs, the others are files ending so.
 FORMATS = ("png", "mp4", "gif", "frames")
+# Of a name's 255 bytes, those that the prompt gets; seed, hash, endings and numbers follow.
+SLUG_BYTES = 180
 
 
 def output_format(asked: str | None, name: str | None, frames: int) -> str:
@@ -43,45 +49,62 @@ def output_paths(folder: str, name: str | None, requests: list[dict[str, Any]], 
     """Where each request's output goes, in the format `kind`.
 
     Without `name` an output is called after prompt, seed and a hash of the request, so that the same
-    request gives the same file and another never overwrites it.
+    request gives the same file and another never overwrites it; the second of two equal ones is numbered.
     """
-    suffix = "" if kind == "frames" else f".{kind}"
+    place, suffix = user_path(folder), "" if kind == "frames" else f".{kind}"
     if name is None:
-        return [Path(folder) / (_default_name(request) + suffix) for request in requests]
+        seen: Counter[str] = Counter()
+        names = []
+        for stem in map(_default_name, requests):
+            seen[stem] += 1
+            names.append(stem if seen[stem] == 1 else f"{stem}_{seen[stem]}")
+    else:
+        stem = _given_stem(name)
+        names = [stem] if len(requests) == 1 else [f"{stem}_{i}" for i in range(len(requests))]
+    return [place / f"{name}{suffix}" for name in names]
+
+
+def _given_stem(name: str) -> str:
+    """A file name that a user gives, without its ending; UsageError for what is none."""
     path = Path(name)
-    if not name or path.name != name or name == "..":
+    unprintable = any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name)
+    if not name or path.name != name or name == ".." or unprintable:
         raise UsageError(f"output_file_name must be a plain file name, not {name!r}")
-    if len(requests) == 1:
-        return [Path(folder) / f"{path.stem}{suffix}"]
-    return [Path(folder) / f"{path.stem}_{i}{suffix}" for i in range(len(requests))]
+    if name.lower() in [f".{kind}" for kind in FORMATS]:
+        raise UsageError(f"{name!r} is only an ending; put a name before it")
+    return path.stem
 
 
 def _default_name(request: dict[str, Any]) -> str:
-    slug = re.sub(r"[^\w]+", "-", request["prompt"].lower()).strip("-")[:60].strip("-")
+    # Composed letters, since a combining mark by itself is no part of a word.
+    slug = re.sub(r"\W+", "-", unicodedata.normalize("NFC", request["prompt"].lower()))
+    slug = slug.strip("-")[:60].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-")
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
     return f"{slug or 'picture'}_{request['seed']}_{digest}"
 
 
 def poster_path(path: Path) -> Path:
-    """Where the first frame of the MP4 at `path` is kept as a picture."""
-    return path.with_suffix(".png")
+    """Where the first frame of the MP4 at `path` is kept: no other output of the same name goes there."""
+    return path.with_suffix(".poster.png")
 
 
 def check_writable(paths: list[Path]) -> None:
     """UsageError unless every path, and every MP4's poster, can be written; creates nothing."""
     for path in paths + [poster_path(path) for path in paths if path.suffix == ".mp4"]:
-        parent = path.parent.absolute()
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir():
-            raise UsageError(f"{parent} is a file, not a folder; choose another --output-path")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise UsageError(f"{parent} cannot be written; choose another --output-path")
+        check_place(path, "choose another --output-path or --output-file-name")
         if path.suffix:
-            if path.is_dir():
+            if os.path.isdir(path):
                 raise UsageError(f"{path} is a folder; choose another --output-file-name")
-        elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        elif os.path.lexists(path) and not _is_empty_folder(path):
             raise UsageError(f"{path} exists already; choose another --output-file-name for the frames")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """Whether a folder of frames can take the place of what is at `path`."""
+    try:
+        return not path.is_symlink() and not os.listdir(path)
+    except OSError:  # a file, or a folder that cannot be read
+        return False
 
 
 def write_output(path: Path, frames: np.ndarray, request: dict[str, Any], fps: float | None = None) -> None:

@@ -4,12 +4,15 @@ file's keys. Imports neither jax nor torch.
 
 import contextlib
 import difflib
+import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from jaxspd.errors import UsageError
+from jaxspd.files import is_text, parse_json, read_text, unique, user_path
 
 METADATA_KEY = "jaxspd"
 # Parameters that are 1 or more.
@@ -150,7 +153,7 @@ def _one(name: str, kind: type, value: Any) -> Any:
     if name == "progressive_sigmas" and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)
-    wrong = UsageError(f"{name} must be {_NAMES[kind]}, not {value!r}")
+    wrong = UsageError(f"{name} must be {_NAMES[kind]}, not {reprlib.repr(value)}")
     if (kind is bool) != isinstance(value, bool) or (kind is str) != isinstance(value, str):
         raise wrong
     try:
@@ -159,6 +162,8 @@ def _one(name: str, kind: type, value: Any) -> Any:
         raise wrong from None
     if converted != value:
         raise wrong
+    if kind is str and not is_text(value):
+        raise UsageError(f"{name} holds bytes or escapes that are no text; give it in UTF-8")
     return converted
 
 
@@ -166,11 +171,10 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are passed over."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read prompts from {path} ({error})") from None
+    """The prompts of a text file, one a line; empty lines are passed over. A line ends at \\n or \\r\\n only:
+    the other characters that Python would split at stand within prompts.
+    """
+    lines = [line.strip() for line in read_text(path, "prompts from").split("\n")]
     if not any(lines):
         raise UsageError(f"{path} holds no prompt; write one a line")
     return [line for line in lines if line]
@@ -178,17 +182,28 @@ def read_prompts(path: Path) -> list[str]:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """The keys of a YAML or JSON file, or those that jaxspd wrote into a picture or video."""
-    if path.is_dir() or path.suffix.lower() in (".png", ".mp4", ".gif"):
+    path = user_path(path)
+    if os.path.isdir(path) or path.suffix.lower() in (".png", ".mp4", ".gif"):
         from jaxspd.metadata import read_request
 
         return read_request(path)
+    text = read_text(path, "the configuration in")
     try:
-        import yaml
+        values = _parsed(text, is_json=path.suffix.lower() == ".json")
+        if isinstance(values, dict):
+            return unique((str(key).replace("-", "_"), value) for key, value in values.items())
+    except ValueError as error:
+        raise UsageError(f"cannot read the configuration in {path} ({error})") from None
+    raise UsageError(f"{path} must hold keys and values, such as `height: 1024`")
 
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-    except Exception as error:  # what a parser raises on a damaged file is its own affair
-        line = str(error).splitlines()[0]
-        raise UsageError(f"cannot read the configuration in {path} ({line})") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold keys and values, such as `height: 1024`")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+def _parsed(text: str, is_json: bool) -> Any:
+    """What a configuration says. JSON is read as such whatever the file's name; other text is YAML."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        if is_json:
+            raise
+    from jaxspd.yaml_core import parse_yaml
+
+    return parse_yaml(text)

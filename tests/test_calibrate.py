@@ -79,11 +79,11 @@ def test_pictures_become_a_spectrum_and_a_plot(flux1_folder, tmp_path, out, caps
     assert values["rings"]["power"] == pytest.approx(wanted.power, rel=1e-6)
     facts = {"family": "flux1", "height": 64, "width": 96, "num_frames": 1, "latent": [8, 12], "files": 5}
     assert {name: values[name] for name in facts} == facts
-    with Image.open(out.with_suffix(".png")) as plot:
+    with Image.open(out.with_suffix(".plot.png")) as plot:
         assert plot.format == "PNG"
         colours = np.asarray(plot.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(colours, axis=0)) > 50  # marks, lines and letters
-    assert sorted(path.name for path in out.parent.iterdir()) == ["measured.json", "measured.png"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["measured.json", "measured.plot.png"]
     captured = capsys.readouterr()
     printed = captured.out
     assert f"A = {wanted.spectrum.amplitude:.6f}, β = {wanted.spectrum.exponent:.6f}" in printed
@@ -124,7 +124,7 @@ def test_a_second_run_gives_the_same_and_does_not_measure_its_plot(flux1_folder,
     command = ["calibrate", "--model-path", str(flux1_folder), "--images", str(images), *SMALL]
     assert main(command) == 0
     first = (images / "spectrum.json").read_text()
-    assert (images / "spectrum.png").exists()
+    assert (images / "spectrum.plot.png").exists()
     assert main(command) == 0
     assert (images / "spectrum.json").read_text() == first
 
@@ -240,7 +240,7 @@ class TestRefusedBeforeAnythingIsEncoded:
         assert run(flux1_folder, drawings(tmp_path / "images", 1), out.parent / name, *SMALL) == 2
         assert "ends in .json" in refusal(capsys, out)
 
-    @pytest.mark.parametrize("name", ["a.json", "a.png"])
+    @pytest.mark.parametrize("name", ["a.json", "a.plot.png"])
     def test_a_folder_in_the_way(self, flux1_folder, tmp_path, capsys, name):
         (tmp_path / name).mkdir()
         assert run(flux1_folder, drawings(tmp_path / "images", 1), tmp_path / "a.json", *SMALL) == 2

@@ -146,7 +146,7 @@ def test_frames_are_a_folder_of_pngs(tmp_path):
 def test_an_mp4_has_its_first_frame_as_poster(tmp_path):
     frames = patches(5)
     path = written(tmp_path, "mp4", frames)
-    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "a.png"]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "a.poster.png"]
     with Image.open(poster_path(path)) as image:
         assert (np.asarray(image) == frames[0]).all()
     assert read_request(poster_path(path)) == REQUEST
@@ -302,13 +302,13 @@ def test_names_that_are_no_plain_file_names(name):
 
 
 def test_what_cannot_be_written_is_refused_beforehand(tmp_path):
-    for name in ("a.png", "full"):
+    for name in ("a.png", "b.poster.png", "full"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "0000.png").touch()
     (tmp_path / "file").touch()
     for name, says in {
         "a.png": "a.png is a folder; choose another --output-file-name",
-        "a.mp4": "a.png is a folder; choose another --output-file-name",  # its poster
+        "b.mp4": "b.poster.png is a folder; choose another --output-file-name",
         "full": "full exists already; choose another --output-file-name",
         "file": "file exists already; choose another --output-file-name",
         "file/a.gif": "file is a file, not a folder; choose another --output-path",
@@ -316,7 +316,7 @@ def test_what_cannot_be_written_is_refused_beforehand(tmp_path):
         with pytest.raises(UsageError, match=says):
             check_writable([tmp_path / name])
     before = sorted(tmp_path.rglob("*"))
-    check_writable([tmp_path / "b.mp4", tmp_path / "new" / "folder" / "c", tmp_path / "d.gif"])
+    check_writable([tmp_path / "a.mp4", tmp_path / "new" / "folder" / "c", tmp_path / "d.gif"])
     assert sorted(tmp_path.rglob("*")) == before
 
 

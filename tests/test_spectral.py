@@ -374,7 +374,7 @@ def test_a_spectrum_is_read_from_a_file(tmp_path):
         ("[1, 2]", "needs a positive number as amplitude, and has none"),
         ('{"amplitude": 20}', "needs a positive number as exponent, and has none"),
         ('{"amplitude": 0, "exponent": 1}', "as amplitude, and has 0"),
-        ('{"amplitude": 1, "exponent": NaN}', "as exponent, and has NaN"),
+        ('{"amplitude": 1, "exponent": NaN}', "NaN is no number in JSON"),
         ('{"amplitude": 1, "exponent": -1.5}', "as exponent, and has -1.5"),
         ('{"amplitude": "1", "exponent": 1}', 'as amplitude, and has "1"'),
         ('{"amplitude": true, "exponent": 2}', "as amplitude, and has true"),

@@ -180,7 +180,7 @@ def test_the_command_writes_a_video_that_repeats_itself(wan_folder, tmp_path, ca
         stream = video.streams.video[0]
         assert (stream.codec_context.name, stream.average_rate) == ("h264", Fraction(12))
         assert len([frame for frame in video.decode(stream)]) == 9
-    assert Image.open(tmp_path / "video.png").size == (96, 64)
+    assert Image.open(tmp_path / "video.poster.png").size == (96, 64)
 
     for again in ("one", "two"):
         repeat = ["--config", str(tmp_path / "video.mp4"), "--output-path", str(tmp_path)]
@@ -191,7 +191,7 @@ def test_the_command_writes_a_video_that_repeats_itself(wan_folder, tmp_path, ca
     )
     assert len(one) == 9
     np.testing.assert_array_equal(one, two)
-    np.testing.assert_array_equal(one[0], np.asarray(Image.open(tmp_path / "video.png")))
+    np.testing.assert_array_equal(one[0], np.asarray(Image.open(tmp_path / "video.poster.png")))
 
 
 def test_one_frame_is_a_picture(wan_folder, tmp_path):

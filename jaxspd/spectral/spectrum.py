@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspd.errors import UsageError
+from jaxspd.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,17 @@ class Spectrum:
         for name in ("amplitude", "exponent"):
             value = given.get(name)
             if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-                found = "none" if value is None else json.dumps(value)
+                found = "none" if value is None else json.dumps(value, default=repr)
                 raise UsageError(f"{source} needs a positive number as {name}, and has {found}")
         return cls(float(given["amplitude"]), float(given["exponent"]))
 
     @classmethod
     def from_file(cls, path: Path) -> "Spectrum":
         """The spectrum in a JSON file such as `jaxspd calibrate` writes; UsageError if it holds none."""
+        text = read_text(path, "a spectrum from")
         try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise UsageError(f"cannot read a spectrum from {path} ({error})") from None
         return cls.from_mapping(values, str(path))
 
