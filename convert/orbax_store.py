@@ -42,6 +42,12 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
     return state
 
 
+def check_new(output: Path) -> None:
+    """UsageError if the folder to be written exists."""
+    if output.exists():
+        raise UsageError(f"{output} exists already; choose another --output-path")
+
+
 def convert_pipeline(family, output: Path) -> None:
     """Writes `family`'s pipeline folder anew with the transformer as Orbax checkpoint.
 
@@ -53,8 +59,7 @@ def convert_pipeline(family, output: Path) -> None:
     source = family.folder / "transformer"
     if (source / NAME).is_dir():
         raise UsageError(f"{family.folder} is converted already; use it as it is")
-    if output.exists():
-        raise UsageError(f"{output} exists already; choose another --output-path")
+    check_new(output)
     checkpoint = Checkpoint(source)
     # The narrowest type that loses nothing; float32 holds every other.
     dtype = next(
@@ -83,7 +88,8 @@ def convert_pipeline(family, output: Path) -> None:
                 name
                 for name in names
                 if (Path(folder) / name).resolve() in weights
-                or (Path(folder) == source and name.endswith(".index.json"))
+                # Indexes, and the same weights at half precision.
+                or (Path(folder) == source and ".safetensors" in name)
             ],
         )
         with ocp.StandardCheckpointer() as checkpointer:
