@@ -105,25 +105,29 @@ class Snapshot:
 def open_snapshot(model: str, revision: str | None) -> Snapshot:
     """The commit that `revision` stands for, of which model_index.json has come."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    # Asked first, since of a hub that does not answer a download would ask again and again.
     try:
+        info = HfApi().model_info(model, revision=revision, timeout=TIMEOUT)
+    except Exception as error:
+        fault = reason(model, error, revision)
+        try:
+            folder = Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=True)).parent
+        except Exception:
+            raise UsageError(f"{model} is no local folder and cannot be downloaded: {fault}") from error
+        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return Snapshot(model, folder, frozenset(names), fault)
+    names = frozenset(file.rfilename for file in info.siblings or [])
+    if INDEX not in names:
+        raise UsageError(f"{model} holds no {INDEX}; give the hub id of a pipeline in diffusers' layout")
+    try:
+        # By the revision's name, which the cache then remembers.
         folder = Path(hf_hub_download(model, INDEX, revision=revision)).parent
     except Exception as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise UsageError(
-                f"{model} holds no {INDEX}; give the hub id of a pipeline in diffusers' layout"
-            ) from error
-        raise UsageError(
-            f"{model} is no local folder and cannot be downloaded: {reason(model, error, revision)}"
-        ) from error
-    try:
-        files = HfApi().model_info(model, revision=folder.name, timeout=TIMEOUT).siblings or []
-        return Snapshot(model, folder, frozenset(file.rfilename for file in files), None)
-    except Exception as error:
-        # Whatever the cause, the cache may suffice.
-        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        return Snapshot(model, folder, frozenset(names), reason(model, error, revision))
+        raise UsageError(f"{model} cannot be downloaded: {reason(model, error, revision)}") from error
+    if folder.name != info.sha:
+        raise UsageError(f"{model} changed while it was read; try again")
+    return Snapshot(model, folder, names, None)
 
 
 def configurations(snapshot: Snapshot, parts: Collection[str]) -> Iterator[str]:
@@ -147,7 +151,6 @@ def part_files(snapshot: Snapshot, family, part: str) -> Iterator[str]:
     if stem is None:
         yield from (f"{part}/{name}" for name in inside if PurePosixPath(name).suffix in TOKENIZER_FILES)
         return
-    yield from (f"{part}/{name}" for name in inside if name == "generation_config.json")
     stored = [name for name in inside if name.startswith(f"{NAME}/")]
     if part == "transformer" and stored:
         yield from (f"{part}/{name}" for name in stored)

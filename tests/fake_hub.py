@@ -27,8 +27,8 @@ class Commit:
 
 @dataclass
 class Hub:
-    """Repositories by id, each with its branches; `refusals` are answers to whatever is asked of an id:
-    status, error code and message.
+    """Repositories by id, each with its branches; `refusals` are answers to whatever is asked of an id,
+    or with "/resolve" behind it to what is asked of its files: status, error code and message.
     """
 
     repositories: dict[str, dict[str, Commit]] = field(default_factory=dict)
@@ -87,8 +87,8 @@ class Hub:
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         model = (match or file)[1]
         revision = (match[3] if match else file[2]) or "main"
-        if model in self.refusals:
-            return refuse(request, *self.refusals[model])
+        if refusal := self.refusals.get(model if match else f"{model}/resolve") or self.refusals.get(model):
+            return refuse(request, *refusal)
         if model not in self.repositories:
             return refuse(request, 401, "RepoNotFound", "Repository not found")
         branches = self.repositories[model]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants
+from jaxspd.convert.checkpoint import weight_files
 from PIL import Image
 
 from jaxspd.cli import main
-from jaxspd.convert.checkpoint import weight_files
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import fetch
@@ -41,6 +41,7 @@ CLUTTER = [
     "text_encoder/model.fp16.safetensors",
     "text_encoder/model.onnx",
     "text_encoder/openvino_config.json",
+    "text_encoder/generation_config.json",
     "text_encoder/pytorch_model.bin",
     "tokenizer/notes.md",
 ]
@@ -56,6 +57,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)  # which diffusers asks
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         huggingface_hub.close_session()
         huggingface_hub.utils.disable_progress_bars()
@@ -87,6 +89,11 @@ def snapshot(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def needed(folder):
+    """Of the files that a pipeline's own save wrote, those that a picture takes."""
+    return snapshot(folder) - {"text_encoder/generation_config.json"}
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_all_that_a_pipeline_needs_and_nothing_else_is_fetched(hub, request, folder):
     folder = request.getfixturevalue(folder)
@@ -94,9 +101,7 @@ def test_all_that_a_pipeline_needs_and_nothing_else_is_fetched(hub, request, fol
     family, local = fetch("maker/model"), open_family(folder)
     family.check_weights()
     assert weight_files(family.folder / "transformer")
-    needed = snapshot(folder)
-    assert needed - hub.names() == set()
-    assert hub.names() & set(CLUTTER) == set()
+    assert hub.names() == needed(folder)
     ours, theirs = family.encode(["a lake"]), local.encode(["a lake"])
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
@@ -116,7 +121,9 @@ def test_a_chat_template_comes_with_its_tokenizer(hub, klein_folder, tmp_path, c
 def test_a_tokenizer_without_its_chat_template_is_named(klein_folder, tmp_path, line):
     folder = shutil.copytree(klein_folder, tmp_path / "model")
     (folder / "tokenizer" / "chat_template.jinja").unlink()
-    said = line("generate", "--model-path", folder, "--prompt", "a", *SMALL, "--output-path", tmp_path / "out")
+    said = line(
+        "generate", "--model-path", folder, "--prompt", "a", *SMALL, "--output-path", tmp_path / "out"
+    )
     assert "lacks a chat template" in said
 
 
@@ -155,7 +162,7 @@ def test_a_conversion_takes_all(hub, flux1_folder, tmp_path, capsys, line):
     assert "exists already" in line(*command, tmp_path)
     assert hub.asked == []
     assert main([*command, str(tmp_path / "new")]) == 0
-    assert snapshot(flux1_folder) - snapshot(tmp_path / "new") == {
+    assert needed(flux1_folder) - snapshot(tmp_path / "new") == {
         "transformer/diffusion_pytorch_model.safetensors"
     }
     # And what is converted can be put on the hub itself.
@@ -198,7 +205,7 @@ def test_what_the_cache_holds_is_not_fetched_again(hub, flux1_folder):
     hub.fetched.clear()
     folder = fetch("maker/model").folder
     assert "vae/diffusion_pytorch_model.safetensors" not in hub.names()
-    assert snapshot(folder) == snapshot(flux1_folder)
+    assert snapshot(folder) == needed(flux1_folder)
     hub.fetched.clear()
     fetch("maker/model")
     assert hub.fetched == []
@@ -214,41 +221,41 @@ REFUSALS = {
         ),
         r"Visit https://huggingface.co/maker/model to ask for access",
     ),
-    "anonymous": ((401, "GatedRepo", "Access to model maker/model is restricted."), "/maker/model; then log in"),
+    "anonymous": (
+        (401, "GatedRepo", "Access to model maker/model is restricted."),
+        "/maker/model; then log in",
+    ),
     "unknown": ((401, "RepoNotFound", "Repository not found"), "check the spelling, or log in with `hf auth"),
-    "gone": ((404, "RepoNotFound", "Repository not found"), "check the spelling, or log in with `hf auth login`"),
+    "gone": (
+        (404, "RepoNotFound", "Repository not found"),
+        "check the spelling, or log in with `hf auth login`",
+    ),
     "token": ((401, "", "Invalid credentials in Authorization header"), r"answers 401 (Invalid cred"),
     "broken": ((500, "", "Internal Error - We're working hard"), "answers 500 (Internal Error"),
 }
 
 
-@pytest.mark.parametrize("command", ["generate", "plan"])
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_the_hub_refuses_is_said_in_one_line(hub, line, name, command):
+def test_what_the_hub_refuses_is_said_in_one_line(hub, line, name):
     hub.refusals["maker/model"], says = REFUSALS[name]
-    said = line(command, "--model-path", "maker/model", *["--prompt", "a"] * (command == "generate"))
+    said = line("generate", "--model-path", "maker/model", "--prompt", "a")
     assert says in said
     assert "Request" not in said
     assert said.startswith("jaxspd: maker/model ")
 
 
-def test_weights_that_are_gated_alone_are_named(hub, flux1_folder, line, monkeypatch):
-    """As where the list of files may be read by all."""
+@pytest.mark.parametrize("parts", [None, ()])
+def test_files_that_are_gated_alone(hub, flux1_folder, line, parts):
+    """The hub lists a gated repository's files to all."""
     hub.add("maker/model", flux1_folder)
     refusal, says = REFUSALS["forbidden"]
-    fetch("maker/model", ())
-    answer = hub.answer
-    monkeypatch.setattr(
-        hub,
-        "answer",
-        lambda request: (
-            hub.refusals.update({"maker/model": refusal} if "resolve" in request.path else {}),
-            answer(request),
-            hub.refusals.clear(),
-        ),
-    )
+    hub.refusals["maker/model/resolve"] = refusal
     with pytest.raises(UsageError, match=says):
-        fetch("maker/model")
+        fetch("maker/model", parts)
+    hub.refusals.clear()
+    fetch("maker/model", parts)
+    hub.refusals["maker/model/resolve"] = refusal
+    fetch("maker/model", parts)
 
 
 def test_a_repository_that_is_no_pipeline(hub, line):
@@ -286,6 +293,7 @@ def test_a_cache_that_diffusers_filled_suffices(hub, klein_folder, monkeypatch, 
         offline(monkeypatch)
     elif cause == "network":
         hub.stop()
+        huggingface_hub.close_session()
     else:
         hub.refusals["maker/model"] = REFUSALS["forbidden"][0]
     family = fetch("maker/model")
@@ -346,3 +354,57 @@ def test_a_shard_that_the_repository_lacks(hub, sharded):
     hub.add("maker/model", sharded)
     with pytest.raises(UsageError, match=rf"maker/model lacks transformer/{lost.name}; its repository"):
         fetch("maker/model")
+
+
+@pytest.fixture
+def two_revisions(hub, schnell_folder, flux1_folder):
+    """One repository whose branches hold different models."""
+    hub.add("maker/model", schnell_folder)
+    return hub.add("maker/model", flux1_folder, branch="v2")
+
+
+def test_a_revision_is_fetched_kept_and_repeated(hub, two_revisions, tmp_path, capsys, monkeypatch):
+    command = ["generate", "--output-path", str(tmp_path), "--output-file-name"]
+    flags = [*SMALL, "--prompt", "a", "--model-path", "maker/model", "--revision", "v2"]
+    assert main([*command, "one", *flags]) == 0
+    request = json.loads(Image.open(tmp_path / "one.png").text["jaxspd"])
+    assert (request["model_path"], request["revision"]) == ("maker/model", "v2")
+    assert main([*command, "two", "--config", str(tmp_path / "one.png")]) == 0
+    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two")]
+    np.testing.assert_array_equal(*pictures)
+    assert not any(word.startswith("main/") for word in hub.fetched)
+    # Another model than the picture's takes no revision from it.
+    capsys.readouterr()
+    other = ["--config", str(tmp_path / "one.png"), "--model-path", "maker/other"]
+    assert main([*command, "three", *other]) == 2
+    assert "v2" not in capsys.readouterr().err
+    # Offline, the cache knows the revision by name, by commit, and no other.
+    offline(monkeypatch)
+    assert fetch("maker/model", (), "v2").distilled is False
+    assert fetch("maker/model", (), two_revisions.sha).distilled is False
+    with pytest.raises(UsageError, match="unset HF_HUB_OFFLINE"):
+        fetch("maker/model", ())
+
+
+def test_every_command_takes_a_revision(hub, two_revisions, tmp_path, capsys):
+    assert main(["plan", "--model-path", "maker/model", "--revision", two_revisions.sha, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][-1]["end"] == 50
+    assert main(["plan", "--model-path", "maker/model", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][-1]["end"] == 4
+    shared = ["--model-path", "maker/model", "--revision", "v2", "--output-path"]
+    images = str(drawings(tmp_path / "images"))
+    measure = ["--images", images, "--height", "64", "--width", "96"]
+    assert main(["calibrate", *shared, str(tmp_path / "spectrum.json"), *measure]) == 0
+    assert main(["convert", *shared, str(tmp_path / "new")]) == 0
+    assert open_family(tmp_path / "new").distilled is False
+
+
+def test_a_revision_that_is_not_there(hub, two_revisions, line):
+    said = line("plan", "--model-path", "maker/model", "--revision", "v3")
+    assert "it has no revision 'v3'; give one of its branches, tags or commits" in said
+
+
+def test_what_has_no_revisions(hub, flux1_folder, line):
+    assert "leave revision out" in line("plan", "--model-path", flux1_folder, "--revision", "v2")
+    assert "the demo has no revisions" in line("plan", "--revision", "v2")
+    assert "leave --revision out" in line("plan", "--family", "flux1", "--revision", "v2")
