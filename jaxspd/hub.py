@@ -184,8 +184,7 @@ def reason(model: str, error: Exception, revision: str | None = None) -> str:
     # What the hub says of its own, which the library puts last.
     said = ((getattr(error, "server_message", None) or "").strip().splitlines() or [""])[0].rstrip(".")
     if isinstance(error, GatedRepoError):
-        page = f"{constants.ENDPOINT}/{model}"
-        where = "" if page in said else f"; ask for access at {page}"
+        where = "" if "ask for access" in said else f"; ask for access at {constants.ENDPOINT}/{model}"
         return f"{said or 'it is gated'}{where}; then {LOGIN}"
     if isinstance(error, RepositoryNotFoundError):
         return f"the hub has no such repository, or it is private; check the spelling, or {LOGIN}"

@@ -85,6 +85,8 @@ class Hub:
         self.asked.append(f"{request.command} {path}")
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if not match and not file:
+            return refuse(request, 404, "", "Not found")
         model = (match or file)[1]
         revision = (match[3] if match else file[2]) or "main"
         if refusal := self.refusals.get(model if match else f"{model}/resolve") or self.refusals.get(model):

@@ -241,6 +241,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(hub, line, name):
     said = line("generate", "--model-path", "maker/model", "--prompt", "a")
     assert says in said
     assert "Request" not in said
+    assert said.count("ask for access") == ("Gated" in hub.refusals["maker/model"][1])
     assert said.startswith("jaxspd: maker/model ")
 
 
