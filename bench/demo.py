@@ -24,8 +24,7 @@ from training.attributes import detect
 from training.landscapes import describe, draw
 
 from jaxspd import DiffGenerator
-from jaxspd.families import open_family
-from jaxspd.hub import DEMO, model_folder
+from jaxspd.hub import DEMO, fetch
 
 RESULTS = Path(__file__).parent / "results" / "demo"
 # Captions of seeds that neither the training pictures nor the check's own have used.
@@ -57,9 +56,8 @@ def measure(pictures: np.ndarray, drawings: np.ndarray, scenes: list) -> dict:
     }
 
 
-def autoencoded(folder: Path, drawings: np.ndarray) -> np.ndarray:
+def autoencoded(family, drawings: np.ndarray) -> np.ndarray:
     """The drawings as the checkpoint's VAE gives them back."""
-    family = open_family(folder)
     with family.latent_encoder() as encode:
         latents = np.concatenate([encode(picture[None, None]) for picture in drawings])
     return family.decode(latents)[:, 0]
@@ -80,8 +78,8 @@ def main() -> None:
 
     scenes, captions, draws = zip(*(describe(FIRST_SEED + i) for i in range(args.count)), strict=True)
     drawings = np.stack([draw(scene, rng) for scene, rng in zip(scenes, draws, strict=True)])
-    folder = model_folder(args.model_path)
-    rendered = autoencoded(folder, drawings)
+    family = fetch(args.model_path)
+    folder, rendered = family.folder, autoencoded(family, drawings)
     report = {
         "hardware": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind} device",
         "versions": {name: version(name) for name in ("jax", "flax", "torch", "diffusers")},

@@ -20,7 +20,7 @@ from checkpoints import write_checkpoint
 
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.hub import model_folder
+from jaxspd.hub import DEMO
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_report, plan_request, reading
 from jaxspd.sampling.noise import gaussian, stage_noises
@@ -96,7 +96,7 @@ def describe(family, request: dict) -> dict:
 
 def main(job_file: str, answer_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
-    folder = model_folder(None) if job["checkpoint"] is None else Path(job["checkpoint"])
+    folder = DEMO if job["checkpoint"] is None else Path(job["checkpoint"])
     if job["checkpoint"] is not None:
         dtype = getattr(torch, job["dtype"])
         write_checkpoint(folder, job["family"], job["transformer"], job["vae"], dtype)

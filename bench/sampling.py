@@ -13,7 +13,7 @@ from training.landscapes import Scene, describe
 from training.landscapes import sample as landscape
 
 from jaxspd.families import open_family
-from jaxspd.hub import model_folder
+from jaxspd.hub import DEMO
 from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
 from jaxspd.sampling.loop import denoise
@@ -37,7 +37,7 @@ class Demo:
     """The demo checkpoint, ready to denoise batches of the study's `count` captions."""
 
     def __init__(self, count: int):
-        self.family = open_family(model_folder(None))
+        self.family = open_family(DEMO)
         self.count, self.leading = count, self.family.leading(1)
         self.conditioning = self.family.condition(self.family.encode(captions(count)[1]), 0.0)
         self.parameters = load_transformer(
@@ -89,7 +89,7 @@ def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:
     """
     path = folder / f"drawn-{first_seed}-{count}.npy"
     if not path.exists():
-        family, pictures = open_family(model_folder(None)), []
+        family, pictures = open_family(DEMO), []
         with family.latent_encoder() as encode:
             for seed in tqdm(range(first_seed, first_seed + count), desc="drawn"):
                 pictures.append(encode(landscape(seed)[0][None, None]))

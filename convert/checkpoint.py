@@ -1,7 +1,7 @@
 """Official checkpoint folders: safetensors, single or sharded, read and written tensor by tensor."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from .errors import UsageError
 from .table import Rule
 
 STEM = "diffusion_pytorch_model"
+# Some checkpoints hold weights of half the size as well, and a few nothing else.
+VARIANT = "fp16"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 # Stored types that hold weights, by their names in safetensors.
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -77,24 +79,51 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
     """The safetensors files of `folder`, in order; the index decides where there is one."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is missing; the checkpoint needs a {folder.name}/ folder")
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        names = set()
-        with suppress(ValueError, KeyError, AttributeError, TypeError):
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise UsageError(f"{index} is damaged; download it again")
-        names = sorted(names)
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise UsageError(f"{folder} lacks {', '.join(missing)}; download the folder again")
-        return [folder / name for name in names]
-    single = folder / f"{stem}.safetensors"
-    if single.is_file():
-        return [single]
-    pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
+    inside = file_names(folder)
+    entry = weight_entry(inside, stem)
+    if entry is None:
+        raise no_weights(folder, inside, stem)
+    names = shard_names(folder / entry) if entry.endswith(".json") else [entry]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(f"{folder} lacks {', '.join(missing)}; download the folder again")
+    return [folder / name for name in names]
+
+
+def file_names(folder: Path) -> list[str]:
+    """The names of the files in `folder`, in order."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def weight_entry(names: Iterable[str], stem: str = STEM) -> str | None:
+    """Of a folder's file `names`, the one that leads to its weights: an index or the only file, of half
+    precision where there is no other; None if there are no safetensors.
+    """
+    known = (
+        f"{stem}.safetensors.index.json",
+        f"{stem}.safetensors",
+        f"{stem}.safetensors.index.{VARIANT}.json",
+        f"{stem}.safetensors.{VARIANT}.index.json",  # as older releases of diffusers wrote it
+        f"{stem}.{VARIANT}.safetensors",
+    )
+    return next((name for name in known if name in names), None)
+
+
+def shard_names(index: Path) -> list[str]:
+    """The names of the files that an index lists, in order; UsageError if it is damaged."""
+    names = set()
+    with suppress(ValueError, KeyError, AttributeError, TypeError):
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UsageError(f"{index} is damaged; download it again")
+    return sorted(names)
+
+
+def no_weights(folder: Path | str, names: Iterable[str], stem: str) -> UsageError:
+    """The error for a `folder` that holds `names` and no safetensors."""
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
     found = f"only {', '.join(pickles)}, and pickles are never loaded" if pickles else "none"
-    raise UsageError(f"{folder} needs safetensors weights ({single.name}); found {found}")
+    return UsageError(f"{folder} needs safetensors weights ({stem}.safetensors); found {found}")
 
 
 def read_config(folder: Path) -> dict:

@@ -94,7 +94,8 @@ def convert_pipeline(family, output: Path) -> None:
                 name
                 for name in names
                 if (Path(folder) / name).resolve() in weights
-                or (Path(folder) == source and name.endswith(".index.json"))
+                # Indexes, and the same weights at half precision.
+                or (Path(folder) == source and ".safetensors" in name)
             ],
         )
         with ocp.StandardCheckpointer() as checkpointer:

@@ -18,9 +18,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError
-from jaxspd.families import open_family
 from jaxspd.files import user_path
-from jaxspd.hub import model_folder
+from jaxspd.hub import fetch
 from jaxspd.params import SamplingParams
 from jaxspd.planning import frames, pixel_size
 from jaxspd.spectral.calibration import Calibration, PowerMeter, fit_spectrum
@@ -100,16 +99,18 @@ def calibrate(
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
+    revision: str | None = None,
 ) -> Measurement:
     """Measures the spectrum of a model's latents on the files below the folder `images`, writes it to
     `output_path`, a JSON file, and a plot of it to its `plot_path`.
 
     Models of pictures are measured on pictures, models of videos on videos, or with `num_frames` 1 on
-    pictures. UsageError, before anything is encoded, for what cannot be written or done.
+    pictures. `revision` is a hub id's branch, tag or commit. UsageError, before anything is encoded, for what
+    cannot be written or done.
     """
     target, folder = user_path(output_path), user_path(images)
     check_target(target)
-    family = open_family(model_folder(model_path))
+    family = fetch(model_path, (), revision)
     if num_frames is None and family.default_fps:
         num_frames = DEFAULT_FRAMES
     asked = SamplingParams(height=height, width=width, num_frames=num_frames)
@@ -117,6 +118,8 @@ def calibrate(
     latent = size[0] // family.pixels_per_latent, size[1] // family.pixels_per_latent
     halvings(latent, 1)  # refuses a grid that is too small to grow into
     files = find_files(folder, family, count, plot_path(target))
+    # Only now, when nothing is left to be refused.
+    family = fetch(model_path, ("vae",), revision)
     meter = PowerMeter(latent)
     with (
         family.latent_encoder() as encode,

@@ -16,8 +16,9 @@ from jaxspd.files import user_path
 from jaxspd.params import SamplingParams, check_keys, read_config_file, read_prompts
 
 MODEL_HELP = "folder of a pipeline in diffusers' layout, or a hub id; default: the demo"
+REVISION_HELP = "branch, tag or commit of a hub id (default: main)"
 # Keys of a configuration file that are not sampling parameters.
-MODEL_KEYS = {"model_path": str, "dit_cpu_offload": bool, "compilation_cache": bool}
+MODEL_KEYS = {"model_path": str, "revision": str, "dit_cpu_offload": bool, "compilation_cache": bool}
 # Flags that take the place of what a configuration file says in other words.
 REPLACES = {
     "progressive_levels": ["progressive_scales"],
@@ -55,6 +56,7 @@ def build_parser() -> Parser:
 
     generate = commands.add_parser("generate", help="make pictures or videos from prompts")
     generate.add_argument("--model-path", help=MODEL_HELP)
+    generate.add_argument("--revision", help=REVISION_HELP)
     generate.add_argument("--prompt-path", type=Path, help="text file with one prompt a line")
     generate.add_argument(
         "--config",
@@ -79,6 +81,7 @@ def build_parser() -> Parser:
 
     plan = commands.add_parser("plan", help="print the stages a request would run")
     plan.add_argument("--model-path", help=MODEL_HELP)
+    plan.add_argument("--revision", help=REVISION_HELP)
     plan.add_argument("--family", help="plan for a family as published, such as flux1 or wan")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_sampling_flags(
@@ -98,11 +101,13 @@ def build_parser() -> Parser:
 
     convert = commands.add_parser("convert", help="keep a checkpoint's weights in Orbax's format")
     convert.add_argument("--model-path", required=True, help=MODEL_HELP.split(";")[0])
+    convert.add_argument("--revision", help=REVISION_HELP)
     convert.add_argument("--output-path", required=True, type=Path, help="new pipeline folder")
     convert.set_defaults(run=run_convert)
 
     calibrate = commands.add_parser("calibrate", help="measure the power spectrum of a model's latents")
     calibrate.add_argument("--model-path", help=MODEL_HELP)
+    calibrate.add_argument("--revision", help=REVISION_HELP)
     calibrate.add_argument(
         "--images", required=True, type=Path, help="folder of pictures (of videos, for a model of videos)"
     )
@@ -142,6 +147,8 @@ def run_generate(args: argparse.Namespace) -> None:
     values = read_config_file(args.config) if args.config else {}
     known = [item.name for item in fields(SamplingParams)]
     check_keys(values, [*known, *MODEL_KEYS])
+    if args.model_path is not None:
+        values.pop("revision", None)  # the other model's
     for name, kind in MODEL_KEYS.items():
         given = getattr(args, name)
         if given is not None:
@@ -190,15 +197,17 @@ def summary(result) -> str:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    from jaxspd.families import family_class, open_family
-    from jaxspd.hub import model_folder
+    from jaxspd.families import family_class
+    from jaxspd.hub import fetch
     from jaxspd.planning import plan_report, plan_request, plan_table, reading
 
     if args.family and args.model_path:
         raise UsageError("give either --family or --model-path, not both")
+    if args.family and args.revision:
+        raise UsageError("a --family as published has no revisions; leave --revision out")
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if f.name in args}
     params = SamplingParams.from_mapping(values)
-    family = family_class(args.family)() if args.family else open_family(model_folder(args.model_path))
+    family = family_class(args.family)() if args.family else fetch(args.model_path, (), args.revision)
     plan, family = plan_request(family, params), reading(family, params)
     if args.json:
         print(json.dumps(plan_report(family, plan)))
@@ -207,12 +216,12 @@ def run_plan(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from jaxspd.convert.orbax_store import convert_pipeline
-    from jaxspd.families import open_family
-    from jaxspd.hub import model_folder
+    from jaxspd.convert.orbax_store import check_new, convert_pipeline
+    from jaxspd.hub import fetch
 
     output = user_path(args.output_path)
-    convert_pipeline(open_family(model_folder(args.model_path)), output)
+    check_new(output)
+    convert_pipeline(fetch(args.model_path, revision=args.revision), output)
     print(f"wrote {output}")
 
 
@@ -226,6 +235,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         height=args.height,
         width=args.width,
         num_frames=args.num_frames,
+        revision=args.revision,
     )
     print(result.summary())
 

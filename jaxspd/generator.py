@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.errors import UsageError
-from jaxspd.families import open_family
 from jaxspd.files import lasting_model_path
-from jaxspd.hub import model_folder
+from jaxspd.hub import fetch
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_report, plan_request, reading
@@ -75,9 +74,10 @@ class GenerationResult:
 class DiffGenerator:
     """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed."""
 
-    def __init__(self, model_path: str | None, dit_cpu_offload: bool):
+    def __init__(self, model_path: str | None, dit_cpu_offload: bool, revision: str | None = None):
         self.model_path = lasting_model_path(model_path)
-        family = open_family(model_folder(model_path))
+        self.revision = revision
+        family = fetch(model_path, revision=revision)
         family.check_weights()
         if dit_cpu_offload and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
             raise UsageError(
@@ -97,19 +97,21 @@ class DiffGenerator:
         cls,
         model_path: str | None = None,
         *,
+        revision: str | None = None,
         dit_cpu_offload: bool = False,
         compilation_cache: bool = True,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
 
-        `dit_cpu_offload` keeps the weights of the transformer's layers in host memory; each comes to the
-        device while the layer before it is at work. `compilation_cache` keeps compiled programs in the
-        user's cache folder. Weights go on loading after this returns; UsageError for a folder that cannot
-        be used, or a backend that cannot stream.
+        `revision` is a hub id's branch, tag or commit. `dit_cpu_offload` keeps the weights of the
+        transformer's layers in host memory; each comes to the device while the layer before it is at work.
+        `compilation_cache` keeps compiled programs in the user's cache folder. Weights go on loading after
+        this returns; UsageError for a folder that cannot be used, what the hub does not give, or a backend
+        that cannot stream.
         """
         if compilation_cache:
             enable_compilation_cache()
-        return cls(model_path, dit_cpu_offload)
+        return cls(model_path, dit_cpu_offload, revision)
 
     def _load(self):
         begin = time.perf_counter()
@@ -233,6 +235,8 @@ class DiffGenerator:
         del common["output_path"], common["output_file_name"]
         if self.model_path is not None:
             common["model_path"] = self.model_path
+        if self.revision is not None:
+            common["revision"] = self.revision
         return [
             {**common, "prompt": prompt, "seed": params.seed + number}
             for prompt in params.prompts

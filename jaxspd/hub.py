@@ -1,25 +1,64 @@
-"""From a model path to a folder: a local one, a hub id, or the demo that ships with the package."""
+"""From a model to its family: the demo, a local folder, or a repository of the hub, of which only what is
+needed comes, when it is needed.
+"""
 
 import os
 import re
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path, PurePosixPath
 
+from jaxspd.convert.checkpoint import STEM, no_weights, shard_names, weight_entry
+from jaxspd.convert.orbax_store import NAME
 from jaxspd.errors import UsageError
+from jaxspd.families import open_family, pipeline_family
 from jaxspd.files import user_path
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
-# Neither pickles nor the single-file duplicates of the weights that some repositories also hold.
-WANTED = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+INDEX = "model_index.json"
+# What a family reads before its weights: of every part, and of the pipeline itself.
+CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json")
+SPECTRUM = "spectrum.json"
+# Of what a tokenizer may consist; chat templates are files of their own in recent ones.
+TOKENIZER_FILES = {".json", ".txt", ".model", ".jinja"}
+# Seconds to wait for a list of files before the cache has to do.
+TIMEOUT = 10
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-def model_folder(model_path: str | None) -> Path:
-    """The pipeline folder of `model_path`; a hub id is downloaded, or taken from the hub's cache."""
+def fetch(model_path: str | None, parts: Collection[str] | None = None, revision: str | None = None):
+    """The family of `model_path`: a local folder, a hub id, or without one the demo.
+
+    Of a hub id, configuration comes first, and then, unless the family refuses it, the weights and
+    tokenizers of `parts`, such as ("vae",); by default of all that the pipeline has. What the hub's cache
+    holds is not fetched again, and suffices where the hub cannot be asked. `revision` is a branch, tag or
+    commit. UsageError, in one line, for what is no model, is not supported, or cannot be had.
+    """
+    folder = local_folder(model_path, revision)
+    if folder:
+        return open_family(folder)
+    snapshot = open_snapshot(model_path, revision)
+    family_class = pipeline_family(snapshot.folder)
+    snapshot.get(configurations(snapshot, family_class.parts))
+    family = family_class.from_folder(snapshot.folder)
+    wanted = family.parts if parts is None else parts
+    snapshot.get([name for part in wanted for name in part_files(snapshot, family, part)])
+    return family
+
+
+def local_folder(model_path: str | None, revision: str | None) -> Path | None:
+    """The folder of a model that lies on this machine, None for a hub id."""
     if model_path is None:
+        if revision is not None:
+            raise UsageError("the demo has no revisions; give a model path, or leave revision out")
         return DEMO
     folder = user_path(model_path)
     if os.path.isdir(folder):
         if not os.access(folder, os.R_OK | os.X_OK):
             raise UsageError(f"{folder} cannot be read; change its permissions or give another model path")
+        if revision is not None:
+            raise UsageError(f"{folder} is a folder, which has no revisions; leave revision out")
         return folder
     if os.path.lexists(folder):
         raise UsageError(f"{folder} is no folder; give the folder of a pipeline or a hub id")
@@ -27,10 +66,145 @@ def model_folder(model_path: str | None) -> Path:
         raise UsageError(
             f"{model_path} does not exist or cannot be reached; give a pipeline's folder or a hub id"
         )
-    from huggingface_hub import snapshot_download
+    return None
 
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One commit of a repository in the hub's cache, where files arrive as they are asked for.
+
+    `names` are the repository's files, or only those in the cache where the hub could not be asked;
+    `fault` is then the reason.
+    """
+
+    model: str
+    folder: Path
+    names: frozenset[str]
+    fault: str | None
+
+    def inside(self, part: str) -> list[str]:
+        """The names of a component's files, relative to its folder."""
+        return [name.removeprefix(f"{part}/") for name in sorted(self.names) if name.startswith(f"{part}/")]
+
+    def get(self, names: Iterable[str]) -> None:
+        """Downloads what the cache lacks of `names`."""
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if not missing:
+            return
+        if self.fault:
+            raise self.incomplete(missing)
+        from huggingface_hub import snapshot_download
+
+        try:
+            # By commit: a branch might have moved on meanwhile.
+            snapshot_download(self.model, revision=self.folder.name, allow_patterns=[*map(escape, missing)])
+        except Exception as error:
+            raise UsageError(f"{self.model} cannot be downloaded: {reason(self.model, error)}") from error
+        if missing := [name for name in missing if not (self.folder / name).is_file()]:
+            raise UsageError(f"{self.model} lacks {missing[0]}; its repository is incomplete")
+
+    def incomplete(self, missing: list[str]) -> UsageError:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return UsageError(f"the hub's cache lacks {missing[0]}{more} of {self.model}: {self.fault}")
+
+
+def open_snapshot(model: str, revision: str | None) -> Snapshot:
+    """The commit that `revision` stands for, of which model_index.json has come."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    # Asked first, since of a hub that does not answer a download would ask again and again.
     try:
-        return Path(snapshot_download(model_path, allow_patterns=WANTED))
-    except Exception as error:  # no network, no such repository, or a gated one
-        line = str(error).strip().splitlines()[0]
-        raise UsageError(f"{model_path} is no local folder and could not be downloaded ({line})") from error
+        info = HfApi().model_info(model, revision=revision, timeout=TIMEOUT)
+    except Exception as error:
+        fault = reason(model, error, revision)
+        try:
+            folder = Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=True)).parent
+        except Exception:
+            raise UsageError(f"{model} is no local folder and cannot be downloaded: {fault}") from error
+        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return Snapshot(model, folder, frozenset(names), fault)
+    names = frozenset(file.rfilename for file in info.siblings or [])
+    if INDEX not in names:
+        raise UsageError(f"{model} holds no {INDEX}; give the hub id of a pipeline in diffusers' layout")
+    try:
+        # By the revision's name, which the cache then remembers.
+        folder = Path(hf_hub_download(model, INDEX, revision=revision)).parent
+    except Exception as error:
+        raise UsageError(f"{model} cannot be downloaded: {reason(model, error, revision)}") from error
+    if folder.name != info.sha:
+        raise UsageError(f"{model} changed while it was read; try again")
+    return Snapshot(model, folder, names, None)
+
+
+def configurations(snapshot: Snapshot, parts: Collection[str]) -> Iterator[str]:
+    """The JSON files that a family reads to open."""
+    if SPECTRUM in snapshot.names:
+        yield SPECTRUM
+    for part in parts:
+        found = [name for name in snapshot.inside(part) if name in CONFIGS]
+        # Where the hub was asked, the family says what is missing.
+        if not found and snapshot.fault:
+            raise snapshot.incomplete([part])
+        yield from (f"{part}/{name}" for name in found)
+
+
+def part_files(snapshot: Snapshot, family, part: str) -> Iterator[str]:
+    """The files of a component that its loader reads, beside its configuration. UsageError if there are no
+    weights in safetensors, of which those at full precision are preferred.
+    """
+    inside = snapshot.inside(part)
+    stem = {"transformer": STEM, **family.weights}.get(part)
+    if stem is None:
+        yield from (f"{part}/{name}" for name in inside if PurePosixPath(name).suffix in TOKENIZER_FILES)
+        return
+    stored = [name for name in inside if name.startswith(f"{NAME}/")]
+    if part == "transformer" and stored:
+        yield from (f"{part}/{name}" for name in stored)
+        return
+    entry = weight_entry(inside, stem)
+    if entry is None:
+        if snapshot.fault:
+            raise snapshot.incomplete([f"{part}/{stem}.safetensors"])
+        raise no_weights(f"{snapshot.model}/{part}", inside, stem)
+    yield f"{part}/{entry}"
+    if entry.endswith(".json"):
+        snapshot.get([f"{part}/{entry}"])
+        yield from (f"{part}/{name}" for name in shard_names(snapshot.folder / part / entry))
+
+
+def reason(model: str, error: Exception, revision: str | None = None) -> str:
+    """Why the hub did not give something, and what to do, in one line."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__
+    # What the hub says of its own, which the library puts last.
+    said = ((getattr(error, "server_message", None) or "").strip().splitlines() or [""])[0].rstrip(".")
+    if isinstance(error, GatedRepoError):
+        where = "" if "ask for access" in said else f"; ask for access at {constants.ENDPOINT}/{model}"
+        return f"{said or 'it is gated'}{where}; then {LOGIN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub has no such repository, or it is private; check the spelling, or {LOGIN}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}; give one of its branches, tags or commits"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "downloads are off; unset HF_HUB_OFFLINE"
+    if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
+        status = error.response.status_code
+        cure = LOGIN if status in (401, 403) else "try again later"
+        return f"the hub answers {status}{f' ({said})' if said else ''}; {cure}"
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, HFValidationError):
+        return line
+    if isinstance(error, OSError) and error.strerror and error.filename:  # the disk's, not the network's
+        return f"{error.strerror}: {error.filename}"
+    return f"the hub cannot be reached, or the connection broke ({line}); check the network and try again"

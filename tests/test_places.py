@@ -18,7 +18,7 @@ from jaxspd.calibrate import calibrate
 from jaxspd.cli import main
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.hub import model_folder
+from jaxspd.hub import fetch
 from jaxspd.metadata import read_request
 from jaxspd.output import FORMATS, check_writable, output_paths, poster_path, write_output
 
@@ -137,7 +137,7 @@ def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="closed cannot be written; choose another --output-path"):
         check_writable([tmp_path / "closed" / "new" / "a.png"])
     with pytest.raises(UsageError, match="closed cannot be read; change its permissions"):
-        model_folder(str(tmp_path / "closed"))
+        fetch(str(tmp_path / "closed"))
 
 
 def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_picture_knows_its_model_wherever_it_is_read(flux1_folder, tmp_path, m
 
 
 def test_a_hub_id_stays_what_it_is(flux1_folder, monkeypatch):
-    monkeypatch.setattr("jaxspd.generator.model_folder", lambda _: flux1_folder)
+    monkeypatch.setattr("jaxspd.generator.fetch", lambda *_, **__: open_family(flux1_folder))
     monkeypatch.setattr(DiffGenerator, "_load", lambda _: None)
     assert DiffGenerator.from_pretrained("owner/name").model_path == "owner/name"
 

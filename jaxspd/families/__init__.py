@@ -26,10 +26,15 @@ def family_class(name: str) -> type:
     return import_module(f"jaxspd.families.{name}").Family
 
 
-def open_family(folder: Path):
-    """The family of the pipeline in `folder`, with its configuration read and its parts checked."""
+def pipeline_family(folder: Path) -> type:
+    """The class of the family that `folder`'s model_index.json names; UsageError for every other pipeline."""
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         raise UsageError(f"{folder} is a {pipeline} pipeline; jaxspd runs {', '.join(sorted(PIPELINES))}")
-    return family_class(PIPELINES[pipeline]).from_folder(folder)
+    return family_class(PIPELINES[pipeline])
+
+
+def open_family(folder: Path):
+    """The family of the pipeline in `folder`, with its configuration read and its parts checked."""
+    return pipeline_family(folder).from_folder(folder)

@@ -216,7 +216,7 @@ class Family(BaseFamily):
 
         from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
 
-        tokenizer = open_tokenizer(self.folder / "tokenizer")
+        tokenizer = open_tokenizer(self.folder / "tokenizer", chat=True)
         if self.klein:
             encoder_class, layers = Qwen3ForCausalLM, KLEIN_LAYERS
             chats = [[{"role": "user", "content": prompt}] for prompt in prompts]

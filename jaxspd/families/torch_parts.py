@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 
+from jaxspd.convert.checkpoint import STEM, VARIANT, file_names, weight_entry
 from jaxspd.errors import UsageError
 
 log = logging.getLogger("jaxspd")
@@ -45,12 +46,17 @@ def readable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[torch.nn.Module]:
-    """A pretrained module on the best device, released again at the end. Safetensors only."""
+    """A pretrained module on the best device, released again at the end. Safetensors only, of half precision
+    where there are no others.
+    """
+    stem = "model" if issubclass(module_class, transformers.PreTrainedModel) else STEM
     with readable(folder):
+        half = f".{VARIANT}." in (weight_entry(file_names(folder), stem) or "")
         module, report = module_class.from_pretrained(
             folder,
             torch_dtype=dtype,
             use_safetensors=True,
+            variant=VARIANT if half else None,
             local_files_only=True,
             output_loading_info=True,
         )
@@ -136,10 +142,15 @@ def video_encoder(vae_class: type, folder: Path) -> Iterator[Callable[[np.ndarra
         yield lambda pixels: (encode(vae, pixels) - mean) / std
 
 
-def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer):
-    """The tokenizer of a component folder, of which no remote code is run."""
+def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer, chat: bool = False):
+    """The tokenizer of a component folder, of which no remote code is run; UsageError if it lacks the
+    template of a `chat`, which may be a file of its own.
+    """
     with readable(folder):
-        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+        if chat and tokenizer.chat_template is None:
+            raise UsageError(f"{folder} lacks a chat template (chat_template.jinja); download it again")
+        return tokenizer
 
 
 def tokenize(tokenizer, texts: Sequence[str], length: int, before: int = 0, **options):

@@ -172,7 +172,7 @@ class Family(BaseFamily):
 
         from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
 
-        tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
+        tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer, chat=True)
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         filled = tokenizer.apply_chat_template(
             chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
