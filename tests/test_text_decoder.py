@@ -1,0 +1,302 @@
+"""Decoder-only language models against transformers' own, from folders that it wrote."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
+
+from jaxspd.errors import UsageError
+from jaxspd.models.text.decoder import rotary_angles
+from jaxspd.models.text.decoder_config import DecoderConfig
+from tests.text_parity import (
+    assert_as_near,
+    assert_equal,
+    decoder,
+    layer_programs,
+    ours,
+    random_ids,
+    reopen,
+    write,
+)
+from tests.tiny.common import change_json
+
+VOCABULARY = 50
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
+
+
+def qwen3(**options) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES | {"head_dim": 12} | options))
+
+
+def qwen2_5_vl(**options) -> Qwen2_5_VLForConditionalGeneration:
+    rope = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
+    config = Qwen2_5_VLConfig(text_config=SIZES | rope | options, vision_config=QWEN_VISION)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def mistral3(**options) -> Mistral3ForConditionalGeneration:
+    text = {"model_type": "mistral", "head_dim": 12, "sliding_window": None}
+    config = Mistral3Config(text_config=text | SIZES | options, vision_config=PIXTRAL, image_token_index=3)
+    return Mistral3ForConditionalGeneration(config)
+
+
+MODELS = pytest.mark.parametrize("make", [qwen3, qwen2_5_vl, mistral3])
+
+
+def hidden_states(model, ids, mask=None):
+    return model.model(
+        input_ids=torch.tensor(ids),
+        attention_mask=None if mask is None else torch.tensor(mask),
+        output_hidden_states=True,
+        use_cache=False,
+    ).hidden_states
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (qwen3, {}),
+        (qwen3, {"attention_bias": True, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+        (qwen3, {"num_key_value_heads": 1, "hidden_act": "gelu", "rms_norm_eps": 1e-3}),
+        (qwen2_5_vl, {}),
+        (qwen2_5_vl, {"num_key_value_heads": 4, "num_hidden_layers": 1}),
+        (mistral3, {}),
+        (mistral3, {"head_dim": None, "num_key_value_heads": 4, "rope_parameters": {"rope_theta": 1e9}}),
+        (mistral3, {"sliding_window": 5}),
+    ],
+)
+@pytest.mark.parametrize("left", [False, True])
+def test_every_state_is_transformers_on_either_side_padded(make, options, left, tmp_path):
+    official = make(**options)
+    folder = write(official, tmp_path)
+    layers = official.config.get_text_config().num_hidden_layers
+    ids, mask = random_ids(VOCABULARY, [40, 7], 40, left)
+    expected = hidden_states(reopen(type(official), folder), ids, mask)
+    states = ours(decoder(folder, range(layers + 1)), folder)(ids, mask)
+    assert len(states) == len(expected) == layers + 1
+    # Padding's own states too: FLUX.2 reads them.
+    for state, reference in zip(states, expected, strict=True):
+        assert_equal(state, reference)
+
+
+@MODELS
+def test_without_a_mask_padding_is_text(make, tmp_path):
+    official = make()
+    folder = write(official, tmp_path)
+    ids, _ = random_ids(VOCABULARY, [17], 17)
+    expected = hidden_states(reopen(type(official), folder), ids)[-1]
+    assert_equal(ours(decoder(folder), folder)(ids)[0], expected)
+
+
+@MODELS
+def test_a_text_of_padding_alone_gives_numbers(make, tmp_path):
+    folder = write(make(), tmp_path)
+    ids, mask = random_ids(VOCABULARY, [8, 0], 8)
+    (states,) = ours(decoder(folder), folder)(ids, mask)
+    assert np.isfinite(states).all()
+
+
+def test_long_texts_turn_as_far(tmp_path):
+    folder = write(qwen3(rope_parameters={"rope_theta": 1e6}, head_dim=64), tmp_path)
+    ids, mask = random_ids(VOCABULARY, [512], 512)
+    expected = hidden_states(reopen(Qwen3ForCausalLM, folder), ids, mask)[-1]
+    assert_equal(ours(decoder(folder), folder)(ids, mask)[0], expected)
+
+
+@pytest.mark.parametrize(("head_dim", "theta"), [(128, 1e6), (128, 1e9), (64, 1e4)])
+def test_angles_are_the_officials_to_the_last_bits(head_dim, theta):
+    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
+    expected = (torch.arange(1024.0)[:, None] * frequencies).numpy()
+    np.testing.assert_allclose(rotary_angles(1024, head_dim, theta), expected, rtol=1.3e-7)
+
+
+@MODELS
+def test_bfloat16_is_as_near_as_transformers(make, tmp_path):
+    official = make(hidden_size=64, intermediate_size=160)
+    folder = write(official, tmp_path, dtype=torch.bfloat16)
+    ids, mask = random_ids(VOCABULARY, [40, 40, 9], 40)
+    reference, half = (
+        hidden_states(reopen(type(official), folder, dtype), ids, mask)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for number, state in zip(
+        (2, 4), ours(decoder(folder, (2, 4)), folder, jnp.bfloat16)(ids, mask), strict=True
+    ):
+        assert state.dtype == jnp.bfloat16
+        assert_as_near(state, reference[number], half[number])
+
+
+@MODELS
+@pytest.mark.parametrize(("states", "needed"), [((-2,), 3), ((1, 3), 3), ((3, 0, 3), 3), ((2,), 2)])
+def test_layers_after_the_last_state_are_not_needed(make, states, needed, tmp_path):
+    folder = write(make(), tmp_path / "whole")
+    ids, mask = random_ids(VOCABULARY, [9, 4], 9)
+    expected = ours(decoder(folder, range(5)), folder)(ids, mask)
+    tensors = {
+        key: tensor
+        for key, tensor in load_file(folder / "model.safetensors").items()
+        if not any(f"layers.{number}." in key for number in range(needed, 4))
+        and not key.endswith(("model.norm.weight", "lm_head.weight"))
+    }
+    short = tmp_path / "short"
+    short.mkdir()
+    save_file(tensors, short / "model.safetensors")
+    (short / "config.json").write_text((folder / "config.json").read_text())
+    found = ours(decoder(short, states), short)(ids, mask)
+    for number, state in zip(states, found, strict=True):
+        np.testing.assert_allclose(state, expected[number], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "old", "new"),
+    [
+        (qwen3, "model.", ""),
+        (qwen3, "model.", "language_model.model."),
+        (mistral3, "language_model.model.", "model.language_model."),
+        (qwen2_5_vl, "model.", "model.language_model."),
+    ],
+)
+def test_files_of_other_names_hold_the_same(make, old, new, tmp_path):
+    folder = write(make(), tmp_path / "old")
+    stored = load_file(folder / "model.safetensors")
+    tensors = {
+        new + key.removeprefix(old) if key.startswith(old) else key: tensor for key, tensor in stored.items()
+    }
+    assert tensors.keys() != stored.keys()
+    other = tmp_path / "new"
+    other.mkdir()
+    save_file(tensors, other / "model.safetensors")
+    (other / "config.json").write_text((folder / "config.json").read_text())
+    ids, mask = random_ids(VOCABULARY, [9, 4], 9)
+    expected = ours(decoder(folder), folder)(ids, mask)
+    np.testing.assert_array_equal(ours(decoder(other), other)(ids, mask), expected)
+
+
+def test_a_model_without_head_is_read(tmp_path):
+    folder = write(Qwen3Model(Qwen3Config(**SIZES)), tmp_path)
+    ids, mask = random_ids(VOCABULARY, [9, 4], 9)
+    expected = reopen(Qwen3Model, folder)(torch.tensor(ids), torch.tensor(mask)).last_hidden_state
+    assert_equal(ours(decoder(folder), folder)(ids, mask)[0], expected)
+
+
+def test_older_configurations_are_understood(tmp_path):
+    ids, mask = random_ids(VOCABULARY, [30, 4], 30)
+    # The base of the rotary embedding stood by itself,
+    folder = write(qwen3(rope_parameters={"rope_theta": 1e6}), tmp_path / "qwen3")
+    expected = ours(decoder(folder), folder)(ids, mask)
+    change_json(folder / "config.json", rope_parameters=None, rope_scaling=None, rope_theta=1000000)
+    np.testing.assert_array_equal(ours(decoder(folder), folder)(ids, mask), expected)
+    assert_equal(expected[0], hidden_states(reopen(Qwen3ForCausalLM, folder), ids, mask)[-1])
+
+    # and the options of Qwen2.5-VL's text half beside the others.
+    folder = write(qwen2_5_vl(), tmp_path / "qwen2_5_vl")
+    expected = ours(decoder(folder), folder)(ids, mask)
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    flat = text | config | {"rope_theta": 1e6, "sliding_window": 8, "use_sliding_window": False}
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    del flat["rope_parameters"], flat["layer_types"]
+    (folder / "config.json").write_text(json.dumps(flat))
+    np.testing.assert_array_equal(ours(decoder(folder), folder)(ids, mask), expected)
+    reference = reopen(Qwen2_5_VLForConditionalGeneration, folder)
+    assert_equal(expected[0], hidden_states(reference, ids, mask)[-1])
+
+
+@MODELS
+def test_all_layers_are_one_program(make, tmp_path):
+    folder = write(make(), tmp_path)
+    ids = np.zeros((1, 8), np.int32)
+    assert layer_programs(decoder(folder, (1, 2, 4))[0], ids) == (4, 1)
+    assert layer_programs(decoder(folder, (1, 3))[0], ids) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("official", "kind"),
+    [(Qwen3Config, "qwen3"), (Qwen2_5_VLConfig, "qwen2_5_vl"), (Mistral3Config, "mistral3")],
+)
+def test_defaults_are_the_official_classs(official, kind, tmp_path):
+    official().save_pretrained(tmp_path)
+    config = DecoderConfig.from_folder(tmp_path)
+    # With every option as the class fills it in, and with none.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert DecoderConfig.from_folder(tmp_path) == config
+    text = official().get_text_config()
+    assert (config.num_hidden_layers, config.rms_norm_eps) == (text.num_hidden_layers, text.rms_norm_eps)
+
+
+def test_defaults_of_mistral_inside_mistral3_are_mistrals(tmp_path):
+    official = Mistral3Config(text_config={"model_type": "mistral"})
+    official.save_pretrained(tmp_path)
+    config = DecoderConfig.from_folder(tmp_path)
+    change_json(tmp_path / "config.json", text_config={"model_type": "mistral"})
+    assert DecoderConfig.from_folder(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"model_type": "llama"}, "'llama'"),
+        ({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}, "'ministral3'"),
+        ({"use_sliding_window": True}, "sliding windows"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_parameters": {"type": "linear", "rope_theta": 1e4}}, "'linear'"),
+        ({"hidden_act": "mish"}, "'mish'"),
+        ({"num_key_value_heads": 3}, "3 groups"),
+        ({"head_dim": 7}, "7 channels"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(options, told, tmp_path):
+    Qwen3Config(**SIZES).save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", **options)
+    with pytest.raises(UsageError) as refusal:
+        DecoderConfig.from_folder(tmp_path)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_and_unknown_tensors_are_refused(tmp_path):
+    folder = write(qwen3(), tmp_path / "whole")
+    with pytest.raises(UsageError, match="has 4 layers, but hidden states 1, 5 are read"):
+        decoder(folder, (1, 5))
+    stored = load_file(folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    save_file({key: t for key, t in stored.items() if "layers.1.mlp.up" not in key}, path)
+    with pytest.raises(UsageError, match=r"missing: layers\.1\.mlp\.up_proj\.weight"):
+        ours(decoder(folder), folder)
+    save_file(stored | {"model.layers.4.mlp.up_proj.weight": np.ones(1, np.float32)}, path)
+    with pytest.raises(UsageError, match=r"left over: layers\.4\.mlp\.up_proj\.weight"):
+        ours(decoder(folder), folder)
+    change_json(folder / "config.json", attention_bias=True)
+    save_file(stored, path)
+    with pytest.raises(UsageError, match="16 missing"):
+        ours(decoder(folder), folder)
