@@ -1,0 +1,42 @@
+"""Decoder-only language models: official keys (transformers' layout) beside our parameters."""
+
+import re
+from collections.abc import Iterable
+
+from .table import Rule, linear, matrix, scale
+from .text_names import rename
+
+LAYER = "layers.{}"
+RULES = (
+    Rule("embed_tokens.weight", "embedding.embedding"),
+    *scale(f"{LAYER}.input_layernorm", "blocks.norm_attention"),
+    *linear(f"{LAYER}.self_attn.q_proj", "blocks.attention.q"),
+    *linear(f"{LAYER}.self_attn.k_proj", "blocks.attention.k"),
+    *linear(f"{LAYER}.self_attn.v_proj", "blocks.attention.v"),
+    *linear(f"{LAYER}.self_attn.o_proj", "blocks.attention.out"),
+    *scale(f"{LAYER}.self_attn.q_norm", "blocks.norm_q"),
+    *scale(f"{LAYER}.self_attn.k_norm", "blocks.norm_k"),
+    *scale(f"{LAYER}.post_attention_layernorm", "blocks.norm_mlp"),
+    *matrix(f"{LAYER}.mlp.gate_proj", "blocks.mlp.gate"),
+    *matrix(f"{LAYER}.mlp.up_proj", "blocks.mlp.up"),
+    *matrix(f"{LAYER}.mlp.down_proj", "blocks.mlp.down"),
+    *scale("norm", "norm"),
+)
+# What lies before the keys: nothing, `model.`, or both in either order, since the names have changed.
+PREFIX = re.compile(r"(model\.|language_model\.)*")
+# What predicts the next token, and what sees.
+UNREAD = ("lm_head.", "visual.", "vision_tower.", "multi_modal_projector.")
+
+
+def names(keys: Iterable[str], built: int, layers: int) -> dict[str, str]:
+    """Stored keys by the names that `RULES` know; of a model of `layers` only the first `built` are read, and
+    the last norm only after all.
+    """
+    numbers = range(built, layers)
+    unread = (*UNREAD, *(f"{LAYER.format(number)}." for number in numbers), *(["norm."] if numbers else []))
+
+    def name_of(key: str) -> str | None:
+        name = key[PREFIX.match(key).end() :]
+        return None if name.startswith(unread) else name
+
+    return rename(keys, name_of)

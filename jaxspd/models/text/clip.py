@@ -1,0 +1,128 @@
+"""CLIP's text model, which FLUX.1 reads for one vector a prompt.
+
+Source: CLIP, arXiv 2103.00020. `convert/text_clip.py` says which official key fills which parameter.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxspd.convert.checkpoint import read_config
+from jaxspd.errors import UsageError
+from jaxspd.models.layers import Linear, run, stack
+from jaxspd.models.text.config import pick
+from jaxspd.models.text.layers import (
+    Attention,
+    activate,
+    attention,
+    causal,
+    check_activation,
+    embedding,
+    visible,
+)
+
+# Old configurations give this end token, which is wrong: the true one is the largest token of all.
+WRONG_END = 2
+# What the configuration calls a text model alone, or with its vision tower.
+KINDS = ("clip_text_model", "clip")
+
+
+@dataclass(frozen=True)
+class ClipTextConfig:
+    """The options of the official `CLIPTextConfig` that change what the text model computes."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "ClipTextConfig":
+        """Reads `config.json`, of a text model or of a whole CLIP; UsageError if it cannot be served."""
+        given = read_config(folder)
+        if given.get("model_type") not in KINDS:
+            raise UsageError(f"{folder}/config.json is of {given.get('model_type')!r}, not of CLIP")
+        config = cls(**pick(cls, given.get("text_config") or given))
+        check_activation(config.hidden_act, folder)
+        if config.hidden_size % config.num_attention_heads:
+            raise UsageError(
+                f"{folder}/config.json: hidden_size {config.hidden_size} does not divide into "
+                f"num_attention_heads {config.num_attention_heads}"
+            )
+        if not isinstance(config.eos_token_id, int):
+            raise UsageError(f"{folder}/config.json: eos_token_id must be one number")
+        return config
+
+
+class Block(nnx.Module):
+    """Causal attention, then an MLP, each of normalised states and added to them."""
+
+    def __init__(self, c: ClipTextConfig, *, dtype, rngs: nnx.Rngs):
+        dim, heads = c.hidden_size, c.num_attention_heads
+        self.norm_attention = layer_norm(c, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            dim, heads, heads, dim // heads, dtype=dtype, rngs=rngs, qkv_bias=True, out_bias=True
+        )
+        self.norm_mlp = layer_norm(c, dtype=dtype, rngs=rngs)
+        self.linear_1 = Linear(dim, c.intermediate_size, dtype=dtype, rngs=rngs)
+        self.linear_2 = Linear(c.intermediate_size, dim, dtype=dtype, rngs=rngs)
+        self.activation = c.hidden_act
+
+    def __call__(self, x: jax.Array, seen: jax.Array | np.ndarray) -> jax.Array:
+        attended = attention(*self.attention.project(self.norm_attention(x)), seen)
+        x = x + self.attention.out(attended)
+        return x + self.linear_2(activate(self.activation, self.linear_1(self.norm_mlp(x))))
+
+
+class ClipTextModel(nnx.Module):
+    """`model(ids, mask)`: the last hidden states and the pooled vector, both in `dtype`."""
+
+    def __init__(self, config: ClipTextConfig, *, dtype, rngs: nnx.Rngs):
+        self.config, dim = config, config.hidden_size
+        self.embedding = embedding(config.vocab_size, dim, dtype=dtype, rngs=rngs)
+        self.positions = embedding(config.max_position_embeddings, dim, dtype=dtype, rngs=rngs)
+        self.blocks = stack(
+            lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs
+        )
+        self.norm = layer_norm(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """`ids` `[B, T]` to states `[B, T, D]` and pooled vectors `[B, D]`; `mask` `[B, T]` is nonzero where
+        a text is no padding. UsageError for more tokens than there are positions.
+        """
+        states = self.encode(self.embedding(ids), mask)
+        return states, jnp.take_along_axis(states, self.end(ids)[:, None, None], axis=1)[:, 0]
+
+    def encode(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """The last hidden states of embedded tokens `[B, T, D]`."""
+        tokens, longest = x.shape[1], self.config.max_position_embeddings
+        if tokens > longest:
+            raise UsageError(f"CLIP's text model reads {longest} tokens, not {tokens}; shorten the text")
+        x = x + self.positions.embedding[:tokens]
+        return self.norm(run(self.blocks, x, visible(causal(tokens), mask)))
+
+    def end(self, ids: jax.Array) -> jax.Array:
+        """Where each text of `ids` `[B, T]` ends: `[B]`, the first of its end tokens."""
+        wanted = self.config.eos_token_id
+        return jnp.argmax(ids if wanted == WRONG_END else ids == wanted, axis=-1)
+
+
+def layer_norm(config: ClipTextConfig, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with scale and bias; statistics in float32, of what the mean is subtracted from first."""
+    return nnx.LayerNorm(
+        config.hidden_size,
+        epsilon=config.layer_norm_eps,
+        use_fast_variance=False,
+        dtype=dtype,
+        param_dtype=dtype,
+        rngs=rngs,
+    )

@@ -1,0 +1,124 @@
+"""Decoder-only language models, of which pipelines read hidden states: Qwen3 (Z-Image, FLUX.2 [klein]),
+Mistral 3's text half (FLUX.2 [dev]) and Qwen2.5-VL's (Qwen-Image).
+
+Source: Llama's architecture, arXiv 2302.13971, with grouped queries (arXiv 2305.13245); Qwen3, arXiv
+2505.09388; Qwen2.5-VL, arXiv 2502.13923. `convert/text_decoder.py` says which official key fills which
+parameter.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxspd.errors import UsageError
+from jaxspd.models.layers import rms_norm, stack
+from jaxspd.models.text.decoder_config import DecoderConfig
+from jaxspd.models.text.layers import Attention, GatedMlp, attention, causal, each, embedding, visible
+
+
+def rotary_angles(tokens: int, head_dim: int, theta: float) -> np.ndarray:
+    """Angles `[T, head_dim / 2]` by which channels turn at positions 0, 1, 2, …, in radians (RoFormer, arXiv
+    2104.09864). Rounded to float32 as in PyTorch, step by step: far into a text one bit of a frequency shows.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    periods = (theta ** exponents.astype(np.float64)).astype(np.float32)
+    return np.outer(np.arange(tokens, dtype=np.float32), 1 / periods)
+
+
+def turn(x: jax.Array, angles: np.ndarray) -> jax.Array:
+    """Rotates `x` `[B, T, heads, head_dim]` by `angles` `[T, head_dim / 2]` in float32; pairs of channels lie
+    half a head apart.
+    """
+    cos, sin = (jnp.asarray(f(angles))[None, :, None, :] for f in (np.cos, np.sin))
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Causal attention, then a gated MLP, each of normalised states and added to them."""
+
+    def __init__(self, c: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+        def norm(dim: int) -> nnx.RMSNorm:
+            return rms_norm(dim, dtype=dtype, rngs=rngs, epsilon=c.rms_norm_eps)
+
+        self.norm_attention = norm(c.hidden_size)
+        self.attention = Attention(
+            c.hidden_size,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+            dtype=dtype,
+            rngs=rngs,
+            qkv_bias=c.qkv_bias,
+            out_bias=c.out_bias,
+        )
+        self.norm_q = norm(c.head_dim) if c.qk_norm else None
+        self.norm_k = norm(c.head_dim) if c.qk_norm else None
+        self.norm_mlp = norm(c.hidden_size)
+        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, c.hidden_act, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, angles: np.ndarray, seen: jax.Array | np.ndarray) -> jax.Array:
+        """`x` `[B, T, D]`; `angles` are those of `rotary_angles`, `seen` is as `layers.visible` gives it."""
+        query, key, value = self.attention.project(self.norm_attention(x))
+        if self.norm_q is not None:
+            query, key = self.norm_q(query), self.norm_k(key)
+        attended = attention(turn(query, angles), turn(key, angles), value, seen)
+        x = x + self.attention.out(attended)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Decoder(nnx.Module):
+    """`model(ids, mask)`: the hidden states that `states` counts, in `dtype`.
+
+    State 0 is the embedded tokens, state n what n layers make of them; the last of all is normalised too.
+    Negative numbers count from the end. Of the layers only those that the states need exist.
+    """
+
+    def __init__(self, config: DecoderConfig, states: Sequence[int] = (-1,), *, dtype, rngs: nnx.Rngs):
+        """UsageError if the model has too few layers for `states`."""
+        self.config, self.states = config, resolve(states, config.num_hidden_layers)
+        self.embedding = embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        depth = max(self.states)
+        self.blocks = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), depth, rngs)
+        whole = depth == config.num_hidden_layers
+        self.norm = last_norm(config, dtype=dtype, rngs=rngs) if whole else None
+
+    def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """`ids` `[B, T]` to states `[B, T, D]`, in the order asked for; `mask` `[B, T]` is nonzero where a
+        text is no padding, on whichever side that is: positions count it.
+        """
+        return self.encode(self.embedding(ids), mask)
+
+    def encode(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """The same of embedded tokens `[B, T, D]`."""
+        c, tokens = self.config, x.shape[1]
+        angles = rotary_angles(tokens, c.head_dim, c.rope_theta)
+        seen = visible(causal(tokens, c.sliding_window), mask)
+        found = {0: x}
+        if self.blocks is not None:
+            for number, state in enumerate(each(self.blocks, x, angles, seen), 1):
+                if number in self.states:
+                    found[number] = state
+        if self.norm is not None:
+            found[c.num_hidden_layers] = self.norm(found[c.num_hidden_layers])
+        return tuple(found[number] for number in self.states)
+
+
+def last_norm(c: DecoderConfig, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """What follows the last of all layers."""
+    return rms_norm(c.hidden_size, dtype=dtype, rngs=rngs, epsilon=c.rms_norm_eps)
+
+
+def resolve(states: Sequence[int], layers: int) -> tuple[int, ...]:
+    """Hidden states of a model of `layers` counted from the beginning; UsageError if it has too few."""
+    counted = tuple(number + layers + 1 if number < 0 else number for number in states)
+    wanted = ", ".join(map(str, states))
+    if not all(0 <= number <= layers for number in counted):
+        raise UsageError(
+            f"the text encoder has {layers} layers, but hidden states {wanted} are read; "
+            "it belongs to another pipeline"
+        )
+    return counted

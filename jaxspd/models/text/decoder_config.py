@@ -1,0 +1,100 @@
+"""The configurations of decoder-only language models, as the pipelines' folders hold them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxspd.convert.checkpoint import read_config
+from jaxspd.errors import UsageError
+from jaxspd.models.text.config import pick
+from jaxspd.models.text.layers import check_activation
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What of an official configuration changes the hidden states.
+
+    `qkv_bias` and `out_bias` say whether the attention's projections have biases, `qk_norm` whether queries
+    and keys are normalised; a query sees no more than `sliding_window` keys.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None
+    head_dim: int | None
+    rms_norm_eps: float
+    rope_theta: float
+    hidden_act: str = "silu"
+    sliding_window: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "DecoderConfig":
+        """Reads `config.json`; UsageError if it is of another kind of model, or wants what no published
+        pipeline does.
+        """
+        path = folder / "config.json"
+        half, text = text_half(read_config(folder), path)
+        if text.get("use_sliding_window") or {*(text.get("layer_types") or ())} - {"full_attention"}:
+            raise UsageError(f"{path} wants sliding windows in some of the layers, which is not supported")
+        options = pick(cls, text)
+        if half.startswith("qwen"):
+            # Without the option above, the number says nothing.
+            options["sliding_window"] = None
+        if half == "qwen3":
+            options["qkv_bias"] = options["out_bias"] = bool(text.get("attention_bias"))
+        config = replace(DEFAULTS[half], **options)
+        config = replace(
+            config,
+            rope_theta=theta(text, path) or config.rope_theta,
+            head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads or config.num_attention_heads,
+        )
+        check_activation(config.hidden_act, folder)
+        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+            raise UsageError(
+                f"{path}: {config.num_attention_heads} heads of {config.head_dim} channels cannot share "
+                f"{config.num_key_value_heads} groups of keys; heads must divide by groups, and channels by 2"
+            )
+        return config
+
+
+# The kinds of models that pipelines hold, and what their text halves call themselves.
+TEXT_HALVES = {"qwen3": "qwen3", "qwen2_5_vl": "qwen2_5_vl_text", "mistral3": "mistral"}
+# What the official classes fill in; `mistral3` is for files that say nothing of the text half.
+DEFAULTS = {
+    "qwen3": DecoderConfig(151936, 4096, 22016, 32, 32, 32, 128, 1e-6, 10_000.0, qk_norm=True),
+    "qwen2_5_vl_text": DecoderConfig(152064, 8192, 29568, 80, 64, 8, None, 1e-5, 1e6, qkv_bias=True),
+    "mistral": DecoderConfig(32000, 4096, 14336, 32, 32, 8, None, 1e-6, 10_000.0, sliding_window=4096),
+    "mistral3": DecoderConfig(131072, 5120, 32768, 40, 32, 8, 128, 1e-5, 1e9),
+}
+
+
+def text_half(given: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """What a pipeline's configuration calls its text half, a key of `DEFAULTS`, and that half's options."""
+    kind, text = given.get("model_type"), given.get("text_config")
+    if kind not in TEXT_HALVES:
+        raise UsageError(f"{path} is of {kind!r}, not of {', '.join(TEXT_HALVES)}")
+    half = TEXT_HALVES[kind]
+    if text and text.get("model_type", half) != half:
+        raise UsageError(f"{path}: the text half is of {text['model_type']!r}, not of {half!r}")
+    if kind == "mistral3" and not text:
+        return kind, {}
+    # Qwen3 has no other half, and older files of Qwen2.5-VL hold the options of both side by side.
+    return half, text or given
+
+
+def theta(text: dict[str, Any], path: Path) -> float | None:
+    """The rotary embedding's base, wherever `text` has it; UsageError if positions are to be scaled."""
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    # Qwen2.5-VL's positions on several axes are one and the same where there are no pictures.
+    if kind not in ("default", "mrope"):
+        raise UsageError(f"{path} wants rotary positions scaled by {kind!r}, which is not supported")
+    base = rope.get("rope_theta") or text.get("rope_theta")
+    return base and float(base)

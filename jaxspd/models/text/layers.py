@@ -1,0 +1,149 @@
+"""Layers that text encoders share: attention under masks, activations by name, gated MLPs, rows of blocks."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from jaxspd.errors import UsageError
+from jaxspd.models.layers import LAYER, Linear, gelu_tanh
+
+# By the names that configurations use; two of them are of one function.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def check_activation(name: str, folder: Path) -> None:
+    """UsageError if no function goes by `name`, which the configuration in `folder` gives."""
+    if name not in ACTIVATIONS:
+        raise UsageError(
+            f"{folder}/config.json wants the activation {name!r}; known are {', '.join(ACTIVATIONS)}"
+        )
+
+
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """The activation called `name` of `x`, computed in float32."""
+    return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
+
+
+def causal(tokens: int, window: int | None = None) -> np.ndarray:
+    """Which of `tokens` keys (columns) each query (row) sees, boolean `[T, T]`: itself and those before it,
+    with a `window` no more than so many in all.
+    """
+    distance = np.subtract.outer(np.arange(tokens), np.arange(tokens))
+    return (distance >= 0) & (distance < (window or tokens))
+
+
+def visible(pattern: np.ndarray | None, mask: jax.Array | None) -> jax.Array | np.ndarray | None:
+    """Which keys each query sees, boolean and broadcast to `[B, heads, T, T]`; None for all.
+
+    `pattern` `[T, T]` holds for all texts; `mask` `[B, T]` is nonzero where a text is no padding.
+    """
+    seen = None if pattern is None else pattern[None, None]
+    if mask is None:
+        return seen
+    keys = jnp.asarray(mask, bool)[:, None, None, :]
+    return keys if seen is None else keys & seen
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    seen: jax.Array | np.ndarray | None,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention of queries `[B, T, heads, head_dim]` to keys and values `[B, T, groups, head_dim]`, softmax
+    in float32: `[B, T, heads * head_dim]`.
+
+    Neighbouring heads share the keys of a group. `seen` is as `visible` gives it; a query that sees no key
+    gets zeros, as in PyTorch. `bias` `[1, heads, T, T]` is added to the scores, which are products times
+    `scale` (1/√head_dim). Texts are short, so all scores are held at once.
+    """
+    seen = None if seen is None else jnp.asarray(seen)
+    out = jax.nn.dot_product_attention(
+        query, key, value, bias=bias, mask=seen, scale=scale, implementation="xla"
+    )
+    if seen is not None:
+        out = jnp.where(seen.any(-1)[:, 0, :, None, None], out, 0)
+    return rearrange(out, "b t h d -> b t (h d)")
+
+
+class Attention(nnx.Module):
+    """Projections to queries, keys and values, and from what attention gives back to the width `dim`."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        groups: int,
+        head_dim: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        qkv_bias=False,
+        out_bias=False,
+    ):
+        for name, count in (("q", heads), ("k", groups), ("v", groups)):
+            linear = Linear(dim, count * head_dim, dtype=dtype, rngs=rngs, use_bias=qkv_bias)
+            setattr(self, name, linear)
+        self.out = Linear(heads * head_dim, dim, dtype=dtype, rngs=rngs, use_bias=out_bias)
+        self.head_dim = head_dim
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values `[B, T, heads or groups, head_dim]` of `x` `[B, T, D]`."""
+        return tuple(
+            rearrange(linear(x), "b t (h d) -> b t h d", d=self.head_dim)
+            for linear in (self.q, self.k, self.v)
+        )
+
+
+class GatedMlp(nnx.Module):
+    """An MLP whose hidden units are switched by others, without biases (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, dim_hidden: int, activation: str, *, dtype, rngs: nnx.Rngs):
+        for name in ("gate", "up"):
+            setattr(self, name, Linear(dim, dim_hidden, dtype=dtype, rngs=rngs, use_bias=False))
+        self.down = Linear(dim_hidden, dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(activate(self.activation, self.gate(x)) * self.up(x))
+
+
+def embedding(count: int, dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of `count` vectors."""
+    return nnx.Embed(count, dim, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def each(blocks, carry, *shared) -> Iterator:
+    """`models.layers.run`, which gives `carry` after every block instead of after the last alone."""
+    graph, state = nnx.split(blocks)
+    parameters = nnx.to_flat_state(state)
+    leaves, tree = jax.tree.flatten(shared)
+    traced = {n: leaf for n, leaf in enumerate(leaves) if not isinstance(leaf, np.ndarray)}
+
+    def layer(own, carry, traced):
+        shared = tree.unflatten(traced.get(n, leaf) for n, leaf in enumerate(leaves))
+        block = nnx.from_flat_state(
+            [(path, p.replace(value)) for (path, p), value in zip(parameters, own, strict=True)]
+        )
+        return nnx.merge(graph, block)(carry, *shared)
+
+    layer.__name__ = LAYER
+    call = jax.jit(layer)
+    for own in zip(*(parameter.get_value() for _, parameter in parameters), strict=True):
+        carry = call(own, carry, traced)
+        yield carry

@@ -1,0 +1,179 @@
+"""The encoders of T5, which FLUX.1 reads, and UMT5, which Wan reads.
+
+Source: T5, arXiv 1910.10683; UMT5, arXiv 2304.09151. `convert/text_t5.py` says which official key fills which
+parameter.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from jaxspd.convert.checkpoint import read_config
+from jaxspd.errors import UsageError
+from jaxspd.models.layers import Linear, rms_norm, run, stack
+from jaxspd.models.text.config import pick
+from jaxspd.models.text.layers import (
+    Attention,
+    GatedMlp,
+    activate,
+    attention,
+    check_activation,
+    embedding,
+    visible,
+)
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """The options of the official `T5Config` and `UMT5Config` that change what the encoder computes; defaults
+    are T5's. `bias_per_layer` says whether each layer has a position bias of its own, as in UMT5, or all
+    share one.
+    """
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dense_act_fn: str = "relu"
+    is_gated_act: bool = False
+    bias_per_layer: bool = False
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "T5Config":
+        """Reads `config.json`; UsageError if it is of another kind of model or cannot be served."""
+        given = read_config(folder)
+        kind = given.get("model_type")
+        if kind not in DEFAULTS:
+            raise UsageError(f"{folder}/config.json is of {kind!r}, not of {' or '.join(DEFAULTS)}")
+        config = replace(DEFAULTS[kind], **feed_forward(given) | pick(cls, given))
+        check_activation(config.dense_act_fn, folder)
+        return config
+
+
+DEFAULTS = {
+    "t5": T5Config(),
+    "umt5": T5Config(
+        vocab_size=250112,
+        d_ff=1024,
+        num_layers=8,
+        num_heads=6,
+        dense_act_fn="gelu_new",
+        is_gated_act=True,
+        bias_per_layer=True,
+    ),
+}
+
+
+def feed_forward(given: dict) -> dict:
+    """What `feed_forward_proj`, such as "gated-gelu", says of the MLPs."""
+    if "feed_forward_proj" not in given:
+        return {}
+    *gated, name = given["feed_forward_proj"].split("-")
+    # The gated models' "gelu" is the tanh formula.
+    name = "gelu_new" if gated and name == "gelu" else name
+    return {"is_gated_act": gated == ["gated"], "dense_act_fn": name}
+
+
+def position_buckets(tokens: int, buckets: int, longest: int) -> np.ndarray:
+    """Which row of a position bias holds for each query (row) and key (column): `[T, T]`, below `buckets`.
+
+    Half of them are for keys after the query. Of either half, the first half are for single distances, the
+    others for ranges that grow with the distance, the last for `longest` and beyond. The ranges' limits come
+    of rounding in float32, as officially.
+    """
+    distance = np.subtract.outer(np.arange(tokens), np.arange(tokens))
+    half, far = buckets // 2, np.abs(distance)
+    single = half // 2
+    with np.errstate(divide="ignore"):
+        ratio = np.log(far.astype(np.float32) / np.float32(single)) / np.float32(math.log(longest / single))
+    ranges = single + np.maximum(ratio * np.float32(half - single), 0).astype(np.int32)
+    return np.where(far < single, far, np.minimum(ranges, half - 1)) + np.where(distance < 0, half, 0)
+
+
+class PositionBias(nnx.Module):
+    """What is added to the scores of keys at each distance, for each head."""
+
+    def __init__(self, c: T5Config, *, dtype, rngs: nnx.Rngs):
+        self.table = embedding(c.relative_attention_num_buckets, c.num_heads, dtype=dtype, rngs=rngs)
+
+    def __call__(self, buckets: np.ndarray) -> jax.Array:
+        """`[1, heads, T, T]` for `buckets` `[T, T]`."""
+        return rearrange(self.table(jnp.asarray(buckets)), "q k h -> 1 h q k")
+
+
+class Mlp(nnx.Module):
+    """Two linear layers without biases, an activation between them."""
+
+    def __init__(self, c: T5Config, *, dtype, rngs: nnx.Rngs):
+        self.linear_1 = Linear(c.d_model, c.d_ff, dtype=dtype, rngs=rngs, use_bias=False)
+        self.linear_2 = Linear(c.d_ff, c.d_model, dtype=dtype, rngs=rngs, use_bias=False)
+        self.activation = c.dense_act_fn
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(activate(self.activation, self.linear_1(x)))
+
+
+class Block(nnx.Module):
+    """Attention, then an MLP, each of normalised states and added to them."""
+
+    def __init__(self, c: T5Config, *, dtype, rngs: nnx.Rngs):
+        self.norm_attention = norm(c, dtype=dtype, rngs=rngs)
+        self.attention = Attention(c.d_model, c.num_heads, c.num_heads, c.d_kv, dtype=dtype, rngs=rngs)
+        self.bias = PositionBias(c, dtype=dtype, rngs=rngs) if c.bias_per_layer else None
+        self.norm_mlp = norm(c, dtype=dtype, rngs=rngs)
+        if c.is_gated_act:
+            self.mlp = GatedMlp(c.d_model, c.d_ff, c.dense_act_fn, dtype=dtype, rngs=rngs)
+        else:
+            self.mlp = Mlp(c, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, buckets: np.ndarray, bias: jax.Array | None, seen: jax.Array | None
+    ) -> jax.Array:
+        """`x` `[B, T, D]`; `bias` `[1, heads, T, T]` is the one that all blocks share, if they do."""
+        bias = self.bias(buckets) if bias is None else bias
+        # The products are not divided by √d_kv: the weights make up for it.
+        attended = attention(*self.attention.project(self.norm_attention(x)), seen, bias, scale=1.0)
+        x = x + self.attention.out(attended)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class T5Encoder(nnx.Module):
+    """`model(ids, mask)`: the last hidden states, in `dtype`."""
+
+    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = embedding(config.vocab_size, config.d_model, dtype=dtype, rngs=rngs)
+        self.bias = None if config.bias_per_layer else PositionBias(config, dtype=dtype, rngs=rngs)
+        self.blocks = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_layers, rngs)
+        self.norm = norm(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """`ids` `[B, T]` to `[B, T, D]`; `mask` `[B, T]` is nonzero where a text is no padding, and without
+        one padding is seen too.
+        """
+        return self.encode(self.embedding(ids), mask)
+
+    def encode(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """The same of embedded tokens `[B, T, D]`."""
+        c = self.config
+        buckets = position_buckets(
+            x.shape[1], c.relative_attention_num_buckets, c.relative_attention_max_distance
+        )
+        bias = None if self.bias is None else self.bias(buckets)
+        return self.norm(run(self.blocks, x, buckets, bias, visible(None, mask)))
+
+
+def norm(c: T5Config, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm of the model's width."""
+    return rms_norm(c.d_model, dtype=dtype, rngs=rngs, epsilon=c.layer_norm_epsilon)
