@@ -28,7 +28,13 @@ def half(name: str, levels: str, resample: str, depth: int, length: int) -> Iter
     yield from linear(f"{name}.conv_in", f"{name}.conv_in")
     yield from resnet(f"{name}.mid_block.resnets.0", f"{name}.middle.before")
     yield from resnet(f"{name}.mid_block.resnets.1", f"{name}.middle.after")
-    for theirs, ours in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
+    for theirs, ours in (
+        ("group_norm", "norm"),
+        ("to_q", "q"),
+        ("to_k", "k"),
+        ("to_v", "v"),
+        ("to_out.0", "out"),
+    ):
         yield from linear(f"{name}.mid_block.attentions.0.{theirs}", f"{name}.middle.attention.{ours}")
     for level in range(depth):
         official, path = f"{name}.{levels}.{level}", f"{name}.levels.{level}"

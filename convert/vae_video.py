@@ -50,10 +50,11 @@ def rules(levels: int, num_res_blocks: int) -> tuple[Rule, ...]:
         path = f"encoder.levels.{level}"
         for number in range(num_res_blocks):
             table += resnet(f"encoder.down_blocks.{first + number}", f"{path}.resnets.{number}")
-        table += resample(f"encoder.down_blocks.{first + num_res_blocks}", f"{path}.resample")
+        table += resample(f"encoder.down_blocks.{first + num_res_blocks}", f"encoder.downs.{level}")
 
         official, path = f"decoder.up_blocks.{level}", f"decoder.levels.{level}"
         for number in range(num_res_blocks + 1):
             table += resnet(f"{official}.resnets.{number}", f"{path}.resnets.{number}")
-        table += resample(f"{official}.upsamplers.0", f"{path}.resample")
+        # A level's change of resolution belongs to the next one's computation.
+        table += resample(f"{official}.upsamplers.0", f"decoder.ups.{level + 1}")
     return tuple(table)

@@ -18,16 +18,13 @@ def read(
     option that nobody knows may stand there as long as it is off. UsageError says what cannot be read.
     """
     known = {field.name: field for field in fields(config_class)}
+    values = {name: _typed(field, given[name]) for name, field in known.items() if name in given}
     for name, value in given.items():
         if name in fixed and value != fixed[name]:
             raise UsageError(f"vae/config.json: {name} must be {fixed[name]!r}, not {value!r}")
         if name not in {*known, *fixed, *unread} and not name.startswith("_") and value not in (None, False):
-            raise UsageError(
-                f"vae/config.json: {name} = {value!r} is not known; use a checkpoint without it"
-            )
-    return config_class(
-        **{name: _typed(field, given[name]) for name, field in known.items() if name in given}
-    )
+            raise UsageError(f"vae/config.json: {name} = {value!r} is not known; use a checkpoint without it")
+    return config_class(**values)
 
 
 def _typed(field, value: Any) -> Any:

@@ -1,5 +1,5 @@
 """Layers that the autoencoders share. Feature maps are `[N, H, W, C]`, convolutions' weights as checkpoints
-store them, `[out, in, kh, kw]`: loading turns nothing, and XLA's convolutions are fastest so.
+store them, `[out, in, kh, kw]`, so that loading turns nothing.
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,10 @@ def numbered(modules: Iterable[nnx.Module]) -> nnx.Dict:
 def convolve(x: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding | None = None) -> jax.Array:
     """`x` `[N, H, W, in]` by `weight` `[out, in, k, k]`; padded to keep its size unless told otherwise."""
     around = padding or ((weight.shape[-1] - 1) // 2,) * 2
+    # XLA brings a convolution into the order that its CPU library wants, but not within a loop.
+    turned = jnp.transpose(weight, (2, 3, 1, 0))
     return lax.conv_general_dilated(
-        x, weight, (stride, stride), (around, around), dimension_numbers=("NHWC", "OIHW", "NHWC")
+        x, turned, (stride, stride), (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 

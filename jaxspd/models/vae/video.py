@@ -1,15 +1,14 @@
 """Causal autoencoders of videos: AutoencoderKLWan (Wan 2.1) and AutoencoderKLQwenImage, one architecture.
 
 Source: Wan, arXiv 2503.20314, section 4.1. A frame sees itself and earlier ones only, so a video goes through
-in chunks: its first frame alone, which is one latent frame, then `frames_per_latent` frames to a latent frame.
+in chunks: its first frame alone, which is a latent frame, then `frames_per_latent` frames to a latent frame.
 What a chunk needs of the ones before it, the last frames before each convolution over time, is carried from
 chunk to chunk; every chunk but the first is therefore the same computation, whatever the video's length.
 `convert/vae_video.py` says which official key fills which parameter.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -18,11 +17,18 @@ import numpy as np
 from flax import nnx
 
 from jaxspd.errors import UsageError
+from jaxspd.models.vae.causal import (
+    EARLIER,
+    CausalConv,
+    Earlier,
+    PointwiseConv,
+    RmsNorm,
+    each_frame,
+    frame_by_frame,
+)
 from jaxspd.models.vae.config import read
-from jaxspd.models.vae.layers import Conv, Downsample, Upsample, attend, convolve, numbered
+from jaxspd.models.vae.layers import Conv, Downsample, Upsample, attend, numbered
 
-# Earlier frames that a convolution over three sees.
-EARLIER = 2
 LATENTS_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
     *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -38,7 +44,7 @@ class VideoAutoencoderConfig:
     """The fields of `vae/config.json`, with the names and defaults of AutoencoderKLWan."""
 
     base_dim: int = 96
-    decoder_base_dim: int | None = None
+    decoder_base_dim: int | None = field(default=None, metadata={"example": 96})
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
@@ -77,96 +83,10 @@ def read_video_config(given: Mapping[str, Any]) -> VideoAutoencoderConfig:
             f"vae/config.json: temperal_downsample must have {levels - 1} entries, one fewer than dim_mult"
         )
     if not len(config.latents_mean) == len(config.latents_std) == channels:
-        raise UsageError(f"vae/config.json: latents_mean and latents_std must have {channels} entries (z_dim)")
+        raise UsageError(
+            f"vae/config.json: latents_mean and latents_std must have {channels} entries (z_dim)"
+        )
     return config
-
-
-class Earlier:
-    """The last frames before each convolution over time, in the order of the convolutions.
-
-    `state` is what the chunk before left, None before a video's first frame; `after` what this one leaves.
-    """
-
-    def __init__(self, state: tuple[jax.Array, ...] | None):
-        self.first = state is None
-        self._before = iter(state or ())
-        self.after: list[jax.Array] = []
-
-    def join(self, x: jax.Array, count: int) -> jax.Array:
-        """`x` `[B, T, H, W, C]` behind the `count` frames before it, of which the last `count` are kept."""
-        joined = jnp.concatenate([next(self._before), x], axis=1)
-        self.after.append(joined[:, -count:])
-        return joined
-
-    def keep(self, x: jax.Array, count: int) -> None:
-        """Keeps the last `count` frames of a beginning: what is missing is zero."""
-        self.after.append(jnp.pad(x, ((0, 0), (count - x.shape[1], 0), *[(0, 0)] * 3)))
-
-
-def each_frame(layer, x: jax.Array) -> jax.Array:
-    """`layer`, of maps `[N, H, W, C]`, applied to all frames `[B, T, H, W, C]`."""
-    y = layer(x.reshape(-1, *x.shape[2:]))
-    return y.reshape(*x.shape[:2], *y.shape[1:])
-
-
-class CausalConv(nnx.Module):
-    """A convolution over this frame and the two before it. Weight `[out, in, 3, k, k]`."""
-
-    def __init__(self, dim_in: int, dim_out: int, kernel: int = 3, *, dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal(in_axis=range(1, 5), out_axis=0)
-        shape = (dim_out, dim_in, 1 + EARLIER, kernel, kernel)
-        self.weight = nnx.Param(init(rngs.params(), shape, dtype))
-        self.bias = nnx.Param(jnp.zeros(dim_out, dtype))
-
-    def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        """`[B, T, H, W, in]` to `[B, T, H, W, out]`."""
-        if not earlier.first:
-            return self.over(earlier.join(x, EARLIER), x.shape[1])
-        # Of a beginning, one frame, two thirds of the weight would meet zeros.
-        earlier.keep(x, EARLIER)
-        weight = self.weight[...][:, :, -1]
-        return each_frame(lambda maps: convolve(maps, weight), x) + self.bias[...]
-
-    def over(self, joined: jax.Array, count: int, stride: int = 1) -> jax.Array:
-        """`count` frames, `stride` apart, of `joined` `[B, T, H, W, in]`.
-
-        As three convolutions over maps: XLA is slower at those over volumes, on a CPU twofold.
-        """
-        total = self.bias[...]
-        for number in range(1 + EARLIER):
-            frames = joined[:, number : number + stride * (count - 1) + 1 : stride]
-            weight = self.weight[...][:, :, number]
-            total = total + each_frame(lambda maps, w=weight: convolve(maps, w), frames)
-        return total
-
-
-class PointwiseConv(nnx.Module):
-    """A linear map of channels, stored as a convolution: weight `[out, in, 1, 1, 1]`."""
-
-    def __init__(self, dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal(in_axis=1, out_axis=0)
-        self.weight = nnx.Param(init(rngs.params(), (dim_out, dim_in, 1, 1, 1), dtype))
-        self.bias = nnx.Param(jnp.zeros(dim_out, dtype))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum("...i,oi->...o", x, self.weight[...][:, :, 0, 0, 0]) + self.bias[...]
-
-
-class RmsNorm(nnx.Module):
-    """Each pixel's channels scaled to a mean square of one, then by a weight; in float32.
-
-    The weight has `axes` axes of one behind its channels, as stored.
-    """
-
-    def __init__(self, dim: int, axes: int, *, dtype):
-        self.gamma = nnx.Param(jnp.ones((dim, *[1] * axes), dtype))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        exact = x.astype(jnp.float32)
-        # The official bound, of the channels' root of summed squares.
-        norm = jnp.maximum(jnp.linalg.norm(exact, axis=-1, keepdims=True), 1e-12)
-        gamma = self.gamma[...].astype(jnp.float32).reshape(-1)
-        return (exact / norm * (sqrt(x.shape[-1]) * gamma)).astype(x.dtype)
 
 
 class Resnet(nnx.Module):
@@ -214,14 +134,13 @@ class Middle(nnx.Module):
 
 
 class Down(nnx.Module):
-    """Half the height and width and, where `time`, half the frames of every chunk but the first."""
+    """Half the height and width and, where there is `time`, half the frames of every chunk but the first."""
 
     def __init__(self, dim: int, time: bool, *, dtype, rngs):
         self.space = Downsample(dim, dtype=dtype, rngs=rngs)
         self.time = CausalConv(dim, dim, 1, dtype=dtype, rngs=rngs) if time else None
 
-    def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        x = each_frame(self.space, x)
+    def shorten(self, x: jax.Array, earlier: Earlier) -> jax.Array:
         if self.time is None:
             return x
         if earlier.first:
@@ -231,38 +150,38 @@ class Down(nnx.Module):
 
 
 class Up(nnx.Module):
-    """Twice the height and width, half the channels and, where `time`, twice the frames of every chunk but
-    the first.
+    """Twice the height and width, half the channels and, where there is `time`, twice the frames of every
+    chunk but the first.
     """
 
     def __init__(self, dim: int, time: bool, *, dtype, rngs):
         self.space = Upsample(dim, dim // 2, dtype=dtype, rngs=rngs)
         self.time = CausalConv(dim, 2 * dim, 1, dtype=dtype, rngs=rngs) if time else None
 
-    def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        if self.time is not None and earlier.first:
+    def lengthen(self, x: jax.Array, earlier: Earlier) -> jax.Array:
+        if self.time is None:
+            return x
+        if earlier.first:
             # The first frame is not seen by what doubles the later ones.
             earlier.keep(x[:, :0], EARLIER)
-        elif self.time is not None:
-            b, t, h, w, c = x.shape
-            halves = self.time(x, earlier).reshape(b, t, h, w, 2, c)
-            x = jnp.moveaxis(halves, 4, 2).reshape(b, 2 * t, h, w, c)
-        return each_frame(self.space, x)
+            return x
+        b, t, h, w, c = x.shape
+        halves = self.time(x, earlier).reshape(b, t, h, w, 2, c)
+        return jnp.moveaxis(halves, 4, 2).reshape(b, 2 * t, h, w, c)
 
 
 class Level(nnx.Module):
-    """A row of resnets at one resolution, then the change to the next."""
+    """A row of resnets at one resolution."""
 
-    def __init__(self, dim_in: int, dim_out: int, length: int, resample, *, dtype, rngs):
+    def __init__(self, dim_in: int, dim_out: int, length: int, *, dtype, rngs):
         self.resnets = numbered(
             Resnet(dim_out if number else dim_in, dim_out, dtype=dtype, rngs=rngs) for number in range(length)
         )
-        self.resample = resample
 
     def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
         for resnet in self.resnets.values():
             x = resnet(x, earlier)
-        return x if self.resample is None else self.resample(x, earlier)
+        return x
 
 
 class Encoder(nnx.Module):
@@ -271,21 +190,28 @@ class Encoder(nnx.Module):
     def __init__(self, config: VideoAutoencoderConfig, *, dtype, rngs):
         widths = [config.base_dim * factor for factor in config.dim_mult]
         self.conv_in = CausalConv(config.in_channels, config.base_dim, dtype=dtype, rngs=rngs)
-        levels = []
-        for before, width in zip((config.base_dim, *widths), widths, strict=False):
-            last = len(levels) == len(widths) - 1
-            time = not last and config.temperal_downsample[len(levels)]
-            down = None if last else Down(width, time, dtype=dtype, rngs=rngs)
-            levels.append(Level(before, width, config.num_res_blocks, down, dtype=dtype, rngs=rngs))
-        self.levels = numbered(levels)
+        self.levels = numbered(
+            Level(before, width, config.num_res_blocks, dtype=dtype, rngs=rngs)
+            for before, width in zip((config.base_dim, *widths), widths, strict=False)
+        )
+        self.downs = numbered(
+            Down(width, time, dtype=dtype, rngs=rngs)
+            for width, time in zip(widths, config.temperal_downsample, strict=False)
+        )
         self.middle = Middle(widths[-1], dtype=dtype, rngs=rngs)
         self.norm_out = RmsNorm(widths[-1], 3, dtype=dtype)
         self.conv_out = CausalConv(widths[-1], 2 * config.z_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        x = self.conv_in(x, earlier)
-        for level in self.levels.values():
-            x = level(x, earlier)
+        for number, level in self.levels.items():
+            down = self.downs.get(number)
+
+            def maps(x, earlier, level=level, first=number == "0", down=down):
+                x = level(self.conv_in(x, earlier) if first else x, earlier)
+                return x if down is None else each_frame(down.space, x)
+
+            x = frame_by_frame(maps, x, earlier)
+            x = x if down is None else down.shorten(x, earlier)
         return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x, earlier))), earlier)
 
 
@@ -297,22 +223,35 @@ class Decoder(nnx.Module):
         widths = [base * factor for factor in config.dim_mult[::-1]]
         self.conv_in = CausalConv(config.z_dim, widths[0], dtype=dtype, rngs=rngs)
         self.middle = Middle(widths[0], dtype=dtype, rngs=rngs)
-        levels, before = [], widths[0]
-        for width in widths:
-            last = len(levels) == len(widths) - 1
-            time = not last and config.temperal_downsample[::-1][len(levels)]
-            up = None if last else Up(width, time, dtype=dtype, rngs=rngs)
-            levels.append(Level(before, width, config.num_res_blocks + 1, up, dtype=dtype, rngs=rngs))
-            before = width // 2
-        self.levels = numbered(levels)
+        befores = (widths[0], *(width // 2 for width in widths))
+        self.levels = numbered(
+            Level(before, width, config.num_res_blocks + 1, dtype=dtype, rngs=rngs)
+            for before, width in zip(befores, widths, strict=False)
+        )
+        # The change of resolution that comes before the level of the same number.
+        self.ups = nnx.Dict(
+            {
+                str(number): Up(width, time, dtype=dtype, rngs=rngs)
+                for number, (width, time) in enumerate(
+                    zip(widths, config.temperal_downsample[::-1], strict=False), 1
+                )
+            }
+        )
         self.norm_out = RmsNorm(widths[-1], 3, dtype=dtype)
         self.conv_out = CausalConv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        x = self.middle(self.conv_in(x, earlier), earlier)
-        for level in self.levels.values():
-            x = level(x, earlier)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)), earlier)
+        x, end = self.middle(self.conv_in(x, earlier), earlier), str(len(self.ups))
+        for number, level in self.levels.items():
+            up = self.ups.get(number)
+
+            def maps(x, earlier, level=level, up=up, last=number == end):
+                x = level(x if up is None else each_frame(up.space, x), earlier)
+                return self.conv_out(jax.nn.silu(self.norm_out(x)), earlier) if last else x
+
+            x = x if up is None else up.lengthen(x, earlier)
+            x = frame_by_frame(maps, x, earlier)
+        return x
 
 
 class VideoAutoencoder(nnx.Module):
