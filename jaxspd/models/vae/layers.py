@@ -1,0 +1,115 @@
+"""Layers that the autoencoders share. Feature maps are `[N, H, W, C]`, convolutions' weights as checkpoints
+store them, `[out, in, kh, kw]`, so that loading turns nothing.
+"""
+
+from collections.abc import Iterable
+from math import sqrt
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxspd.models.layers import CPU_SCORES, SCORES
+
+EPSILON = 1e-6
+# Rows and columns of zeros around a map: before and after.
+Padding = tuple[int, int]
+
+
+def numbered(modules: Iterable[nnx.Module]) -> nnx.Dict:
+    """Modules by their numbers as text, since a parameter's path is joined by dots."""
+    return nnx.Dict({str(number): module for number, module in enumerate(modules)})
+
+
+def convolve(x: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding | None = None) -> jax.Array:
+    """`x` `[N, H, W, in]` by `weight` `[out, in, k, k]`; padded to keep its size unless told otherwise."""
+    around = padding or ((weight.shape[-1] - 1) // 2,) * 2
+    # XLA brings a convolution into the order that its CPU library wants, but not within a loop.
+    turned = jnp.transpose(weight, (2, 3, 1, 0))
+    return lax.conv_general_dilated(
+        x, turned, (stride, stride), (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class Conv(nnx.Module):
+    """A convolution over maps, with bias; parameters and products in `dtype`."""
+
+    def __init__(
+        self, dim_in: int, dim_out: int, kernel: int = 3, *, stride=1, padding=None, dtype, rngs: nnx.Rngs
+    ):
+        init = nnx.initializers.lecun_normal(in_axis=range(1, 4), out_axis=0)
+        self.weight = nnx.Param(init(rngs.params(), (dim_out, dim_in, kernel, kernel), dtype))
+        self.bias = nnx.Param(jnp.zeros(dim_out, dtype))
+        self.stride, self.padding = stride, padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return convolve(x, self.weight[...], self.stride, self.padding) + self.bias[...]
+
+
+class Downsample(nnx.Module):
+    """Half the height and width, by a convolution that sees zeros below and to the right only."""
+
+    def __init__(self, dim: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = Conv(dim, dim, stride=2, padding=(0, 1), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Twice the height and width: each pixel fourfold, then a convolution."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = Conv(dim_in, dim_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, h, w, c = x.shape
+        # One broadcast, which costs less than repeating along one axis after the other.
+        fourfold = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
+        return self.conv(fourfold.reshape(n, 2 * h, 2 * w, c))
+
+
+class GroupNorm(nnx.Module):
+    """Normalises maps over height, width and the channels of a group; statistics in float32."""
+
+    def __init__(self, groups: int, dim: int, *, dtype):
+        self.groups = groups
+        self.weight = nnx.Param(jnp.ones(dim, dtype))
+        self.bias = nnx.Param(jnp.zeros(dim, dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        exact = x.astype(jnp.float32)
+        centred = exact - self._mean(exact)
+        scale = lax.rsqrt(self._mean(jnp.square(centred)) + EPSILON) * self.weight[...].astype(jnp.float32)
+        return (centred * scale + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        """Each channel's group's mean, `[N, 1, 1, C]`. Channels come first, groups then: several times
+        faster on a CPU than both at once.
+        """
+        channels = x.mean((1, 2))
+        groups = channels.reshape(len(x), self.groups, -1).mean(-1)
+        return jnp.repeat(groups, x.shape[-1] // self.groups, axis=-1)[:, None, None]
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attention of one head over `[N, L, D]`, softmax in float32; returns the same shape.
+
+    The heads are too wide for fused kernels, so scores are kept in memory: of a block of queries at a time.
+    """
+    length, dim = query.shape[1:]
+    bound = CPU_SCORES if jax.default_backend() == "cpu" else SCORES
+    blocks = max(1, -(-4 * length * key.shape[1] // bound))
+    blocks = next(n for n in range(blocks, length + 1) if length % n == 0)
+
+    def one(maps: tuple[jax.Array, ...]) -> jax.Array:
+        queries, keys, values = maps
+
+        def block(some: jax.Array) -> jax.Array:
+            scores = jnp.matmul(some, keys.T, preferred_element_type=jnp.float32) / sqrt(dim)
+            return jax.nn.softmax(scores).astype(values.dtype) @ values
+
+        return lax.map(block, queries.reshape(blocks, -1, dim)).reshape(length, dim)
+
+    return lax.map(one, (query, key, value))

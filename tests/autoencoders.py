@@ -1,0 +1,61 @@
+"""What the tests of both kinds of autoencoders share: official modules, and ours with their weights."""
+
+from hashlib import md5
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from jaxspd.convert import vae_image, vae_video
+from jaxspd.convert.checkpoint import Checkpoint, read_config
+from jaxspd.convert.loader import load_parameters
+
+from jaxspd.models.vae import Coder, abstract_autoencoder
+
+# float32, relative to the largest value
+TOLERANCE = 1e-4
+
+
+def rules_of(config) -> tuple:
+    """The conversion table for a configuration of either kind."""
+    if hasattr(config, "dim_mult"):
+        return vae_video.rules(len(config.dim_mult), config.num_res_blocks)
+    return vae_image.rules(len(config.block_out_channels), config.layers_per_block)
+
+
+def coder_of(vae: torch.nn.Module, folder: Path, dtype=jnp.float32, **options) -> Coder:
+    """Ours with the weights of diffusers' `vae`, by way of a checkpoint in `folder`."""
+    vae.save_pretrained(folder)
+    abstract = abstract_autoencoder(read_config(folder), dtype)
+    kind = Checkpoint if hasattr(abstract.config, "dim_mult") else vae_image.ImageAutoencoderCheckpoint
+    parameters = load_parameters(kind(folder), nnx.state(abstract), rules_of(abstract.config))
+    return Coder(abstract, parameters, **options)
+
+
+@torch.no_grad()
+def official_decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
+    """Pixels `[B, (T,) H, W, 3]` in [-1, 1]."""
+    return vae.decode(torch.from_numpy(latents)).sample.clamp(-1, 1).movedim(1, -1).numpy()
+
+
+@torch.no_grad()
+def official_encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """The posterior's mode."""
+    return vae.encode(torch.from_numpy(pixels).movedim(-1, 1)).latent_dist.mode().numpy()
+
+
+def assert_near(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """In dB, of pixels in [-1, 1]."""
+    return float(10 * np.log10(4 / np.mean(np.square(ours - theirs))))
+
+
+def key_list_md5(shapes: dict[str, tuple[int, ...]]) -> str:
+    """The hash by which a checkpoint's keys and shapes are known."""
+    named = [f"{key}:{'_'.join(map(str, shape))}" for key, shape in shapes.items()]
+    return md5(",".join(sorted([*shapes, *named])).encode()).hexdigest()
