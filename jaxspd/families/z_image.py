@@ -126,7 +126,7 @@ class Family(BaseFamily):
             return tokens * (4 * c.dim**2 + 3 * c.dim * c.mlp_dim + 2 * tokens * c.dim)
 
         layers = c.n_layers * block(image + text) + c.n_refiner_layers * (block(image) + block(text))
-        edges = c.dim * (2 * image_tokens * PATCH**2 * c.in_channels + self.text_tokens * c.cap_feat_dim)
+        edges = c.dim * (2 * image_tokens * PATCH**2 * c.in_channels + text * c.cap_feat_dim)
         modulation = c.dim * c.vector_dim * (4 * (c.n_layers + c.n_refiner_layers) + 1)
         return 2.0 * (layers + edges + modulation)
 
@@ -155,8 +155,10 @@ class Family(BaseFamily):
         return velocity
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt."""
-        shape = (batch, self.text_tokens, self.config.cap_feat_dim)
+        """Shapes of `condition`'s result: the same for every prompt. The text has room for the learned
+        padding that fills the longest prompt up.
+        """
+        shape = (batch, padded(self.text_tokens), self.config.cap_feat_dim)
         return {
             "text": jax.ShapeDtypeStruct(shape, jnp.float32),
             "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
@@ -166,7 +168,7 @@ class Family(BaseFamily):
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after
-        the prompts' ends, and the prompts' `lengths` `[B]`.
+        the prompts' ends, and the prompts' `lengths` `[B]`, at most `text_tokens`; T is that, padded.
         """
         from transformers import Qwen2Tokenizer, Qwen3Model
 
@@ -184,6 +186,8 @@ class Family(BaseFamily):
                 tokens.input_ids.to(qwen.device), mask, output_hidden_states=True, use_cache=False
             ).hidden_states
             text = (states[-2] * mask[:, :, None]).float().cpu().numpy()
+        # Only prompts are cut at `text_tokens`: what fills them up to a multiple of 32 is attended too.
+        text = np.pad(text, [(0, 0), (0, padded(self.text_tokens) - self.text_tokens), (0, 0)])
         return {"text": text, "lengths": tokens.attention_mask.sum(1).numpy().astype(np.int32)}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
