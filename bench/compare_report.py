@@ -249,6 +249,8 @@ def published_table(model: dict) -> list[str]:
     ]
     for cell, value in seconds.items():
         lines.append(row([cell, f"{value:g}", "" if cell == FULLRES else f"{seconds[FULLRES] / value:.2f}×"]))
+    if note := model.get("published_note"):
+        lines += ["", note]
     return lines
 
 

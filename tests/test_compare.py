@@ -236,11 +236,12 @@ SPLITS = {
     "Wan2.1-T2V-1.3B": [[50], [23, 27], [27, 23], [33, 17], [37, 13]],
     "Z-Image": [[50], [26, 24], [35, 15], [39, 11]],
     "Qwen-Image": [[30], [13, 17], [16, 14], [19, 11]],
+    "Wan2.1-T2V-1.3B at 720p": [[50], [29, 21], [38, 12]],
 }
 
 
-def test_full_preset_is_what_was_published():
-    models = PRESETS["full"].models
+def test_presets_are_what_was_published():
+    models = PRESETS["full"].models + PRESETS["720p"].models
     assert [model.name for model in models] == list(SPLITS)
     for model in models:
         family = family_class(model.family)()

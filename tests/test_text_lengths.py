@@ -25,8 +25,8 @@ SIGMA, GUIDANCE = 0.7, 3.0
 
 @dataclass(frozen=True)
 class Case:
-    """A family's checkpoint, its judge, the text of one prompt in at most n tokens as the pipeline encodes it,
-    and the lengths to try.
+    """A family's checkpoint, its judge, how the pipeline encodes one prompt in at most n tokens, and the
+    lengths to try.
     """
 
     folder: str

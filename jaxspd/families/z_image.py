@@ -22,7 +22,7 @@ from jaxspd.families.base import (
     read_transformer_config,
 )
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
-from jaxspd.sampling.schedule import default_sigmas, override_shift
+from jaxspd.sampling.schedule import default_sigmas, flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
 # Its VAE is FLUX.1's, and so are its latents.
@@ -47,6 +47,7 @@ class Family(BaseFamily):
     transformer: ClassVar = ZImageTransformer
     parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
     weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
+    noise_levels: ClassVar[tuple[str, ...]] = ("official", "scheduler")
 
     folder: Path | None = None
     config: ZImageConfig = ZImageConfig()
@@ -71,6 +72,8 @@ class Family(BaseFamily):
                 f"have {channels}; they do not belong together"
             )
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        if scheduler.get("use_dynamic_shifting"):
+            raise UsageError(f"{folder}: scheduler_config.json asks for use_dynamic_shifting: not supported")
         return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
 
     # Defaults: those of the model cards.
@@ -82,7 +85,7 @@ class Family(BaseFamily):
 
     @property
     def default_steps(self) -> int:
-        return 9 if self.distilled else 50
+        return 8 if self.distilled else 50
 
     @property
     def default_guidance(self) -> float:
@@ -110,13 +113,19 @@ class Family(BaseFamily):
         """What height and width must divide by on every grid: the VAE's factor times the patch's side."""
         return PATCH * self.pixels_per_latent
 
-    def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
-        """σ `[steps + 1]`, the scheduler's own; the size of the picture does not matter.
+    def sigmas(
+        self, steps: int, tokens: int, flow_shift: float | None = None, noise_levels: str = "official"
+    ) -> np.ndarray:
+        """σ `[steps + 1]`; the size of the picture does not matter.
 
-        The published splits are on these. The official pipeline's n steps are, nearly, the first n of n + 1
-        such, whose last starts at almost no noise.
+        "official" are the authors' levels and the pipeline's: `linspace(1, 0, n + 1)`, shifted. On those of
+        "scheduler", its default time steps, lie the published splits; there the last step starts at almost
+        no noise.
         """
-        return default_sigmas(override_shift(self.scheduler, flow_shift), steps)
+        config = override_shift(self.scheduler, flow_shift)
+        if noise_levels == "scheduler":
+            return default_sigmas(config, steps)
+        return flow_match_sigmas(config, steps, tokens)
 
     def forward_flops(self, image_tokens: int) -> float:
         """FLOPs of one forward of one picture: matrix products and attention, text included."""
