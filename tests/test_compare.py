@@ -249,3 +249,20 @@ def test_presets_are_what_was_published():
             plan = plan_request(family, SamplingParams(**model.request, **cell.request))
             assert [stage.steps for stage in plan.stages] == steps
             assert cell.published
+
+
+def test_published_seconds_come_with_what_is_known_of_them():
+    (model,) = PRESETS["720p"].models
+    published = {cell.name: cell.published for cell in model.cells}
+    speedups = {cell.name: cell.published_speedup for cell in model.cells}
+    lines = compare_report.published_table(
+        {"published": published, "published_speedup": speedups, "published_note": model.note}
+    )
+    assert "| δ 0.01 | 519.6 | 2.18× |" in lines
+    assert "| δ 0.05 | 340.1 | 3.34× |" in lines
+    assert lines[-1] == model.note
+    # What is published agrees with itself, and so do the seconds of all others.
+    for model in PRESETS["full"].models + PRESETS["720p"].models:
+        fullres, *grown = model.cells
+        for cell in grown:
+            assert fullres.published / cell.published == pytest.approx(cell.published_speedup, abs=0.01)
