@@ -261,7 +261,7 @@ def test_published_seconds_come_with_what_is_known_of_them():
     assert "| δ 0.01 | 519.6 | 2.18× |" in lines
     assert "| δ 0.05 | 340.1 | 3.34× |" in lines
     assert lines[-1] == model.note
-    # What is published agrees with itself, and so do the seconds of all others.
+    # Published seconds and speed-ups agree, rounded or cut off.
     for model in PRESETS["full"].models + PRESETS["720p"].models:
         fullres, *grown = model.cells
         for cell in grown:

@@ -71,7 +71,7 @@ def test_defaults_are_the_model_cards(z_image_turbo_folder):
     base = complete(family_class("z_image")(), SamplingParams(prompt="a"))
     assert (base.num_inference_steps, base.guidance_scale, base.negative_prompt) == (50, 4.0, "")
     turbo = complete(open_family(z_image_turbo_folder), SamplingParams(prompt="a"))
-    # The card says 9 steps of an older pipeline, whose ninth did nothing: 8 forwards.
+    # The card says that its 9 steps are 8 forwards.
     assert (turbo.num_inference_steps, turbo.guidance_scale) == (8, 0.0)
     assert base.noise_levels == turbo.noise_levels == "official"
     assert base.scheduler == turbo.scheduler == "euler"
