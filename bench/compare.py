@@ -153,6 +153,8 @@ def measure(preset: Preset, answers: Answers, work: Path) -> dict:
             **{key: value for key, value in prepared.items() if key != "checkpoint"},
             "request": model.request,
             "published": published,
+            "published_speedup": {cell.name: cell.published_speedup for cell in model.cells},
+            "published_note": model.note,
             "processes": processes,
         }
     return results

@@ -247,8 +247,12 @@ def published_table(model: dict) -> list[str]:
         "",
         *head("cell", "denoise, s", "speed-up"),
     ]
+    speedups = model.get("published_speedup", {})
     for cell, value in seconds.items():
-        lines.append(row([cell, f"{value:g}", "" if cell == FULLRES else f"{seconds[FULLRES] / value:.2f}×"]))
+        speedup = speedups.get(cell) or seconds[FULLRES] / value
+        lines.append(row([cell, f"{value:g}", "" if cell == FULLRES else f"{speedup:.2f}×"]))
+    if note := model.get("published_note"):
+        lines += ["", note]
     return lines
 
 

@@ -22,7 +22,7 @@ from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_report, plan_request, reading
+from jaxspd.planning import complete, plan_report, plan_request, reading, schedule
 from jaxspd.sampling.noise import gaussian, stage_noises
 
 SEED = 42
@@ -62,7 +62,7 @@ def warm_up(family, params: SamplingParams, levels: int) -> dict:
         return {"progressive_mode": "fullres", "num_inference_steps": 2}
     latent = params.height // family.pixels_per_latent, params.width // family.pixels_per_latent
     tokens = family.tokens((*family.leading(params.num_frames), *latent))
-    sigmas = family.sigmas(levels + 1, tokens, params.flow_shift)[:-1]
+    sigmas = schedule(family, dataclasses.replace(params, num_inference_steps=levels + 1), tokens)[:-1]
     return {
         "progressive_mode": "dct",
         "progressive_levels": levels,
@@ -88,7 +88,11 @@ def describe(family, request: dict) -> dict:
     options = {
         "num_inference_steps": params.num_inference_steps,
         "guidance_scale": params.guidance_scale,
-        **({"flow_shift": params.flow_shift} if params.flow_shift is not None else {}),
+        **{
+            name: value
+            for name in ("flow_shift", "noise_levels")
+            if (value := getattr(params, name)) is not None
+        },
         **growth(family, params),
     }
     return {"request": request, "torch_options": options}

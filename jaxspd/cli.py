@@ -93,6 +93,7 @@ def build_parser() -> Parser:
             "num_frames",
             "max_sequence_length",
             "flow_shift",
+            "noise_levels",
             "spectrum",
             *tuple(f.name for f in fields(SamplingParams) if f.name.startswith("progressive")),
         ),

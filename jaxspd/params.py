@@ -53,6 +53,10 @@ class SamplingParams:
         None, "tokens of text that the model reads; fewer are faster, but a longer prompt is cut", int
     )
     flow_shift: float | None = option(None, "static shift of the noise levels; more is noisier", float)
+    noise_levels: str | None = option(
+        None,
+        "Z-Image's noise levels: its authors' (official, the default) or its scheduler's own (scheduler)",
+    )
     seed: int = option(42, "seed; the n-th output of a prompt takes seed + n", int)
     num_outputs_per_prompt: int = option(1, "pictures or videos for each prompt", int)
     output_path: str = option("outputs", "folder for pictures and videos")

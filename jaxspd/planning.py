@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from jaxspd.errors import UsageError
 from jaxspd.params import SamplingParams
 from jaxspd.sampling.solvers import SOLVERS, default_solver
@@ -53,6 +55,12 @@ def complete(family, params: SamplingParams) -> SamplingParams:
         raise UsageError(
             "this checkpoint's noise levels do not depend on the picture's size; leave progressive_shift out"
         )
+    noise_levels = params.noise_levels or next(iter(family.noise_levels), None)
+    if noise_levels and not family.noise_levels:
+        raise UsageError(f"{family.title} has no noise levels to choose from; leave noise_levels out")
+    if noise_levels and noise_levels not in family.noise_levels:
+        known = " or ".join(family.noise_levels)
+        raise UsageError(f"{family.title} has no noise levels {noise_levels!r}; use {known}")
     spectrum = params.spectrum
     if isinstance(spectrum, str):
         # What the file says goes into the picture's parameters, not where it lay.
@@ -68,6 +76,7 @@ def complete(family, params: SamplingParams) -> SamplingParams:
         progressive_levels=levels,
         progressive_delta=delta,
         spectrum=spectrum,
+        noise_levels=noise_levels,
         num_inference_steps=params.num_inference_steps or family.default_steps,
         guidance_scale=guidance,
         negative_prompt=negative,
@@ -98,7 +107,7 @@ def plan_request(family, params: SamplingParams) -> Plan:
         sizes = sizes[-1:] * len(sizes)
     return make_plan(
         levels,
-        [family.sigmas(params.num_inference_steps, size, params.flow_shift) for size in sizes],
+        [schedule(family, params, size) for size in sizes],
         thresholds(family, params, levels),
         mode=params.progressive_mode,
         tokens=tokens,
@@ -107,6 +116,12 @@ def plan_request(family, params: SamplingParams) -> Plan:
         respace=params.progressive_respace,
         noise=params.progressive_noise,
     )
+
+
+def schedule(family, params: SamplingParams, tokens: int) -> np.ndarray:
+    """σ `[steps + 1]` that complete `params` ask for, where the full grid has `tokens`."""
+    kind = {"noise_levels": params.noise_levels} if family.noise_levels else {}
+    return family.sigmas(params.num_inference_steps, tokens, params.flow_shift, **kind)
 
 
 def grids(family, params: SamplingParams) -> list[Level]:

@@ -236,11 +236,12 @@ SPLITS = {
     "Wan2.1-T2V-1.3B": [[50], [23, 27], [27, 23], [33, 17], [37, 13]],
     "Z-Image": [[50], [26, 24], [35, 15], [39, 11]],
     "Qwen-Image": [[30], [13, 17], [16, 14], [19, 11]],
+    "Wan2.1-T2V-1.3B at 720p": [[50], [29, 21], [38, 12]],
 }
 
 
-def test_full_preset_is_what_was_published():
-    models = PRESETS["full"].models
+def test_presets_are_what_was_published():
+    models = PRESETS["full"].models + PRESETS["720p"].models
     assert [model.name for model in models] == list(SPLITS)
     for model in models:
         family = family_class(model.family)()
@@ -248,3 +249,20 @@ def test_full_preset_is_what_was_published():
             plan = plan_request(family, SamplingParams(**model.request, **cell.request))
             assert [stage.steps for stage in plan.stages] == steps
             assert cell.published
+
+
+def test_published_seconds_come_with_what_is_known_of_them():
+    (model,) = PRESETS["720p"].models
+    published = {cell.name: cell.published for cell in model.cells}
+    speedups = {cell.name: cell.published_speedup for cell in model.cells}
+    lines = compare_report.published_table(
+        {"published": published, "published_speedup": speedups, "published_note": model.note}
+    )
+    assert "| δ 0.01 | 519.6 | 2.18× |" in lines
+    assert "| δ 0.05 | 340.1 | 3.34× |" in lines
+    assert lines[-1] == model.note
+    # Published seconds and speed-ups agree, rounded or cut off.
+    for model in PRESETS["full"].models + PRESETS["720p"].models:
+        fullres, *grown = model.cells
+        for cell in grown:
+            assert fullres.published / cell.published == pytest.approx(cell.published_speedup, abs=0.01)

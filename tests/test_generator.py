@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import stat
 
 import jax
@@ -13,6 +14,8 @@ from jaxspd.convert.orbax_store import convert_pipeline
 
 from jaxspd import DiffGenerator, UsageError
 from jaxspd.families import open_family
+from jaxspd.params import SamplingParams
+from jaxspd.planning import complete
 from jaxspd.sampling import cache
 from tests.compare import relative
 
@@ -146,3 +149,15 @@ def test_the_compilation_cache_is_readable_by_its_owner_only(tmp_path, monkeypat
         assert jax.config.jax_compilation_cache_dir == str(folder)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "guidance"),
+    [("FLUX.1-Krea-dev", 28, 4.5), ("flux1-krea", 28, 4.5), ("FLUX.1-dev", 50, 3.5)],
+)
+def test_krea_is_known_by_its_name(flux1_folder, tmp_path, caplog, name, steps, guidance):
+    """Its files are like [dev]'s."""
+    family = open_family(shutil.copytree(flux1_folder, tmp_path / name))
+    params = complete(family, SamplingParams(prompt="a", height=64, width=64))
+    assert (params.num_inference_steps, params.guidance_scale) == (steps, guidance)
+    assert ("by its name this is FLUX.1-Krea" in caplog.text) == (steps == 28)

@@ -1,5 +1,6 @@
 """Qwen-Image beside diffusers' own modules: transformer, loop, and from prompt to pixels."""
 
+import shutil
 from dataclasses import replace
 
 import chex
@@ -270,6 +271,28 @@ def test_defaults_are_the_model_cards_example():
     params = complete(family_class("qwen_image")(), SamplingParams(prompt="a"))
     assert (params.width, params.height, params.num_inference_steps) == (1664, 928, 50)
     assert (params.guidance_scale, params.negative_prompt, params.scheduler) == (4.0, " ", "euler")
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image-2512", "qwen-image-2512-bf16"])
+def test_the_december_model_is_known_by_its_name(qwen_image_folder, tmp_path, caplog, name):
+    """Its files are like the first's; the hub's cache keeps it under the repository's name."""
+    local = shutil.copytree(qwen_image_folder, tmp_path / name)
+    cached = shutil.copytree(local, tmp_path / f"models--Qwen--{name}" / "snapshots" / "0123abcd")
+    saved = shutil.copytree(local, tmp_path / "saved")
+    tiny.change_json(saved / "model_index.json", _name_or_path=f"Qwen/{name}")
+    for folder in (local, cached, saved):
+        caplog.clear()
+        params = complete(open_family(folder), SamplingParams(prompt="a"))
+        assert params.negative_prompt.startswith("低分辨率，低画质，肢体畸形")
+        assert "by its name this is Qwen-Image-2512" in caplog.text
+    assert complete(open_family(local), SamplingParams(prompt="a", negative_prompt="")).negative_prompt == ""
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image", "Qwen-Image-20251201", "2512"])
+def test_other_names_are_the_first_model(qwen_image_folder, tmp_path, caplog, name):
+    family = open_family(shutil.copytree(qwen_image_folder, tmp_path / name))
+    assert complete(family, SamplingParams(prompt="a", width=64, height=64)).negative_prompt == " "
+    assert not caplog.records
 
 
 # Bad input

@@ -39,15 +39,18 @@ def reference(request, tmp_path_factory) -> ZImageReference:
 
 
 @pytest.mark.parametrize("scale", [0.0, 4.0], ids=["unguided", "guided"])
-def test_full_resolution_loop_is_the_pipelines(reference, scale, monkeypatch):
+@pytest.mark.parametrize("levels", ["official", "scheduler"])
+def test_full_resolution_loop_is_the_pipelines(reference, scale, levels, monkeypatch):
     text = reference.encode(PROMPTS)
     negative = reference.encode(NEGATIVES) if scale else None
     latents = noise(2, 4, 8, 12)
-    ours = reference.denoise([latents], text, negative, num_inference_steps=9, guidance_scale=scale)
-    pipeline, own = reference.pipeline, reference.pipeline.scheduler
-    # The scheduler's own steps, which the pipeline would not choose, and no second shift of them.
-    sigmas = own_steps(own, 9).sigmas[:-1].tolist()
-    monkeypatch.setattr(pipeline, "scheduler", FlowMatchEulerDiscreteScheduler(shift=1.0))
+    kind = {"noise_levels": levels} if levels == "scheduler" else {}
+    ours = reference.denoise([latents], text, negative, num_inference_steps=9, guidance_scale=scale, **kind)
+    pipeline, own, sigmas = reference.pipeline, reference.pipeline.scheduler, None
+    if levels == "scheduler":
+        # The scheduler's own steps, which the pipeline would not choose, and no second shift of them.
+        sigmas = own_steps(own, 9).sigmas[:-1].tolist()
+        monkeypatch.setattr(pipeline, "scheduler", FlowMatchEulerDiscreteScheduler(shift=1.0))
 
     def official(output_type):
         return pipeline(
@@ -123,6 +126,7 @@ def test_progressive_loop_follows_the_method_step_by_step(reference, mode, level
         negative,
         num_inference_steps=STEPS,
         guidance_scale=2.0,
+        noise_levels="scheduler",
         mode=mode,
         levels=levels,
         delta=DELTA,

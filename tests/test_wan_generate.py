@@ -51,11 +51,38 @@ def test_published_splits_and_flop_limits(delta, split, limit):
     assert plan.flop_speedup(family.forward_flops) == pytest.approx(limit, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("delta", "split", "limit", "published"), [(0.01, [29, 21], 2.11, 2.18), (0.05, [38, 12], 3.22, 3.34)]
+)
+def test_splits_at_720p(delta, split, limit, published):
+    family = family_class("wan")()
+    params = {"progressive_mode": "dct_rewind", "progressive_delta": delta, "flow_shift": 5.0}
+    # 720 rows make no even grids.
+    plan = plan_request(family, SamplingParams(height=720, width=1280, **params))
+    assert [stage.latent for stage in plan.stages] == [(44, 80), (88, 160)]
+    assert [stage.tokens for stage in plan.stages] == [18480, 73920]
+    assert [stage.steps for stage in plan.stages] == split
+    assert plan.flop_speedup(family.forward_flops) == pytest.approx(limit, abs=0.005)
+    # What was published lies between these steps and one coarse step more.
+    coarse, fine = (family.forward_flops(stage.tokens) for stage in plan.stages)
+    further = 50 * fine / ((split[0] + 1) * coarse + (split[1] - 1) * fine)
+    assert limit < published < further
+
+
+def test_what_the_authors_lead_away_from_is_the_default():
+    family = family_class("wan")()
+    completed = complete(family, SamplingParams(prompt="a"))
+    assert completed.negative_prompt.startswith("色调艳丽，过曝，静态，细节模糊不清，字幕")
+    assert completed.negative_prompt.endswith("杂乱的背景，三条腿，背景人很多，倒着走")
+    assert complete(family, SamplingParams(prompt="a", negative_prompt="")).negative_prompt == ""
+    assert complete(family, SamplingParams(prompt="a", guidance_scale=1.0)).negative_prompt is None
+
+
 # Against the official pipeline
 
 
 @pytest.mark.parametrize(
-    ("guidance", "negative"), [(5.0, "blur"), (4.0, None), (1.0, None)], ids=["cfg", "empty", "off"]
+    ("guidance", "negative"), [(5.0, "blur"), (4.0, ""), (1.0, None)], ids=["cfg", "empty", "off"]
 )
 def test_full_resolution_equals_the_official_pipeline(generator, wan_folder, guidance, negative):
     """From prompt to pixels, with the pipeline's own encoder, loop and decoder."""

@@ -1,14 +1,18 @@
 """Pictures of Z-Image from prompt to pixels: official result, text, compilation, bad input."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline
+from PIL import Image
 
 from jaxspd import DiffGenerator
+from jaxspd.cli import main
 from jaxspd.families import family_class, open_family
+from jaxspd.metadata import read_request
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_request
 from jaxspd.sampling.noise import stage_noises
@@ -45,6 +49,7 @@ def official(folder):
 def test_published_splits_and_flop_limits(delta, split, limit):
     family = family_class("z_image")()
     params = {"progressive_mode": "dct_rewind", "progressive_delta": delta, "num_inference_steps": 50}
+    params |= {"noise_levels": "scheduler"}
     plan = plan_request(family, SamplingParams(height=1024, width=1024, **params))
     assert [stage.latent for stage in plan.stages] == [(64, 64), (128, 128)]
     assert [stage.steps for stage in plan.stages] == split
@@ -55,11 +60,20 @@ def test_published_splits_and_flop_limits(delta, split, limit):
     assert plan.flop_speedup(family.forward_flops) < limit
 
 
+@pytest.mark.parametrize(("delta", "split"), [(0.01, [26, 24]), (0.05, [36, 14]), (0.10, [39, 11])])
+def test_splits_on_the_authors_noise_levels(delta, split):
+    params = {"progressive_mode": "dct_rewind", "progressive_delta": delta, "num_inference_steps": 50}
+    plan = plan_request(family_class("z_image")(), SamplingParams(height=1024, width=1024, **params))
+    assert [stage.steps for stage in plan.stages] == split
+
+
 def test_defaults_are_the_model_cards(z_image_turbo_folder):
     base = complete(family_class("z_image")(), SamplingParams(prompt="a"))
     assert (base.num_inference_steps, base.guidance_scale, base.negative_prompt) == (50, 4.0, "")
     turbo = complete(open_family(z_image_turbo_folder), SamplingParams(prompt="a"))
-    assert (turbo.num_inference_steps, turbo.guidance_scale) == (9, 0.0)
+    # The card says that its 9 steps are 8 forwards.
+    assert (turbo.num_inference_steps, turbo.guidance_scale) == (8, 0.0)
+    assert base.noise_levels == turbo.noise_levels == "official"
     assert base.scheduler == turbo.scheduler == "euler"
     assert (base.height, base.width) == (1280, 720)
     assert (turbo.height, turbo.width) == (1024, 1024)
@@ -73,11 +87,16 @@ def test_the_default_size_is_rounded_down_where_it_cannot_be_halved():
 
 
 @pytest.mark.parametrize("shift", [None, 2.0])
-def test_noise_levels_are_the_schedulers_own(z_image_folder, shift):
-    family = open_family(z_image_folder)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift or 6.0)
-    scheduler.set_timesteps(9)
-    np.testing.assert_allclose(family.sigmas(9, 24, shift), scheduler.sigmas, rtol=0, atol=1e-6)
+def test_noise_levels_are_the_authors_or_the_schedulers(z_image_folder, shift):
+    family, steps = open_family(z_image_folder), 9
+    s, t = shift or 6.0, np.linspace(1, 0, steps + 1)
+    official = s * t / (1 + (s - 1) * t)
+    np.testing.assert_allclose(family.sigmas(steps, 24, shift), official, rtol=0, atol=1e-6)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=s)
+    scheduler.set_timesteps(steps)
+    ours = family.sigmas(steps, 24, shift, "scheduler")
+    np.testing.assert_allclose(ours, scheduler.sigmas, rtol=0, atol=1e-6)
+    assert np.abs(ours - official).max() > 0.01
 
 
 # The official pipeline
@@ -89,23 +108,26 @@ def test_noise_levels_are_the_schedulers_own(z_image_folder, shift):
         ("base", {}),
         ("base", {"guidance_scale": 1.0, "negative_prompt": "haze"}),
         ("base", {"guidance_scale": 0.0}),
+        ("base", {"noise_levels": "scheduler"}),
         ("turbo", {}),
     ],
-    ids=["defaults", "scale 1", "unguided", "turbo"],
+    ids=["defaults", "scale 1", "unguided", "scheduler's levels", "turbo"],
 )
 def test_full_resolution_equals_the_official_pipeline(generators, name, options):
     generator = generators[name]
-    family, steps = generator.family, 9
+    family, steps = generator.family, generator.family.default_steps if name == "turbo" else 9
     ours = make(generator, prompt="a wide lake", num_inference_steps=steps, **options).frames[0]
-    pipeline = official(family.folder)
+    pipeline, sigmas = official(family.folder), None
+    if options.get("noise_levels") == "scheduler":
+        # The scheduler's own, before it shifts them.
+        sigmas = np.linspace(1, pipeline.scheduler.sigma_min, steps).tolist()
     theirs = pipeline(
         "a wide lake",
         negative_prompt=options.get("negative_prompt"),
         guidance_scale=options.get("guidance_scale", family.default_guidance),
         **SMALL,
         num_inference_steps=steps,
-        # The scheduler's own, before it shifts them.
-        sigmas=np.linspace(1, pipeline.scheduler.sigma_min, steps).tolist(),
+        sigmas=sigmas,
         latents=torch.from_numpy(stage_noises([42], (4,), [(8, 12)])[0]),
         output_type="np",
     ).images
@@ -147,6 +169,33 @@ def test_decoding_is_the_official_one(z_image_folder, monkeypatch):
     np.testing.assert_allclose(np.concatenate(decoded), theirs, rtol=0, atol=1e-4)
     expected = np.clip(theirs.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
     assert np.abs(pictures[:, 0] / 255 - expected).max() <= 0.5 / 255 + 1e-4
+
+
+def test_a_picture_remembers_its_noise_levels(z_image_turbo_folder, tmp_path):
+    flags = ["--height", "64", "--width", "64", "--num-inference-steps", "3", "--output-path", str(tmp_path)]
+    first = ["--model-path", str(z_image_turbo_folder), "--prompt", "a lake", "--noise-levels", "scheduler"]
+    assert main(["generate", *first, *flags, "--output-file-name", "first.png"]) == 0
+    assert read_request(tmp_path / "first.png")["noise_levels"] == "scheduler"
+    again = ["generate", "--config", str(tmp_path / "first.png"), "--output-path", str(tmp_path)]
+    assert main([*again, "--output-file-name", "again.png"]) == 0
+    assert main([*again, "--output-file-name", "other.png", "--noise-levels", "official"]) == 0
+    one, two, three = (
+        np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("first", "again", "other")
+    )
+    np.testing.assert_array_equal(one, two)
+    assert (one != three).any()
+
+
+def test_the_plan_tells_noise_levels_apart(capsys):
+    common = ["plan", "--family", "z_image", "--num-inference-steps", "50", "--height", "1024"]
+    common += ["--width", "1024", "--progressive-mode", "dct_rewind", "--progressive-delta", "0.05", "--json"]
+    ends = []
+    for kind in ("official", "scheduler"):
+        assert main([*common, "--noise-levels", kind]) == 0
+        ends.append(json.loads(capsys.readouterr().out)["stages"][0]["end"])
+    assert ends == [36, 35]
+    assert main(["plan", "--family", "wan", "--noise-levels", "official"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 # Compilation
@@ -198,6 +247,14 @@ def test_a_scheduler_that_shifts_with_the_size(refused, tmp_path):
 def test_a_picture_too_small_for_its_levels(refused, z_image_folder):
     flags = ["--height", "64", "--width", "64", "--progressive-mode", "dct", "--progressive-levels", "3"]
     assert "use at most 2" in refused(*flags, model=z_image_folder)
+
+
+def test_noise_levels_that_do_not_exist(refused, z_image_folder, flux1_folder):
+    says = refused("--noise-levels", "karras", model=z_image_folder)
+    assert "no noise levels 'karras'; use official or scheduler" in says
+    for kind in ("official", "scheduler"):
+        says = refused("--noise-levels", kind, model=flux1_folder)
+        assert "FLUX.1 has no noise levels to choose from; leave noise_levels out" in says
 
 
 def test_frames_belong_to_videos(refused, z_image_folder):

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from jaxspd.params import SamplingParams
+from jaxspd.planning import plan_request
 from tests.compare import relative
-from tests.parity import Loop, assert_each_within
+from tests.parity import STEEP, Loop, assert_each_within
 from torch_ref.z_image import ZImageReference
 
 # Filled up to 32 and 64 tokens.
@@ -24,7 +26,7 @@ def loop(z_image_folder):
 @pytest.mark.parametrize("guidance", [0.0, 4.0], ids=["unguided", "guided"])
 @pytest.mark.parametrize(
     ("mode", "levels", "split"),
-    [("fullres", 0, [14]), ("dct", 1, [9, 5]), ("dct_rewind", 1, [9, 5]), ("dct_rewind", 2, [5, 4, 5])],
+    [("fullres", 0, [14]), ("dct", 1, [10, 4]), ("dct_rewind", 1, [10, 4]), ("dct_rewind", 2, [5, 5, 4])],
 )
 def test_latents_are_the_references(loop, mode, levels, split, guidance):
     plan = loop.plan(mode, levels, STEPS, DELTA)
@@ -35,8 +37,27 @@ def test_latents_are_the_references(loop, mode, levels, split, guidance):
 def test_turbo_differs_by_its_schedule(z_image_turbo_folder):
     turbo = open_loop(z_image_turbo_folder)
     plan = turbo.plan("dct_rewind", 1, turbo.family.default_steps, DELTA)
-    assert [stage.steps for stage in plan.stages] == [5, 4]
+    assert [stage.steps for stage in plan.stages] == [5, 3]
     assert_each_within(1e-4, *turbo.both(plan, PROMPTS, NEGATIVES, turbo.family.default_guidance))
+
+
+def test_latents_on_the_schedulers_own_levels_are_the_references(loop):
+    amplitude, exponent = STEEP
+    params = SamplingParams(
+        num_inference_steps=STEPS,
+        height=128,
+        width=192,
+        progressive_mode="dct_rewind",
+        progressive_delta=DELTA,
+        spectrum={"amplitude": amplitude, "exponent": exponent},
+        noise_levels="scheduler",
+    )
+    plan = plan_request(loop.family, params)
+    official = loop.plan("dct_rewind", 1, STEPS, DELTA)
+    assert plan.stages[0].sigmas != official.stages[0].sigmas
+    ours, theirs = loop.both(plan, PROMPTS, NEGATIVES, 4.0, noise_levels="scheduler")
+    assert_each_within(1e-4, ours, theirs)
+    assert relative(ours, loop.both(official, PROMPTS, NEGATIVES, 4.0)[0]) > 0.01
 
 
 def test_guidance_counts_from_the_prompts_own_prediction(loop):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
 from torch_ref.reference import Reference
 from torch_ref.spectral import Growth, denoise_euler, stage_noises
@@ -60,19 +62,26 @@ class ZImageReference(Reference):
         *,
         num_inference_steps: int,
         guidance_scale: float = 4.0,
+        noise_levels: Literal["official", "scheduler"] = "official",
         **growth,
     ) -> torch.Tensor:
         """Latents ``[B, C, H, W]`` of a whole generation, in float32.
 
         ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. The sigmas are
-        those of the scheduler's own time steps.
+        the pipeline's, or those of the scheduler's own time steps.
         """
+        if noise_levels not in ("official", "scheduler"):
+            raise ValueError(f"unknown noise levels {noise_levels!r}")
         growth = Growth(**growth)
         noises = stage_noises(noises, growth, self.device)
 
         def schedule(height: int, width: int) -> FlowMatchEulerDiscreteScheduler:
             scheduler = self.own_scheduler()
-            scheduler.set_timesteps(num_inference_steps)
+            if noise_levels == "scheduler":
+                scheduler.set_timesteps(num_inference_steps)
+            else:
+                sigmas = get_default_z_image_sigmas(num_inference_steps)
+                scheduler.set_timesteps(sigmas=sigmas)
             return scheduler
 
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What every family keeps of a checkpoint, and does alike."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
@@ -18,6 +19,8 @@ from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.layerwise import HOST
 from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.spectrum import Spectrum
+
+log = logging.getLogger("jaxspd")
 
 # Of FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
 FLUX1_SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
@@ -47,6 +50,8 @@ class BaseFamily:
     combine: ClassVar[Callable[..., jax.Array]] = staticmethod(extrapolate)
     # The grids that may grow, by the names that users give them, and how; the first is the default.
     expansions: ClassVar[Mapping[str, Expansion]] = {"latent": EXPANSION}
+    # Kinds of noise levels to choose from, where there are several; the first is the default.
+    noise_levels: ClassVar[tuple[str, ...]] = ()
     # Whether a size that does not fit is rounded down, with a notice, or refused.
     aligns_size: ClassVar[bool] = False
 
@@ -115,6 +120,20 @@ def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
     """The spectrum measured for this very checkpoint, where the folder holds one."""
     path = folder / "spectrum.json"
     return Spectrum.from_file(path) if path.exists() else default
+
+
+def is_named(folder: Path, part: str, variant: str) -> bool:
+    """Whether the checkpoint in `folder` is `variant`, of which only its name tells: `part` is in the
+    folder's name, in that of the repository of which the hub's cache has it, or in what the pipeline was
+    saved from. If so, a notice says it.
+    """
+    folders = [folder.absolute(), folder.resolve()]
+    names = [path.parent.parent.name if path.parent.name == "snapshots" else path.name for path in folders]
+    names.append(str(read_json(folder / "model_index.json").get("_name_or_path", "")))
+    found = any(part in name.rpartition("/")[2].lower() for name in names)
+    if found:
+        log.warning("by its name this is %s: what is not asked for is as on its model card", variant)
+    return found
 
 
 def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:

@@ -18,6 +18,7 @@ from jaxspd.families.base import (
     FLUX1_SPECTRUM,
     BaseFamily,
     check_parts,
+    is_named,
     read_spectrum,
     read_text_length,
     read_transformer_config,
@@ -70,6 +71,8 @@ class Family(BaseFamily):
     vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
     spectrum: Spectrum = FLUX1_SPECTRUM
     text_tokens: int = 512
+    # FLUX.1-Krea, whose files are like [dev]'s.
+    krea: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Family":
@@ -89,7 +92,15 @@ class Family(BaseFamily):
         text_tokens = read_text_length(
             folder, "tokenizer_2", 512 if scheduler.get("use_dynamic_shifting") else 256
         )
-        return cls(folder, config, scheduler, vae, read_spectrum(folder, FLUX1_SPECTRUM), text_tokens)
+        return cls(
+            folder,
+            config,
+            scheduler,
+            vae,
+            read_spectrum(folder, FLUX1_SPECTRUM),
+            text_tokens,
+            krea=is_named(folder, "krea", "FLUX.1-Krea"),
+        )
 
     # Defaults: those of the model cards.
 
@@ -100,11 +111,13 @@ class Family(BaseFamily):
 
     @property
     def default_steps(self) -> int:
-        return 4 if self.distilled else 50
+        return 28 if self.krea else 4 if self.distilled else 50
 
     @property
     def default_guidance(self) -> float:
-        return 3.5 if self.config.guidance_embeds else 0.0
+        if not self.config.guidance_embeds:
+            return 0.0
+        return 4.5 if self.krea else 3.5
 
     @property
     def default_size(self) -> tuple[int, int]:

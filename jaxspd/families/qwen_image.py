@@ -18,6 +18,7 @@ from jaxspd.families.base import (
     FLUX1_SPECTRUM,
     BaseFamily,
     check_parts,
+    is_named,
     read_spectrum,
     read_transformer_config,
 )
@@ -48,6 +49,12 @@ TEMPLATE = (
     "<|im_start|>assistant\n"
 )
 TEMPLATE_TOKENS = 34
+# Qwen-Image-2512's card: low resolution and quality, deformed limbs and fingers, oversaturated, waxen, faces
+# without detail, too smooth, looks generated; chaotic composition; blurred or distorted writing.
+NEGATIVE_2512 = (
+    "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，人脸无细节，过度光滑，画面具有AI感。"
+    "构图混乱。文字模糊，扭曲。"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class Family(BaseFamily):
     vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
+    # Qwen-Image-2512, whose files are like Qwen-Image's.
+    december: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Family":
@@ -89,14 +98,25 @@ class Family(BaseFamily):
                 f"{channels}: they do not belong together"
             )
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
+        return cls(
+            folder,
+            config,
+            scheduler,
+            vae,
+            read_spectrum(folder, SPECTRUM),
+            december=is_named(folder, "image-2512", "Qwen-Image-2512"),
+        )
 
-    # Defaults: those of the model card.
+    # Defaults: those of the model card. The August card's example also adds words to the prompt: not here,
+    # where a prompt is the user's.
 
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 4.0
-    default_negative_prompt: ClassVar[str] = " "
     default_size: ClassVar[tuple[int, int]] = (928, 1664)
+
+    @property
+    def default_negative_prompt(self) -> str:
+        return NEGATIVE_2512 if self.december else " "
 
     # Geometry and schedule.
 

@@ -38,6 +38,13 @@ OFFICIAL_SCHEDULER = {
 }
 OFFICIAL_VAE = {"z_dim": 16}
 CONFIG_1_3B = WanConfig(num_attention_heads=12, num_layers=30, ffn_dim=8960)
+# What the authors' own program leads away from where nothing is said: garish colours, overexposure, still
+# frames, blur, subtitles, artefacts, misshapen bodies. The example of the model card says it in English.
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
+    "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
 # Above this many pixels a frame is decoded in tiles, below it only where memory is short: where tiles
 # overlap they are blended, which the whole picture is better without.
 UNTILED = 480 * 832
@@ -95,6 +102,7 @@ class Family(BaseFamily):
 
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 5.0
+    default_negative_prompt: ClassVar[str] = NEGATIVE
     default_size: ClassVar[tuple[int, int]] = (480, 832)
     default_frames: ClassVar[int] = 81
     default_fps: ClassVar[int] = 16

@@ -22,7 +22,7 @@ from jaxspd.families.base import (
     read_transformer_config,
 )
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
-from jaxspd.sampling.schedule import default_sigmas, override_shift
+from jaxspd.sampling.schedule import default_sigmas, flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
 # Its VAE is FLUX.1's, and so are its latents.
@@ -47,6 +47,7 @@ class Family(BaseFamily):
     transformer: ClassVar = ZImageTransformer
     parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
     weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
+    noise_levels: ClassVar[tuple[str, ...]] = ("official", "scheduler")
 
     folder: Path | None = None
     config: ZImageConfig = ZImageConfig()
@@ -71,6 +72,8 @@ class Family(BaseFamily):
                 f"have {channels}; they do not belong together"
             )
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        if scheduler.get("use_dynamic_shifting"):
+            raise UsageError(f"{folder}: scheduler_config.json asks for use_dynamic_shifting: not supported")
         return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
 
     # Defaults: those of the model cards.
@@ -82,7 +85,7 @@ class Family(BaseFamily):
 
     @property
     def default_steps(self) -> int:
-        return 9 if self.distilled else 50
+        return 8 if self.distilled else 50
 
     @property
     def default_guidance(self) -> float:
@@ -110,13 +113,19 @@ class Family(BaseFamily):
         """What height and width must divide by on every grid: the VAE's factor times the patch's side."""
         return PATCH * self.pixels_per_latent
 
-    def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
-        """σ `[steps + 1]`, the scheduler's own; the size of the picture does not matter.
+    def sigmas(
+        self, steps: int, tokens: int, flow_shift: float | None = None, noise_levels: str = "official"
+    ) -> np.ndarray:
+        """σ `[steps + 1]`; the size of the picture does not matter.
 
-        The published splits are on these. The official pipeline's n steps are, nearly, the first n of n + 1
-        such, whose last starts at almost no noise.
+        "official" are the authors' levels and the pipeline's: `linspace(1, 0, n + 1)`, shifted. On those of
+        "scheduler", its default time steps, lie the published splits; there the last step starts at almost
+        no noise.
         """
-        return default_sigmas(override_shift(self.scheduler, flow_shift), steps)
+        config = override_shift(self.scheduler, flow_shift)
+        if noise_levels == "scheduler":
+            return default_sigmas(config, steps)
+        return flow_match_sigmas(config, steps, tokens)
 
     def forward_flops(self, image_tokens: int) -> float:
         """FLOPs of one forward of one picture: matrix products and attention, text included."""
@@ -126,7 +135,7 @@ class Family(BaseFamily):
             return tokens * (4 * c.dim**2 + 3 * c.dim * c.mlp_dim + 2 * tokens * c.dim)
 
         layers = c.n_layers * block(image + text) + c.n_refiner_layers * (block(image) + block(text))
-        edges = c.dim * (2 * image_tokens * PATCH**2 * c.in_channels + self.text_tokens * c.cap_feat_dim)
+        edges = c.dim * (2 * image_tokens * PATCH**2 * c.in_channels + text * c.cap_feat_dim)
         modulation = c.dim * c.vector_dim * (4 * (c.n_layers + c.n_refiner_layers) + 1)
         return 2.0 * (layers + edges + modulation)
 
@@ -155,8 +164,10 @@ class Family(BaseFamily):
         return velocity
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt."""
-        shape = (batch, self.text_tokens, self.config.cap_feat_dim)
+        """Shapes of `condition`'s result: the same for every prompt. The text has room for the learned
+        padding that fills the longest prompt up.
+        """
+        shape = (batch, padded(self.text_tokens), self.config.cap_feat_dim)
         return {
             "text": jax.ShapeDtypeStruct(shape, jnp.float32),
             "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
@@ -166,7 +177,7 @@ class Family(BaseFamily):
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after
-        the prompts' ends, and the prompts' `lengths` `[B]`.
+        the prompts' ends, and the prompts' `lengths` `[B]`, at most `text_tokens`; T is that, padded.
         """
         from transformers import Qwen2Tokenizer, Qwen3Model
 
@@ -184,6 +195,8 @@ class Family(BaseFamily):
                 tokens.input_ids.to(qwen.device), mask, output_hidden_states=True, use_cache=False
             ).hidden_states
             text = (states[-2] * mask[:, :, None]).float().cpu().numpy()
+        # Only prompts are cut at `text_tokens`: what fills them up to a multiple of 32 is attended too.
+        text = np.pad(text, [(0, 0), (0, padded(self.text_tokens) - self.text_tokens), (0, 0)])
         return {"text": text, "lengths": tokens.attention_mask.sum(1).numpy().astype(np.int32)}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:

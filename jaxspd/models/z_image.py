@@ -158,7 +158,10 @@ class ZImageTransformer(nnx.Module):
         are the prompt's, T a multiple of 32; `time` `[B]` from 0 (noise) to 1. Returns `[B, C, H, W]`.
 
         Text up to the next multiple of 32 is the learned token; what comes after is seen by nothing.
+        ValueError for another T: the token that fills the longest text would have no place.
         """
+        if text.shape[1] % MULTIPLE:
+            raise ValueError(f"text must be padded to a multiple of {MULTIPLE} tokens, not {text.shape[1]}")
         batch, grid = len(latents), tuple(side // PATCH for side in latents.shape[-2:])
         time = sinusoidal_embedding(self.config.t_scale * time, TIME_CHANNELS)
         vector = self.time_in(time.astype(self.dtype))
