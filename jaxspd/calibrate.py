@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxspd.errors import UsageError
-from jaxspd.families import open_family
+from jaxspd.families import TORCH, open_family
 from jaxspd.hub import model_folder
 from jaxspd.output import check_writable
 from jaxspd.params import SamplingParams
@@ -118,6 +118,7 @@ def calibrate(
     files = find_files(folder, family, count, target.with_suffix(".png"))
     meter = PowerMeter(latent)
     with (
+        TORCH,
         family.latent_encoder() as encode,
         logging_redirect_tqdm([log]),
         tqdm(files, unit="file", file=sys.stderr) as bar,

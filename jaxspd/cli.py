@@ -209,7 +209,9 @@ def run_convert(args: argparse.Namespace) -> None:
     from jaxspd.convert.orbax_store import convert_pipeline
     from jaxspd.families import open_family
     from jaxspd.hub import model_folder
+    from jaxspd.sampling.backend import start_backend
 
+    start_backend()
     convert_pipeline(open_family(model_folder(args.model_path)), args.output_path)
     print(f"wrote {args.output_path}")
 
