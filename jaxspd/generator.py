@@ -71,8 +71,8 @@ class GenerationResult:
 
 
 class DiffGenerator:
-    """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed, from several threads
-    at once too.
+    """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed, from several
+    threads at once too.
     """
 
     def __init__(self, model_path: str | None, dit_cpu_offload: bool):
@@ -164,6 +164,9 @@ class DiffGenerator:
         if guided:
             conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
         prepared = programs.prepare(plan, (1, *leading), self._abstract, conditioning)
+        if jax.default_backend() != "cpu":
+            # The text encoder takes what the weights leave of the device's memory, not the other way round.
+            self._loaded()
         seconds: dict[str, Any] = {}
         begin = time.perf_counter()
         # The negative prompt, one for all, comes last.

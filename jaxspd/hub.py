@@ -14,7 +14,10 @@ def model_folder(model_path: str | None) -> Path:
     """The pipeline folder of `model_path`; a hub id is downloaded, or taken from the hub's cache."""
     if model_path is None:
         return DEMO
-    folder = Path(model_path).expanduser()
+    try:
+        folder = Path(model_path).expanduser()
+    except RuntimeError:  # ~ where no home is known, or ~nobody
+        raise UsageError(f"no home folder is known for {model_path}; write the whole path") from None
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -26,5 +29,5 @@ def model_folder(model_path: str | None) -> Path:
     try:
         return Path(snapshot_download(model_path, allow_patterns=WANTED))
     except Exception as error:  # no network, no such repository, or a gated one
-        line = str(error).strip().splitlines()[0]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{model_path} is no local folder and could not be downloaded ({line})") from error

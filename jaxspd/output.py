@@ -70,6 +70,8 @@ def poster_path(path: Path) -> Path:
 def check_writable(paths: list[Path]) -> None:
     """UsageError unless every path, and every MP4's poster, can be written; creates nothing."""
     for path in paths + [poster_path(path) for path in paths if path.suffix == ".mp4"]:
+        if len(os.fsencode(path.name)) > 255:
+            raise UsageError(f"{path.name} is too long for a file name; choose a shorter --output-file-name")
         parent = path.parent.absolute()
         while not parent.exists():
             parent = parent.parent

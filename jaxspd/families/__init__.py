@@ -18,9 +18,9 @@ PIPELINES = {
     "ZImagePipeline": "z_image",
 }
 
-# Held by whoever uses PyTorch's parts, which one thread may do at a time: transformers and diffusers import their
-# modules when these are first named, and loading one sets switches of the whole process. It also keeps two text
-# encoders from lying in memory together.
+# Held by whoever uses PyTorch's parts, which one thread may do at a time: transformers and diffusers import
+# their modules when these are first named, and loading one sets switches of the whole process. It also keeps
+# two text encoders from lying in memory together.
 TORCH = RLock()
 
 

@@ -13,8 +13,8 @@ import jax
 from jaxspd.errors import UsageError
 
 LESS_MEMORY = (
-    "use a smaller height and width or fewer frames, or dit_cpu_offload, which keeps the transformer's layers "
-    "in host memory where the device has memory of its own"
+    "use a smaller height and width or fewer frames, or dit_cpu_offload, which keeps the transformer's "
+    "layers in host memory where the device has memory of its own"
 )
 # glibc's numbers for its options.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -73,4 +73,6 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether `error` is what NumPy, JAX or PyTorch raises for want of memory, host's or device's."""
     text = str(error).lower()
     said = ("out of memory", "resource_exhausted", "can't allocate memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in text for s in said))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(s in text for s in said)
+    )
