@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.traceback:
             traceback.print_exception(error)
+        with suppress(OSError):
+            flush_stdout()
         code, line = explained(error)
         print(f"jaxspd: {' '.join(line.split())}", file=sys.stderr)
         return code
