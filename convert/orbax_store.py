@@ -35,7 +35,9 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(store.absolute(), target)
     except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
-        line = str(error).strip().splitlines()[0]
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the host's or the device's
+            raise
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"{store} does not fit its config.json or is damaged ({line}); convert it again"
         ) from error

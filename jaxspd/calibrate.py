@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError
+from jaxspd.families import TORCH
 from jaxspd.files import user_path
 from jaxspd.hub import fetch
 from jaxspd.params import SamplingParams
@@ -122,6 +123,7 @@ def calibrate(
     family = fetch(model_path, ("vae",), revision)
     meter = PowerMeter(latent)
     with (
+        TORCH,
         family.latent_encoder() as encode,
         logging_redirect_tqdm([log]),
         tqdm(files, unit="file", file=sys.stderr) as bar,

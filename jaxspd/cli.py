@@ -6,6 +6,8 @@ import gc
 import json
 import logging
 import sys
+import traceback
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from jaxspd import __version__
 from jaxspd.errors import UsageError
 from jaxspd.files import user_path
 from jaxspd.params import SamplingParams, check_keys, read_config_file, read_prompts
+from jaxspd.streams import flush_stdout, harden_streams
 
 MODEL_HELP = "folder of a pipeline in diffusers' layout, or a hub id; default: the demo"
 REVISION_HELP = "branch, tag or commit of a hub id (default: main)"
+TRACEBACK_HELP = "when something fails, show where in the code as well"
 # Keys of a configuration file that are not sampling parameters.
 MODEL_KEYS = {"model_path": str, "revision": str, "dit_cpu_offload": bool, "compilation_cache": bool}
 # Flags that take the place of what a configuration file says in other words.
@@ -52,6 +56,7 @@ def build_parser() -> Parser:
         description="Text to pictures and videos in JAX, coarse to fine (spectral progressive diffusion).",
     )
     parser.add_argument("--version", action="version", version=f"jaxspd {__version__}")
+    parser.add_argument("--traceback", action="store_true", help=TRACEBACK_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     generate = commands.add_parser("generate", help="make pictures or videos from prompts")
@@ -126,6 +131,10 @@ def build_parser() -> Parser:
         help="first frames of a video to measure, 4k + 1 (default: 17); 1 measures pictures instead",
     )
     calibrate.set_defaults(run=run_calibrate)
+    for command in commands.choices.values():
+        command.add_argument(
+            "--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK_HELP
+        )
     return parser
 
 
@@ -219,9 +228,11 @@ def run_plan(args: argparse.Namespace) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     from jaxspd.convert.orbax_store import check_new, convert_pipeline
     from jaxspd.hub import fetch
+    from jaxspd.sampling.backend import start_backend
 
     output = user_path(args.output_path)
     check_new(output)
+    start_backend()
     convert_pipeline(fetch(args.model_path, revision=args.revision), output)
     print(f"wrote {output}")
 
@@ -242,7 +253,10 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 for a usage error (one line on stderr), 130 if interrupted."""
+    """Runs one command; returns 0, 2 for what the user can mend and 1 for any other failure (one line on
+    stderr each), 130 if interrupted.
+    """
+    harden_streams()
     # Notices as they are: libraries set up logging of their own, which would dress them up.
     log = logging.getLogger("jaxspd")
     log.handlers, log.propagate = [logging.lastResort], False
@@ -250,16 +264,36 @@ def main(argv: list[str] | None = None) -> int:
     # more at exit, takes seconds.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
+    args = argparse.Namespace(traceback=False)
     try:
         args = build_parser().parse_args(argv)
         args.run(args)
-    except UsageError as error:
-        print(f"jaxspd: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        flush_stdout()
     except KeyboardInterrupt:
         print("jaxspd: interrupted; no partial file was left", file=sys.stderr)
         return 130
+    except Exception as error:
+        if args.traceback:
+            traceback.print_exception(error)
+        with suppress(OSError):
+            flush_stdout()
+        code, line = explained(error)
+        print(f"jaxspd: {' '.join(line.split())}", file=sys.stderr)
+        return code
     return 0
+
+
+def explained(error: Exception) -> tuple[int, str]:
+    """The exit code and the line for an error that ended a command."""
+    if isinstance(error, UsageError):
+        return 2, str(error)
+    if isinstance(error, MemoryError):
+        return 2, "this takes more memory than there is; ask for less, in size or in number"
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a name too long, no permission
+        named = f"{error.filename}: " if error.filename else ""
+        return 2, f"{named}{error.strerror}"
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return 1, f"{said[:300]} (a fault of jaxspd; --traceback shows where)"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """From prompts to pictures and videos: plan, compile, encode, denoise, decode, write."""
 
-import os
 import resource
 import sys
 import time
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import jax
@@ -19,22 +19,22 @@ from tqdm import tqdm
 
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.errors import UsageError
+from jaxspd.families import TORCH
 from jaxspd.files import lasting_model_path
 from jaxspd.hub import fetch
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_report, plan_request, reading
+from jaxspd.sampling.backend import start_backend
 from jaxspd.sampling.cache import enable_compilation_cache
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.layerwise import HOST
 from jaxspd.sampling.loop import denoise
+from jaxspd.sampling.memory import memory_for
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
-
-# Text encoders and VAE work beside JAX on the same device, in PyTorch: JAX takes memory as it needs it.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 @dataclass
@@ -72,11 +72,14 @@ class GenerationResult:
 
 
 class DiffGenerator:
-    """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed."""
+    """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed, from several
+    threads at once too.
+    """
 
     def __init__(self, model_path: str | None, dit_cpu_offload: bool, revision: str | None = None):
         self.model_path = lasting_model_path(model_path)
         self.revision = revision
+        start_backend()
         family = fetch(model_path, revision=revision)
         family.check_weights()
         if dit_cpu_offload and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
@@ -88,6 +91,7 @@ class DiffGenerator:
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         self._velocity = family.velocity_function(self.dtype)
         self._programs: dict[tuple[str, str], Programs] = {}
+        self._lock = Lock()
         self._abstract = family.abstract_parameters(self.dtype)
         self._pool = ThreadPoolExecutor(1, "load")
         self._loading = self._pool.submit(self._load)
@@ -115,8 +119,19 @@ class DiffGenerator:
 
     def _load(self):
         begin = time.perf_counter()
-        parameters = load_transformer(self.family.folder, self._abstract, self.family.rules)
-        return jax.block_until_ready(parameters), time.perf_counter() - begin
+        with memory_for(f"{self.family.title}'s transformer", "use dit_cpu_offload, or a smaller model"):
+            parameters = load_transformer(self.family.folder, self._abstract, self.family.rules)
+            return jax.block_until_ready(parameters), time.perf_counter() - begin
+
+    def _loaded(self):
+        """The parameters, when they are there, and the seconds that loading took; a load that failed is tried
+        again the next time, since memory that it lacked may be free by then.
+        """
+        with self._lock:
+            if self._loading.done() and self._loading.exception():
+                self._loading = self._pool.submit(self._load)
+            loading = self._loading
+        return loading.result()
 
     def plan(self, params: SamplingParams) -> Plan:
         """The stages `params` would run."""
@@ -152,16 +167,20 @@ class DiffGenerator:
         one = conditioning = family.abstract_conditioning(1)
         if guided:
             conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
-        programs.prepare(plan, (1, *leading), self._abstract, conditioning)
+        prepared = programs.prepare(plan, (1, *leading), self._abstract, conditioning)
+        if jax.default_backend() != "cpu":
+            # The text encoder takes what the weights leave of the device's memory, not the other way round.
+            self._loaded()
         seconds: dict[str, Any] = {}
         begin = time.perf_counter()
         # The negative prompt, one for all, comes last.
-        encoded = family.encode(params.prompts + [params.negative_prompt] * guided)
+        with TORCH, memory_for("reading the prompt", "use a machine with more memory, or fewer prompts"):
+            encoded = family.encode(params.prompts + [params.negative_prompt] * guided)
         seconds["encode"] = time.perf_counter() - begin
         # Decoding needs much code; it is read while the device denoises.
-        self._pool.submit(import_module, "diffusers.models.autoencoders")
-        parameters, seconds["load"] = self._loading.result()
-        seconds["compile"] = programs.wait()
+        self._pool.submit(_import_decoders)
+        parameters, seconds["load"] = self._loaded()
+        seconds["compile"] = programs.wait(prepared)
 
         latents, stage_seconds = [], np.zeros(len(plan.stages))
         with _ProgressBar(plan, len(requests), show_progress) as progress:
@@ -181,7 +200,8 @@ class DiffGenerator:
         seconds["denoise"] = stage_seconds.tolist()
 
         begin = time.perf_counter()
-        frames = list(self.family.decode(np.concatenate(latents)))
+        with TORCH, memory_for(f"decoding {params.width}×{params.height} pixels"):
+            frames = list(self.family.decode(np.concatenate(latents)))
         seconds["decode"] = time.perf_counter() - begin
         result = GenerationResult(
             frames=frames,
@@ -199,14 +219,15 @@ class DiffGenerator:
     def _programs_for(self, params: SamplingParams) -> Programs:
         """The compiled programs that the solver and the grid asked for share."""
         key, combine = (params.scheduler, params.progressive_grid), self.family.combine
-        if key not in self._programs:
-            self._programs[key] = Programs(
-                guide(self._velocity, combine, batched=True),
-                SOLVERS[params.scheduler],
-                guide(self._velocity, combine, batched=False),
-                self.family.expansions[params.progressive_grid],
-            )
-        return self._programs[key]
+        with self._lock:
+            if key not in self._programs:
+                self._programs[key] = Programs(
+                    guide(self._velocity, combine, batched=True),
+                    SOLVERS[params.scheduler],
+                    guide(self._velocity, combine, batched=False),
+                    self.family.expansions[params.progressive_grid],
+                )
+            return self._programs[key]
 
     @staticmethod
     def _noises(programs: Programs, plan: Plan, seed: int, leading: tuple[int, ...]) -> list:
@@ -242,6 +263,11 @@ class DiffGenerator:
             for prompt in params.prompts
             for number in range(params.num_outputs_per_prompt)
         ]
+
+
+def _import_decoders() -> None:
+    with TORCH:
+        import_module("diffusers.models.autoencoders")
 
 
 class _ProgressBar:

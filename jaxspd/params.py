@@ -26,6 +26,20 @@ COUNTS = (
     "max_sequence_length",
 )
 
+# What no machine gets through, or no file holds: more is taken for a slip, and refused before it fills the
+# memory with plans.
+MOST = {
+    "num_inference_steps": 1_000_000,
+    "num_outputs_per_prompt": 10_000,
+    "height": 16_384,
+    "width": 16_384,
+    "num_frames": 1_000_000,
+    "fps": 1_000,
+    "progressive_levels": 16,
+}
+# Seeds of the other libraries have 64 bits.
+MOST_SEED = 2**64 - 1
+
 
 def option(default: Any, help: str, kind: type = str, many: bool = False) -> Any:
     """A field whose value, where given, is of `kind`, or a list of them; None leaves the choice to the
@@ -105,12 +119,27 @@ class SamplingParams:
         for prompt in self.prompts:
             if not prompt.strip():
                 raise UsageError("the prompt is empty; say what to show")
+        for text in (*self.prompts, self.negative_prompt or ""):
+            if any(
+                "\ud800" <= letter <= "\udfff" for letter in text
+            ):  # how Python keeps bytes that are no text
+                raise UsageError(
+                    f"the prompt {text!r} is not in UTF-8; write it anew, or set LC_ALL to C.UTF-8"
+                )
         for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, not {value}")
+        for name, most in MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise UsageError(f"{name} must be {most} or less, not {_short(getattr(self, name))}")
         if self.seed < 0:
-            raise UsageError(f"seed must be 0 or more, not {self.seed}")
+            raise UsageError(f"seed must be 0 or more, not {_short(self.seed)}")
+        if self.seed + self.num_outputs_per_prompt - 1 > MOST_SEED:
+            raise UsageError(
+                f"seed, with 1 added for each further output, must be {MOST_SEED} or less, not "
+                f"{_short(self.seed)}"
+            )
 
     @property
     def prompts(self) -> list[str]:
@@ -169,6 +198,11 @@ def _one(name: str, kind: type, value: Any) -> Any:
     if kind is str and not is_text(value):
         raise UsageError(f"{name} holds bytes or escapes that are no text; give it in UTF-8")
     return converted
+
+
+def _short(number: int) -> str:
+    """`number` for a message: Python writes no more than 4300 digits, and nobody reads them."""
+    return f"{number}" if abs(number) < 10**40 else "a number of more than 40 digits"
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

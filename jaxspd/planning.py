@@ -17,6 +17,9 @@ from jaxspd.spectral.spectrum import Spectrum
 
 log = logging.getLogger("jaxspd")
 
+# 28 times what the largest published videos are; their activations alone would fill any card.
+MOST_TOKENS = 2**21
+
 
 def complete(family, params: SamplingParams) -> SamplingParams:
     """`params` with the checkpoint's defaults filled in; UsageError for what `family` cannot do.
@@ -28,8 +31,8 @@ def complete(family, params: SamplingParams) -> SamplingParams:
     if scheduler not in SOLVERS:
         raise UsageError(f"unknown scheduler {scheduler!r}; use one of {', '.join(sorted(SOLVERS))}")
     guidance = family.default_guidance if params.guidance_scale is None else params.guidance_scale
-    if not math.isfinite(guidance):
-        raise UsageError(f"guidance_scale must be a finite number, not {guidance}")
+    if not abs(guidance) <= 1e6:  # in float32 more is soon infinite
+        raise UsageError(f"guidance_scale must be a finite number, at most 1000000, not {guidance:g}")
     if params.negative_prompt and not family.guided(guidance):
         cure = "raise guidance_scale above 1 or leave it out" if family.guided(math.inf) else "leave it out"
         raise UsageError(f"{family.title} reads no negative prompt at guidance scale {guidance:g}; {cure}")
@@ -103,11 +106,24 @@ def plan_request(family, params: SamplingParams) -> Plan:
 
     levels = grids(family, params)
     sizes = [tokens(level.latent) for level in levels]
+    if sizes[-1] > MOST_TOKENS:
+        raise UsageError(
+            f"{params.width}×{params.height} pixels"
+            + (f" in {params.num_frames} frames" if params.num_frames > 1 else "")
+            + f" are {sizes[-1]} tokens for {family.title}; the most is {MOST_TOKENS}"
+        )
     if params.progressive_shift == "full":
         sizes = sizes[-1:] * len(sizes)
+    schedules = [schedule(family, params, size) for size in sizes]
+    for sigmas in schedules:
+        if not sigmas[0] > sigmas[1] or not np.all(np.diff(sigmas) <= 0):
+            raise UsageError(
+                f"the noise levels of {params.num_inference_steps} steps at {params.width}×{params.height} "
+                "pixels do not fall; use fewer steps, or a smaller height and width"
+            )
     return make_plan(
         levels,
-        [schedule(family, params, size) for size in sizes],
+        schedules,
         thresholds(family, params, levels),
         mode=params.progressive_mode,
         tokens=tokens,

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxspd.errors import UsageError
 from jaxspd.sampling import programs
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
@@ -82,4 +83,9 @@ def forward_batches(monkeypatch, limit):
 def test_two_forwards_replace_one_where_memory_is_short(monkeypatch):
     assert forward_batches(monkeypatch, limit=None) == [2]
     assert forward_batches(monkeypatch, limit=2**40) == [2]
-    assert forward_batches(monkeypatch, limit=64) == [1, 1]
+    assert forward_batches(monkeypatch, limit=1000) == [1, 1]
+
+
+def test_a_step_that_no_way_fits_is_refused(monkeypatch):
+    with pytest.raises(UsageError, match=r"a step on the latent grid 4×6 takes .* use a smaller height"):
+        forward_batches(monkeypatch, limit=64)

@@ -2,6 +2,7 @@
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -35,3 +36,23 @@ def test_a_module_leaves_no_weights_behind(flux1_folder, module, part):
         weights = [weakref.ref(tensor) for tensor in held.state_dict(keep_vars=True).values()]
         assert weights
     assert not any(weight() is not None for weight in weights)
+
+
+def test_what_the_gpu_has_no_room_to_decode_is_decoded_on_the_cpu(flux1_folder, monkeypatch, caplog):
+    monkeypatch.setattr(torch_parts.log, "propagate", True)
+    latents = np.random.default_rng(0).normal(size=(3, 4, 4, 4)).astype(np.float32)
+    with torch_parts.torch_module(AutoencoderKL, flux1_folder / "vae", torch.float32) as vae:
+        wanted = torch_parts.decode(vae, latents)
+        decode, failures = vae.decode, []
+
+        def short(one):
+            # Of a GPU that is nearly full: the first picture fits, the second no longer.
+            if not failures and torch.equal(one[0], torch.from_numpy(latents[1])):
+                failures.append(one)
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return decode(one)
+
+        monkeypatch.setattr(vae, "decode", short)
+        np.testing.assert_array_equal(torch_parts.decode(vae, latents), wanted)
+    assert len(failures) == 1
+    assert "it runs on the CPU" in caplog.text

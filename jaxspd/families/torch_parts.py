@@ -37,7 +37,7 @@ def readable(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder} is missing; the checkpoint folder is incomplete")
     try:
         yield
-    except UsageError:
+    except (UsageError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library, and each file format below it, raises its own
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -81,14 +81,25 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
 
 def decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
     """Pixels `[B, …, 3]`, uint8, of latents `[B, C, …]`. One by one: at 1024² a picture's decoding takes
-    several gigabytes.
+    several gigabytes. Where the GPU has not as much left, the CPU goes on, in float32.
     """
     pixels = []
     for one in latents:
-        decoded = vae.decode(torch.from_numpy(one[None]).to(vae.device, vae.dtype)).sample
-        scaled = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1) * 255
-        pixels.append(scaled.round().to(torch.uint8).movedim(1, -1).numpy())
+        try:
+            pixels.append(decode_here(vae, one[None]))
+        except torch.OutOfMemoryError:
+            log.warning("decoding does not fit into the GPU's memory beside the rest; it runs on the CPU")
+            vae = vae.to("cpu", torch.float32)
+            torch.cuda.empty_cache()
+            pixels.append(decode_here(vae, one[None]))
     return np.concatenate(pixels)
+
+
+def decode_here(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
+    """`decode` of a batch at once, where the VAE is."""
+    decoded = vae.decode(torch.from_numpy(latents).to(vae.device, vae.dtype)).sample
+    scaled = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1) * 255
+    return scaled.round().to(torch.uint8).movedim(1, -1).numpy()
 
 
 def encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:

@@ -188,7 +188,7 @@ class Family(BaseFamily):
         import torch
         from diffusers import AutoencoderKLWan
 
-        from jaxspd.families.torch_parts import channel_statistics, decode, torch_module
+        from jaxspd.families.torch_parts import channel_statistics, decode, decode_here, torch_module
 
         # In float32, as the model card loads it.
         with torch_module(AutoencoderKLWan, self.folder / "vae", torch.float32) as vae:
@@ -197,7 +197,7 @@ class Family(BaseFamily):
             if prod(latents.shape[-2:]) * self.pixels_per_latent**2 > UNTILED:
                 vae.enable_tiling()
             try:
-                return decode(vae, scaled)
+                return np.concatenate([decode_here(vae, one[None]) for one in scaled])
             except torch.OutOfMemoryError:
                 vae.enable_tiling()
                 torch.cuda.empty_cache()

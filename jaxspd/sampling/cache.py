@@ -1,15 +1,22 @@
 """XLA's persistent compilation cache in the user's cache folder."""
 
+import hashlib
+import logging
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import jax
 import platformdirs
+from jax._src import compilation_cache, lru_cache
+
+log = logging.getLogger("jaxspd")
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keeps compiled programs for later processes; returns the folder, or None where none is used.
+    """Keeps compiled programs for later processes; returns the folder, or None, with a notice, where none can
+    be used.
 
     JAX runs what it finds in the cache as trusted code, so the folder is made readable and writable by
     its owner only, and one that belongs to somebody else is not used. A cache the user has set up
@@ -17,16 +24,60 @@ def enable_compilation_cache() -> Path | None:
     """
     if jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
-    folder = platformdirs.user_cache_path("jaxspd") / "xla"
     try:
+        folder = platformdirs.user_cache_path("jaxspd") / "xla"
+        if not folder.is_absolute():
+            raise RuntimeError("the home folder is not known")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if hasattr(os, "getuid"):
             if folder.stat().st_uid != os.getuid():
-                return None
+                raise RuntimeError(f"{folder} belongs to somebody else")
             folder.chmod(stat.S_IRWXU)
-    except OSError:  # a read-only home: compile anew each time
+    except (OSError, RuntimeError) as error:  # a read-only home, or none
+        log.warning("compiled programs are not kept (%s); XDG_CACHE_HOME names another folder", error)
         return None
+    # JAX asks for its cache by this name when it first compiles; any other folder's is JAX's own.
+    others = compilation_cache.get_file_cache
+    compilation_cache.get_file_cache = lambda path: (
+        (ProgramCache(path), path) if path == str(folder) else others(path)
+    )
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # The demo's programs compile in about a second; they are worth keeping too.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
+
+
+class ProgramCache(lru_cache.LRUCache):
+    """JAX's cache in files, with a SHA-256 at the end of each entry.
+
+    What a full disk or a crash has cut short, or else damaged, is removed, so that it is written anew. JAX's
+    own cache keeps it, cannot read it, and warns of it each time.
+    """
+
+    def __init__(self, path: str):
+        super().__init__(path, max_size=jax.config.jax_compilation_cache_max_size)
+        self._told = False
+
+    def get(self, key: str) -> bytes | None:
+        entry = super().get(key)
+        if entry is None:
+            return None
+        value, digest = entry[:-32], entry[-32:]
+        if hashlib.sha256(value).digest() == digest:
+            return value
+        self._remove(key)
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        try:
+            super().put(key, value + hashlib.sha256(value).digest())
+        except OSError as error:
+            self._remove(key)
+            if not self._told:  # once is enough: a full disk takes none of the others either
+                log.warning("compiled programs are not kept (%s)", error)
+            self._told = True
+
+    def _remove(self, key: str) -> None:
+        for kind in ("cache", "atime"):
+            with suppress(OSError):
+                Path(self._path, f"{key}-{kind}").unlink()

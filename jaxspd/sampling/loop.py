@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxspd.sampling.memory import freed_memory_kept
+from jaxspd.sampling.memory import freed_memory_kept, memory_for
 from jaxspd.sampling.programs import Programs
 from jaxspd.spectral.plan import Plan
 
@@ -16,6 +16,7 @@ Progress = Callable[[int, int, float], None]
 
 
 @freed_memory_kept()
+@memory_for("denoising")
 def denoise(
     programs: Programs,
     plan: Plan,

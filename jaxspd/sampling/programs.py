@@ -1,16 +1,19 @@
 """Ahead-of-time compiled programs: a denoising step for each resolution, and what joins them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxspd.errors import UsageError
 from jaxspd.sampling.layerwise import Layerwise
+from jaxspd.sampling.memory import LESS_MEMORY, memory_limit
 from jaxspd.sampling.solver import Solver
 from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.plan import Plan
@@ -26,7 +29,8 @@ class Programs:
     `lean_velocity` does the same in less memory and takes its place where the device could not hold
     the first. `expansion` grows latents. There is one step program, compiled
     layer by layer, for each latent shape and shape of conditioning: σ, guidance and everything else about a
-    prompt are arguments, so that nothing but a new size compiles anything.
+    prompt are arguments, so that nothing but a new size compiles anything. Several threads may use them at
+    once; what failed to compile is tried again when it is next needed.
     """
 
     velocity: Callable[..., jax.Array]
@@ -37,27 +41,35 @@ class Programs:
     compiled_transitions: int = 0
     _programs: dict[Any, Future] = field(default_factory=dict)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "compile"))
+    _lock: Any = field(default_factory=Lock)
 
-    def prepare(self, plan: Plan, shape: tuple[int, ...], parameters, conditioning) -> None:
-        """Starts compiling whatever `plan` needs, all of it at once in threads.
+    def prepare(self, plan: Plan, shape: tuple[int, ...], parameters, conditioning) -> list[Future]:
+        """Starts compiling whatever `plan` needs, all of it at once in threads, and returns what to `wait`
+        for.
 
         `shape` is the latents' before the grid: (batch, channels) or (batch, channels, frames).
         `parameters` and `conditioning` may be abstract.
         """
-        previous = None
+        previous, prepared = None, []
         for stage in plan.stages:
             latents = jax.ShapeDtypeStruct((*shape, *stage.latent), jnp.float32)
-            self._submit_step(parameters, latents, conditioning)
+            prepared.append(self._submit_step(parameters, latents, conditioning))
             if previous is not None:
-                self._submit_transition(previous, latents, plan.transform)
+                prepared.append(self._submit_transition(previous, latents, plan.transform))
             previous = latents
         if plan.noise == "shared" and plan.levels:
-            self._submit_share(plan, latents)
+            prepared.append(self._submit_share(plan, latents))
+        return prepared
 
-    def wait(self) -> float:
-        """Seconds waited until all that was asked for is compiled."""
+    def wait(self, prepared: Iterable[Future] | None = None) -> float:
+        """Seconds waited until what one `prepare` returned is compiled, or else all there is. Raises what
+        compiling it raised: UsageError for a step that no memory here can hold.
+        """
         begin = time.perf_counter()
-        for program in self._programs.values():
+        if prepared is None:
+            with self._lock:
+                prepared = list(self._programs.values())
+        for program in prepared:
             program.result()
         return time.perf_counter() - begin
 
@@ -77,11 +89,23 @@ class Programs:
             return [noise]
         return self._programs[_share_key(plan, noise)].result()(noise)
 
-    def _submit_step(self, parameters, latents, conditioning) -> None:
-        key = _key("step", latents, conditioning)
-        if key not in self._programs:
-            self.compiled_steps += 1
-            self._programs[key] = self._pool.submit(self._compile_step, parameters, latents, conditioning)
+    def _submit_step(self, parameters, latents, conditioning) -> Future:
+        return self._submit(
+            _key("step", latents, conditioning),
+            lambda: self._compile_step(parameters, latents, conditioning),
+        )
+
+    def _submit(self, key: tuple, compile: Callable[[], Any]) -> Future:
+        """The program of that key, which is asked for unless it is there or on its way."""
+        with self._lock:
+            known = self._programs.get(key)
+            # One that failed is no reason to fail again: memory that it lacked may be free by now.
+            if known and not (known.done() and (known.cancelled() or known.exception())):
+                return known
+            self.compiled_steps += key[0] == "step"
+            self.compiled_transitions += key[0].startswith("transition")
+            self._programs[key] = self._pool.submit(compile)
+            return self._programs[key]
 
     def _compile_step(self, parameters, latents, conditioning):
         state = jax.eval_shape(self.solver.init, latents)
@@ -93,40 +117,36 @@ class Programs:
 
             return Layerwise(denoise_step, parameters, latents, state, SCALAR, SCALAR, conditioning)
 
+        limit = memory_limit()
         program = compiled(self.velocity)
-        if self.lean_velocity is not None and not fits(program):
+        if self.lean_velocity is not None and program.peak_bytes > limit:
             program = compiled(self.lean_velocity)
+        if program.peak_bytes > limit:
+            *_, height, width = latents.shape
+            raise UsageError(
+                f"a step on the latent grid {height}×{width} takes {program.peak_bytes / 1e9:.1f} GB of "
+                f"memory, and there are {limit / 1e9:.1f} GB; {LESS_MEMORY}"
+            )
         return program
 
-    def _submit_transition(self, coarse, fine, transform: str) -> None:
-        key = _key(f"transition in {transform}", coarse, fine)
-        if key not in self._programs:
-            self.compiled_transitions += 1
-            self._programs[key] = self._pool.submit(
-                lambda: (
-                    jax.jit(partial(self.expansion.expand, transform=transform))
-                    .lower(coarse, fine, SCALAR, SCALAR)
-                    .compile()
-                )
-            )
+    def _submit_transition(self, coarse, fine, transform: str) -> Future:
+        return self._submit(
+            _key(f"transition in {transform}", coarse, fine),
+            lambda: (
+                jax.jit(partial(self.expansion.expand, transform=transform))
+                .lower(coarse, fine, SCALAR, SCALAR)
+                .compile()
+            ),
+        )
 
-    def _submit_share(self, plan: Plan, noise) -> None:
-        key = _share_key(plan, noise)
-        if key not in self._programs:
-            share = partial(
-                self.expansion.share, grids=[stage.latent for stage in plan.stages], transform=plan.transform
-            )
-            self._programs[key] = self._pool.submit(lambda: jax.jit(share).lower(noise).compile())
-
-
-def fits(program: Layerwise) -> bool:
-    """Whether the device holds the program with everything it works on, as far as it can tell."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    return not limit or program.peak_bytes <= limit
+    def _submit_share(self, plan: Plan, noise) -> Future:
+        grids = [stage.latent for stage in plan.stages]
+        share = partial(self.expansion.share, grids=grids, transform=plan.transform)
+        return self._submit(_share_key(plan, noise), lambda: jax.jit(share).lower(noise).compile())
 
 
 def _share_key(plan: Plan, noise) -> tuple:
-    return _key(f"noise in {plan.transform}", noise), tuple(stage.latent for stage in plan.stages)
+    return *_key(f"noise in {plan.transform}", noise), *(stage.latent for stage in plan.stages)
 
 
 def _key(kind: str, *trees: Any) -> tuple:

@@ -39,8 +39,8 @@ def override_shift(config: dict, shift: float | None) -> dict:
     """`config` with its static shift replaced by `shift`, unless that is None."""
     if shift is None:
         return config
-    if not 0 < shift < math.inf:
-        raise UsageError(f"flow_shift must be above 0, not {shift:g}")
+    if not 1e-3 <= shift <= 1e3:
+        raise UsageError(f"flow_shift must be above 0, from 0.001 to 1000, not {shift:g}")
     if config.get("use_dynamic_shifting"):
         raise UsageError("this checkpoint takes its shift from the picture's size; leave flow_shift out")
     return {**config, "flow_shift" if is_unipc(config) else "shift": shift}

@@ -63,6 +63,8 @@ def parse_scales(texts: Sequence[str], height: int) -> list[float]:
     values = []
     for text in texts:
         try:
+            if "e" in text.lower():  # as in 1e999999999, which takes for ever to write out
+                raise ValueError
             values.append(Fraction(text))
         except (ValueError, ZeroDivisionError):
             raise UsageError(
