@@ -62,7 +62,7 @@ PROGRESSIVE = ("--height", "64", "--width", "64", "--progressive-mode", "dct_rew
         (["--guidance-scale", "1e39"], "finite number, at most 1000000"),
         (["--prompt", "a \udcff"], "not in UTF-8"),
         (["--output-file-name", "a" * 300 + ".png"], "too long for a file name"),
-        (["--model-path", "~nobody-of-this-name/x"], "write the whole path"),
+        (["--model-path", "~nobody-of-this-name/x"], "give the whole path"),
         (["--prompt", "  "], "prompt is empty"),
         (["--negative-prompt", "people"], "no negative prompt"),
         (["--output-file-name", "a/b.png"], "plain file name"),
