@@ -212,9 +212,10 @@ class DiffGenerator:
             one = {name: array[start:][:1] for name, array in encoded.items()}
             return self.family.condition(one, scale)
 
-        if not self.family.guided(scale):
-            return rows(row)
-        return Guided(rows(row), rows(-1), np.full(1, scale, np.float32))
+        with np.errstate(over="ignore"):  # what is too large for float32 shows in the latents
+            if not self.family.guided(scale):
+                return rows(row)
+            return Guided(rows(row), rows(-1), np.full(1, scale, np.float32))
 
     def _requests(self, params: SamplingParams) -> list[dict[str, Any]]:
         """Each output's complete parameters: what its file holds and what repeats it."""
@@ -241,7 +242,8 @@ class _ProgressBar:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        self.bar.leave = error is None  # an error's line stands alone
         self.bar.close()
 
     def __call__(self, stage: int, step: int, sigma: float) -> None:

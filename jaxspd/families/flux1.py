@@ -196,17 +196,19 @@ class Family(BaseFamily):
         """
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", CLIPTokenizer)
         ids = tokenize(tokenizer, prompts, 77).input_ids
-        with torch_module(CLIPTextModel, self.folder / "text_encoder") as clip:
-            pooled = clip(ids.to(clip.device)).pooler_output.float().cpu().numpy()
+        part = self.folder / "text_encoder"
+        with torch_module(CLIPTextModel, part) as clip:
+            pooled = embedding(clip(ids.to(clip.device)).pooler_output, part)
         tokenizer = open_tokenizer(self.folder / "tokenizer_2", T5TokenizerFast)
         ids = tokenize(tokenizer, prompts, self.text_tokens).input_ids
-        with torch_module(T5EncoderModel, self.folder / "text_encoder_2") as t5:
+        part = self.folder / "text_encoder_2"
+        with torch_module(T5EncoderModel, part) as t5:
             # No attention mask: the official model was trained on padding that can be seen.
-            text = t5(ids.to(t5.device)).last_hidden_state.float().cpu().numpy()
+            text = embedding(t5(ids.to(t5.device)).last_hidden_state, part)
         return {"text": text, "pooled": pooled}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:

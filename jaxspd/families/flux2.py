@@ -203,7 +203,7 @@ class Family(BaseFamily):
         import torch
         from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer")
         if self.klein:
@@ -228,7 +228,8 @@ class Family(BaseFamily):
         filled = tokenizer.apply_chat_template(chats, tokenize=False, **options)
         # The template writes whatever special tokens there are.
         tokens = tokenize(tokenizer, filled, self.text_tokens, add_special_tokens=False)
-        with torch_module(encoder_class, self.folder / "text_encoder") as encoder:
+        part = self.folder / "text_encoder"
+        with torch_module(encoder_class, part) as encoder:
             states = encoder.model(
                 input_ids=tokens.input_ids.to(encoder.device),
                 attention_mask=tokens.attention_mask.to(encoder.device),
@@ -236,7 +237,7 @@ class Family(BaseFamily):
                 use_cache=False,
             ).hidden_states
             text = torch.cat([states[layer] for layer in layers], dim=-1)
-            return {"text": text.float().cpu().numpy()}
+            return {"text": embedding(text, part)}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, 4C, h, w]`."""

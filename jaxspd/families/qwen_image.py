@@ -173,15 +173,16 @@ class Family(BaseFamily):
         """
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
         filled = [TEMPLATE.format(prompt) for prompt in prompts]
         tokens = tokenize(tokenizer, filled, self.text_tokens, TEMPLATE_TOKENS, padding_side="right")
-        with torch_module(Qwen2_5_VLForConditionalGeneration, self.folder / "text_encoder") as qwen:
+        part = self.folder / "text_encoder"
+        with torch_module(Qwen2_5_VLForConditionalGeneration, part) as qwen:
             mask = tokens.attention_mask.to(qwen.device)
             hidden = qwen.model(tokens.input_ids.to(qwen.device), mask).last_hidden_state
-            text = (hidden * mask[:, :, None])[:, TEMPLATE_TOKENS:].float().cpu().numpy()
+            text = embedding((hidden * mask[:, :, None])[:, TEMPLATE_TOKENS:], part)
         lengths = tokens.attention_mask.sum(1).numpy() - TEMPLATE_TOKENS
         return {"text": text, "lengths": lengths.astype(np.int32)}
 

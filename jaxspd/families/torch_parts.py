@@ -73,21 +73,40 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
             torch.cuda.empty_cache()
 
 
+def embedding(states: torch.Tensor, part: Path) -> np.ndarray:
+    """What the text encoder of the folder `part` makes of prompts, as float32. UsageError unless all of it is
+    finite.
+    """
+    values = states.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise UsageError(
+            f"{part} makes NaN or infinity of the prompt; its weights are damaged, download it again"
+        )
+    return values
+
+
 def decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
     """Pixels `[B, …, 3]`, uint8, of latents `[B, C, …]`. One by one: at 1024² a picture's decoding takes
-    several gigabytes.
+    several gigabytes. UsageError unless all of it is finite.
     """
     pixels = []
     for one in latents:
         decoded = vae.decode(torch.from_numpy(one[None]).to(vae.device, vae.dtype)).sample
-        scaled = (decoded.float().cpu() / 2 + 0.5).clamp(0, 1) * 255
+        decoded = decoded.float().cpu()
+        if not decoded.isfinite().all():
+            raise UsageError(
+                "the VAE makes NaN or infinity of the latents; lower guidance_scale, or if others fail too, "
+                "download the VAE's weights again"
+            )
+        scaled = (decoded / 2 + 0.5).clamp(0, 1) * 255
         pixels.append(scaled.round().to(torch.uint8).movedim(1, -1).numpy())
     return np.concatenate(pixels)
 
 
 def encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
     """Latents `[B, C, …]`, float32, of pixels `[B, …, 3]`, uint8: the posterior's mode, so that equal pixels
-    give equal latents. One by one, as in `decode`; UsageError where memory does not suffice for one.
+    give equal latents. One by one, as in `decode`; UsageError where memory does not suffice for one, or the
+    latents are not all finite.
     """
     latents = []
     for one in pixels:
@@ -100,6 +119,8 @@ def encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
                 f"encoding {width}×{height} pixels takes more memory than the GPU has free; "
                 f"use a smaller height and width"
             ) from None
+        if not np.isfinite(latents[-1]).all():
+            raise UsageError("the VAE makes NaN or infinity of a file; download the VAE's weights again")
     return np.concatenate(latents)
 
 

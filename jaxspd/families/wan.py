@@ -166,14 +166,15 @@ class Family(BaseFamily):
         """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""
         from transformers import T5TokenizerFast, UMT5EncoderModel
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", T5TokenizerFast)
         tokens = tokenize(tokenizer, [clean(prompt) for prompt in prompts], self.text_tokens)
-        with torch_module(UMT5EncoderModel, self.folder / "text_encoder") as umt5:
+        part = self.folder / "text_encoder"
+        with torch_module(UMT5EncoderModel, part) as umt5:
             mask = tokens.attention_mask.to(umt5.device)
             hidden = umt5(tokens.input_ids.to(umt5.device), mask).last_hidden_state
-            return {"text": (hidden * mask[:, :, None]).float().cpu().numpy()}
+            return {"text": embedding(hidden * mask[:, :, None], part)}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Videos `[B, F, H, W, 3]`, uint8, of clean latents `[B, C, T, h, w]`."""

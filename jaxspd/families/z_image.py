@@ -170,7 +170,7 @@ class Family(BaseFamily):
         """
         from transformers import Qwen2Tokenizer, Qwen3Model
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
@@ -178,12 +178,13 @@ class Family(BaseFamily):
             chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
         tokens = tokenize(tokenizer, filled, self.text_tokens, padding_side="right")
-        with torch_module(Qwen3Model, self.folder / "text_encoder") as qwen:
+        part = self.folder / "text_encoder"
+        with torch_module(Qwen3Model, part) as qwen:
             mask = tokens.attention_mask.to(qwen.device)
             states = qwen(
                 tokens.input_ids.to(qwen.device), mask, output_hidden_states=True, use_cache=False
             ).hidden_states
-            text = (states[-2] * mask[:, :, None]).float().cpu().numpy()
+            text = embedding(states[-2] * mask[:, :, None], part)
         return {"text": text, "lengths": tokens.attention_mask.sum(1).numpy().astype(np.int32)}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
