@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text())
     except OSError:
         raise UsageError(f"{path} is missing; the checkpoint folder is incomplete") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(f"{path} is no valid JSON; download it again") from None
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no JSON object; download it again")

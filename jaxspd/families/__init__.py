@@ -30,6 +30,6 @@ def open_family(folder: Path):
     """The family of the pipeline in `folder`, with its configuration read and its parts checked."""
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
         raise UsageError(f"{folder} is a {pipeline} pipeline; jaxspd runs {', '.join(sorted(PIPELINES))}")
     return family_class(PIPELINES[pipeline]).from_folder(folder)

@@ -1,7 +1,7 @@
 """What every family keeps of a checkpoint, and does alike."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +11,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from jaxspd.convert.checkpoint import Checkpoint, read_config, read_json
+from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError
+from jaxspd.families.configs import read_fields, wrong
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.layerwise import HOST
 from jaxspd.spectral.expansion import expand
@@ -105,19 +106,18 @@ def check_parts(folder: Path, parts: tuple[str, ...]) -> None:
 
 
 def read_transformer_config(folder: Path, config_class: type) -> Any:
-    """`config_class` with those of its fields that `transformer/config.json` holds."""
-    known = {field.name for field in fields(config_class)}
-    given = {k: v for k, v in read_config(folder / "transformer").items() if k in known}
-    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    """`config_class` with those of its fields that `transformer/config.json` holds; UsageError for a value of
+    another type, or a number that is not positive.
+    """
+    path = folder / "transformer" / "config.json"
+    config = read_fields(path, config_class)
+    for name, value in vars(config).items():
+        if isinstance(value, float) and value <= 0:
+            raise wrong(path, name, value, "a number above 0")
+    return config
 
 
 def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
     """The spectrum measured for this very checkpoint, where the folder holds one."""
     path = folder / "spectrum.json"
     return Spectrum.from_file(path) if path.exists() else default
-
-
-def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:
-    """Tokens of text that the model reads: `longest`, or fewer where the tokenizer says so."""
-    given = read_json(folder / tokenizer / "tokenizer_config.json").get("model_max_length")
-    return min(longest, int(given or longest))

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
 from jaxspd.convert.flux1 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -19,9 +18,9 @@ from jaxspd.families.base import (
     BaseFamily,
     check_parts,
     read_spectrum,
-    read_text_length,
     read_transformer_config,
 )
+from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, read_text_length
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.packing import pack, unpack
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
@@ -75,9 +74,9 @@ class Family(BaseFamily):
     def from_folder(cls, folder: Path) -> "Family":
         """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
         check_parts(folder, cls.parts)
-        config = read_transformer_config(folder, Flux1Config)
-        vae = read_config(folder / "vae")
-        tokens = 4 * vae.get("latent_channels", 4)
+        config, vae = read_transformer_config(folder, Flux1Config), read_autoencoder_kl(folder)
+        check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
+        tokens = 4 * vae["latent_channels"]
         if (config.in_channels, config.patch_size) != (tokens, 1):
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels in patches of "
@@ -85,7 +84,7 @@ class Family(BaseFamily):
             )
         # The official pipelines take 512 tokens for [dev] and, as its model card says, 256 for
         # [schnell].
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        scheduler = read_scheduler(folder)
         text_tokens = read_text_length(
             folder, "tokenizer_2", 512 if scheduler.get("use_dynamic_shifting") else 256
         )

@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.checkpoint import read_json
 from jaxspd.convert.flux2 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -22,6 +22,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.configs import check_rope, read_flux2_autoencoder, read_scheduler
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
 from jaxspd.sampling.schedule import empirical_shift, flow_match_sigmas, override_shift
@@ -93,8 +94,9 @@ class Family(BaseFamily):
         check_parts(folder, cls.parts)
         index = read_json(folder / "model_index.json")
         klein = index["_class_name"] == "Flux2KleinPipeline"
-        config, vae = read_transformer_config(folder, Flux2Config), read_config(folder / "vae")
-        channels = 4 * vae.get("latent_channels", 32)
+        config, vae = read_transformer_config(folder, Flux2Config), read_flux2_autoencoder(folder)
+        check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 4)
+        channels = 4 * vae["latent_channels"]
         if (config.in_channels, config.out_channels or config.in_channels, config.patch_size) != (
             channels,
             channels,
@@ -107,7 +109,7 @@ class Family(BaseFamily):
         return cls(
             folder,
             config,
-            read_json(folder / "scheduler" / "scheduler_config.json"),
+            read_scheduler(folder),
             vae,
             read_spectrum(folder, SPECTRUM),
             klein=klein,

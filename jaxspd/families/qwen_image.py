@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.checkpoint import read_config
 from jaxspd.convert.qwen_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -21,6 +21,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.configs import check_rope, read_scheduler, read_video_autoencoder
 from jaxspd.models.packing import pack, unpack
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
 from jaxspd.sampling.guidance import extrapolate
@@ -79,8 +80,9 @@ class Family(BaseFamily):
         foreign = [name for name in FOREIGN if given.get(name)]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config, vae = read_transformer_config(folder, QwenImageConfig), read_config(folder / "vae")
-        channels = vae.get("z_dim", 16)
+        config, vae = read_transformer_config(folder, QwenImageConfig), read_video_autoencoder(folder)
+        check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
+        channels = vae["z_dim"]
         ours = (config.in_channels, config.out_channels, config.patch_size)
         if ours != (4 * channels, channels, 2):
             raise UsageError(
@@ -88,8 +90,7 @@ class Family(BaseFamily):
                 f"{config.out_channels} out, in patches of {config.patch_size}; the VAE's latents have "
                 f"{channels}: they do not belong together"
             )
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
+        return cls(folder, config, read_scheduler(folder), vae, read_spectrum(folder, SPECTRUM))
 
     # Defaults: those of the model card.
 

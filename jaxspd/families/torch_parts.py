@@ -127,7 +127,7 @@ def encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
 def decode_autoencoder_kl(folder: Path, latents: np.ndarray) -> np.ndarray:
     """Pixels `[B, H, W, 3]`, uint8, of normalised latents `[B, C, h, w]`, by FLUX.1's kind of VAE."""
     with torch_module(diffusers.AutoencoderKL, folder, vae_dtype()) as vae:
-        return decode(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+        return decode(vae, latents / vae.config.scaling_factor + (vae.config.shift_factor or 0))
 
 
 @contextmanager
@@ -135,7 +135,8 @@ def autoencoder_kl_encoder(folder: Path) -> Iterator[Callable[[np.ndarray], np.n
     """What undoes `decode_autoencoder_kl`, from pixels `[B, 1, H, W, 3]`; the VAE stays open meanwhile."""
     # In float32, here and in every encoder: what is encoded is measured.
     with torch_module(diffusers.AutoencoderKL, folder, torch.float32) as vae:
-        yield lambda pixels: (encode(vae, pixels[:, 0]) - vae.config.shift_factor) * vae.config.scaling_factor
+        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0
+        yield lambda pixels: (encode(vae, pixels[:, 0]) - shift) * scale
 
 
 def channel_statistics(vae: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:

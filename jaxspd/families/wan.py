@@ -21,9 +21,9 @@ from jaxspd.families.base import (
     BaseFamily,
     check_parts,
     read_spectrum,
-    read_text_length,
     read_transformer_config,
 )
+from jaxspd.families.configs import read_scheduler, read_text_length, read_video_autoencoder, wrong
 from jaxspd.models.wan import WanConfig, WanTransformer
 from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -72,11 +72,16 @@ class Family(BaseFamily):
         if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
             raise UsageError(f"{folder} is a Wan 2.2 checkpoint; jaxspd runs Wan 2.1 text-to-video")
         check_parts(folder, cls.parts)
-        config, vae = read_transformer_config(folder, WanConfig), read_config(folder / "vae")
+        config, vae = read_transformer_config(folder, WanConfig), read_video_autoencoder(folder)
         whole = read_config(folder / "transformer")
         if whole.get("image_dim") or whole.get("added_kv_proj_dim"):
             raise UsageError(f"{folder} animates pictures; jaxspd runs Wan 2.1 text-to-video")
-        channels = vae.get("z_dim", 16)
+        path = folder / "transformer" / "config.json"
+        if config.attention_head_dim % 2:
+            raise wrong(path, "attention_head_dim", config.attention_head_dim, "an even number")
+        if config.patch_size[0] != 1:
+            raise wrong(path, "patch_size", config.patch_size, "1 in time")
+        channels = vae["z_dim"]
         if not config.in_channels == (config.out_channels or config.in_channels) == channels:
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
@@ -85,7 +90,7 @@ class Family(BaseFamily):
         return cls(
             folder,
             config,
-            read_json(folder / "scheduler" / "scheduler_config.json"),
+            read_scheduler(folder),
             vae,
             read_spectrum(folder, SPECTRUM),
             read_text_length(folder, "tokenizer", 512),

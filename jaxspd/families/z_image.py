@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.checkpoint import read_config
 from jaxspd.convert.z_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -21,6 +21,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, wrong
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -63,15 +64,18 @@ class Family(BaseFamily):
         foreign = [name for name, wanted in FIXED.items() if given.get(name, wanted) != wanted]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config, vae = read_transformer_config(folder, ZImageConfig), read_config(folder / "vae")
-        channels = vae.get("latent_channels", 4)
+        config, vae = read_transformer_config(folder, ZImageConfig), read_autoencoder_kl(folder)
+        if config.dim % config.n_heads:
+            path = folder / "transformer" / "config.json"
+            raise wrong(path, "n_heads", config.n_heads, f"a divisor of dim, {config.dim}")
+        check_rope(folder, config.dim // config.n_heads, config.axes_dims, 3)
+        channels = vae["latent_channels"]
         if config.in_channels != channels:
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
                 f"have {channels}; they do not belong together"
             )
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
+        return cls(folder, config, read_scheduler(folder), vae, read_spectrum(folder, SPECTRUM))
 
     # Defaults: those of the model cards.
 

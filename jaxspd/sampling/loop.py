@@ -41,8 +41,8 @@ def denoise(
         if not np.isfinite(np.asarray(latents)).all():
             raise UsageError(
                 f"the latents are NaN or infinite after stage {stage + 1} of {len(plan.stages)}, step "
-                f"{step + 1} of {plan.steps} (σ {sigma:.4f} to {next_sigma:.4f}); lower guidance_scale, or if "
-                f"others fail too, download the transformer's weights again"
+                f"{step + 1} of {plan.steps} (σ {sigma:.4f} to {next_sigma:.4f}); lower guidance_scale, or "
+                f"if others fail too, download the transformer's weights again"
             )
         progress(stage, step, next_sigma)
 
