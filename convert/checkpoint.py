@@ -19,6 +19,8 @@ STEM = "diffusion_pytorch_model"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 # Stored types that hold weights, by their names in safetensors.
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# Counters and indices, which some classes store beside their weights.
+INTEGERS = ("position_ids", "num_batches_tracked")
 
 
 class Stored(NamedTuple):
@@ -63,6 +65,15 @@ class Checkpoint:
     def dtype(self, key: str) -> str:
         """As safetensors names it: F32, BF16, …"""
         return self._tensors[key].dtype
+
+    def check_floats(self) -> None:
+        """UsageError if weights are stored in anything but `FLOATS`, which is to say quantised."""
+        odd = {t.dtype for key, t in self._tensors.items() if not key.endswith(INTEGERS)} - FLOATS.keys()
+        if odd:
+            raise UsageError(
+                f"{self.folder} stores weights as {', '.join(sorted(odd))}; "
+                "give a checkpoint in float32, float16 or bfloat16"
+            )
 
     def read(self, key: str) -> np.ndarray:
         """The tensor as the file's own memory, which the system reads when it is used.

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxspd.convert.orbax_store import load_transformer
+from jaxspd.convert.orbax_store import check_transformer, load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
+from jaxspd.families.checks import check_modules
 from jaxspd.hub import model_folder
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
@@ -88,6 +88,8 @@ class DiffGenerator:
         self._velocity = family.velocity_function(self.dtype)
         self._programs: dict[tuple[str, str], Programs] = {}
         self._abstract = family.abstract_parameters(self.dtype)
+        check_transformer(family.folder, self._abstract, family.rules)
+        self._modules_checked = False
         self._pool = ThreadPoolExecutor(1, "load")
         self._loading = self._pool.submit(self._load)
 
@@ -152,11 +154,12 @@ class DiffGenerator:
         programs.prepare(plan, (1, *leading), self._abstract, conditioning)
         seconds: dict[str, Any] = {}
         begin = time.perf_counter()
+        if not self._modules_checked:
+            check_modules(self.family)
+            self._modules_checked = True
         # The negative prompt, one for all, comes last.
         encoded = family.encode(params.prompts + [params.negative_prompt] * guided)
         seconds["encode"] = time.perf_counter() - begin
-        # Decoding needs much code; it is read while the device denoises.
-        self._pool.submit(import_module, "diffusers.models.autoencoders")
         parameters, seconds["load"] = self._loading.result()
         seconds["compile"] = programs.wait()
 

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError
+from jaxspd.families.checks import Autoencoder, TextPart, check_tokenizer
 from jaxspd.families.configs import read_fields, wrong
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.layerwise import HOST
@@ -60,12 +61,20 @@ class BaseFamily:
     # Whether the layers' parameters stay in host memory, and come to the device when their turn is near.
     streamed: bool = False
 
+    # What PyTorch runs: nothing, for a family that brings its own.
+    texts: ClassVar[tuple[TextPart, ...]] = ()
+    autoencoder: ClassVar[Autoencoder | None] = None
+
     def check_weights(self) -> None:
-        """UsageError if the weights of an encoder or the VAE are missing, truncated or pickled: better
-        now than when the latents are ready to be decoded.
+        """UsageError if the weights of an encoder or the VAE are missing, truncated, pickled or quantised, or
+        a tokenizer's vocabulary is missing or damaged: better now than when the latents are ready to be
+        decoded.
         """
-        for part, stem in self.weights.items():
-            Checkpoint(self.folder / part, stem)
+        checkpoints = {part: Checkpoint(self.folder / part, stem) for part, stem in self.weights.items()}
+        for checkpoint in checkpoints.values():
+            checkpoint.check_floats()
+        for text in self.texts:
+            check_tokenizer(self.folder / text.tokenizer, checkpoints[text.part])
 
     def tokens(self, shape: tuple[int, ...]) -> int:
         """The transformer's tokens for latents of `shape`, (channels, …, h, w): one for each patch."""
@@ -80,8 +89,12 @@ class BaseFamily:
         return encoded
 
     def abstract_transformer(self, dtype) -> nnx.Module:
-        """The transformer with shapes and dtypes in place of arrays."""
-        return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        """The transformer with shapes and dtypes in place of arrays; UsageError if there is none such."""
+        try:
+            return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"no transformer can be made of transformer/config.json ({line})") from error
 
     def abstract_parameters(self, dtype) -> nnx.State:
         """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are

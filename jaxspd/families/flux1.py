@@ -20,6 +20,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
 from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, read_text_length
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.packing import pack, unpack
@@ -34,6 +35,7 @@ DEV_SCHEDULER = {
     "base_image_seq_len": 256,
     "max_image_seq_len": 4096,
 }
+CLIP_TOKENS = 77
 OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
 
 
@@ -189,6 +191,25 @@ class Family(BaseFamily):
 
     # Text encoders and VAE.
 
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        c = self.config
+        return (
+            TextPart("CLIPTextModel", c.pooled_projection_dim, CLIP_TOKENS),
+            TextPart(
+                "T5EncoderModel",
+                c.joint_attention_dim,
+                self.text_tokens,
+                part="text_encoder_2",
+                tokenizer="tokenizer_2",
+            ),
+        )
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side = SIDE * self.pixels_per_latent
+        return Autoencoder("AutoencoderKL", (*self.leading(1), SIDE, SIDE), (3, side, side))
+
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """T5's last hidden states `text` `[B, T, joint_attention_dim]` and CLIP's `pooled`
         `[B, pooled_projection_dim]`, float32.
@@ -198,7 +219,7 @@ class Family(BaseFamily):
         from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", CLIPTokenizer)
-        ids = tokenize(tokenizer, prompts, 77).input_ids
+        ids = tokenize(tokenizer, prompts, CLIP_TOKENS).input_ids
         part = self.folder / "text_encoder"
         with torch_module(CLIPTextModel, part) as clip:
             pooled = embedding(clip(ids.to(clip.device)).pooler_output, part)

@@ -22,6 +22,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
 from jaxspd.families.configs import check_rope, read_flux2_autoencoder, read_scheduler
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
@@ -197,6 +198,22 @@ class Family(BaseFamily):
         return {**encoded, "guidance": np.full(len(encoded["text"]), guidance, np.float32)}
 
     # Text encoder and VAE.
+
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        model, layers = (
+            ("Qwen3ForCausalLM", KLEIN_LAYERS)
+            if self.klein
+            else ("Mistral3ForConditionalGeneration", DEV_LAYERS)
+        )
+        width = self.config.joint_attention_dim / len(layers)
+        return (TextPart(model, width, self.text_tokens, layers=max(layers)),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        # What it decodes is not patchified.
+        side, channels = SIDE * self.pixels_per_latent // 2, self.vae["latent_channels"]
+        return Autoencoder("AutoencoderKLFlux2", (channels, SIDE, SIDE), (3, side, side))
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Three hidden layers of the text encoder, side by side: `text` `[B, T, joint_attention_dim]`,

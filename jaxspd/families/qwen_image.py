@@ -21,6 +21,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
 from jaxspd.families.configs import check_rope, read_scheduler, read_video_autoencoder
 from jaxspd.models.packing import pack, unpack
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
@@ -167,6 +168,16 @@ class Family(BaseFamily):
         }
 
     # Text encoder and VAE.
+
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        width, tokens = self.config.joint_attention_dim, TEMPLATE_TOKENS + self.text_tokens
+        return (TextPart("Qwen2_5_VLForConditionalGeneration", width, tokens),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side = SIDE * self.pixels_per_latent
+        return Autoencoder("AutoencoderKLQwenImage", (*self.leading(1), 1, SIDE, SIDE), (3, 1, side, side))
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Qwen2.5-VL's last hidden states `text` `[B, T, joint_attention_dim]`, float32, after the

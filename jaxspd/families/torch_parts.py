@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 
+from jaxspd.convert.checkpoint import STEM, Checkpoint
 from jaxspd.errors import UsageError
 
 log = logging.getLogger("jaxspd")
@@ -18,6 +19,21 @@ log = logging.getLogger("jaxspd")
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
     library.utils.logging.set_verbosity_error()
+
+OPTIONS = {
+    "use_safetensors": True,
+    "local_files_only": True,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,  # `check_report` refuses them, and says which
+}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What files hold of the models that these classes are the text encoders of.
+UNUSED = {
+    "CLIPTextModel": ("vision_model.", "visual_projection.", "text_projection.", "logit_scale"),
+    "T5EncoderModel": ("decoder.", "lm_head."),
+    "UMT5EncoderModel": ("decoder.", "lm_head."),
+    "Qwen3Model": ("lm_head.",),
+}
 
 
 def device() -> str:
@@ -43,20 +59,71 @@ def readable(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder} cannot be loaded ({line}); download it again") from error
 
 
+def weights(module_class: type, folder: Path) -> Checkpoint:
+    """The files that a class of diffusers or transformers reads of a folder."""
+    return Checkpoint(folder, STEM if issubclass(module_class, diffusers.ModelMixin) else "model")
+
+
+def check_report(module_class: type, folder: Path, report: dict) -> None:
+    """UsageError if weights were missing, left over or misshapen when a module was loaded, but for `UNUSED`."""
+    unused = UNUSED.get(module_class.__name__, ())
+    left = {
+        key
+        for key in report["unexpected_keys"]
+        if not key.startswith(unused) and not key.endswith((".position_ids", ".inv_freq"))
+    }
+    misshapen = {str(key[0]) for key in report["mismatched_keys"]}
+    for what, keys in (
+        ("left over", left),
+        ("missing", report["missing_keys"]),
+        ("misshapen", misshapen),
+    ):
+        if keys:
+            listed = ", ".join(sorted(keys)[:4]) + (", …" if len(keys) > 4 else "")
+            raise UsageError(f"{folder} does not fit its config.json: {len(keys)} {what}: {listed}")
+
+
+def abstract_module(module_class: type, folder: Path) -> torch.nn.Module:
+    """A pretrained module without its weights; UsageError where `torch_module` could not open it."""
+    with readable(folder):
+        checkpoint = weights(module_class, folder)
+        checkpoint.check_floats()
+        if issubclass(module_class, diffusers.ModelMixin):
+            module, report = module_class.from_pretrained(folder, device_map={"": "meta"}, **OPTIONS)
+        else:
+            # Without this, transformers reads what it then throws away.
+            tensors = {
+                key: torch.empty(
+                    checkpoint.shape(key), dtype=DTYPES.get(checkpoint.dtype(key), torch.int64), device="meta"
+                )
+                for key in checkpoint.keys()  # noqa: SIM118
+            }
+            config = module_class.config_class.from_pretrained(folder, local_files_only=True)
+            module, report = module_class.from_pretrained(
+                None, config=config, state_dict=tensors, device_map={"": "meta"}, **OPTIONS
+            )
+        check_report(module_class, folder, report)
+    return module.eval()
+
+
+@contextmanager
+def meta_limits(folder: Path) -> Iterator[None]:
+    """As `readable`; but what fails because there are no weights says nothing about the folder."""
+    try:
+        with readable(folder):
+            yield
+    except UsageError as error:
+        if not isinstance(error.__cause__, RuntimeError) or "meta" not in str(error.__cause__):
+            raise
+
+
 @contextmanager
 def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[torch.nn.Module]:
     """A pretrained module on the best device, released again at the end. Safetensors only."""
     with readable(folder):
-        module, report = module_class.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"])[:4])
-            raise UsageError(f"{folder} lacks weights ({missing}); download it again")
+        weights(module_class, folder).check_floats()
+        module, report = module_class.from_pretrained(folder, torch_dtype=dtype, **OPTIONS)
+        check_report(module_class, folder, report)
     try:
         module = module.to(device())
     except torch.OutOfMemoryError:

@@ -23,6 +23,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
 from jaxspd.families.configs import read_scheduler, read_text_length, read_video_autoencoder, wrong
 from jaxspd.models.wan import WanConfig, WanTransformer
 from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
@@ -166,6 +167,15 @@ class Family(BaseFamily):
         return {"text": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
     # Text encoder and VAE.
+
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        return (TextPart("UMT5EncoderModel", self.config.text_dim, self.text_tokens),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side, frames = SIDE * self.pixels_per_latent, 1 + self.frames_per_latent
+        return Autoencoder("AutoencoderKLWan", (*self.leading(frames), SIDE, SIDE), (3, frames, side, side))
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""

@@ -21,6 +21,7 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
 from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, wrong
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, override_shift
@@ -167,6 +168,15 @@ class Family(BaseFamily):
         }
 
     # Text encoder and VAE.
+
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        return (TextPart("Qwen3Model", self.config.cap_feat_dim, self.text_tokens, layers=1),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side = SIDE * self.pixels_per_latent
+        return Autoencoder("AutoencoderKL", (*self.leading(1), SIDE, SIDE), (3, side, side))
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after
