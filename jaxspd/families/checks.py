@@ -134,8 +134,8 @@ def check_modules(family) -> None:
         width = module.get_input_embeddings().weight.shape[-1]
         if width != text.width:
             raise UsageError(
-                f"{folder} encodes text in {width} channels, and the transformer reads {text.width:g}; they do "
-                "not belong together"
+                f"{folder} encodes text in {width} channels, and the transformer reads {text.width:g}; they "
+                "do not belong together"
             )
         if config.num_hidden_layers < text.layers:
             raise UsageError(

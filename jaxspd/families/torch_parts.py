@@ -1,6 +1,7 @@
 """Text encoders and VAEs: PyTorch modules of transformers and diffusers, held only while they work."""
 
 import logging
+import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ def weights(module_class: type, folder: Path) -> Checkpoint:
 
 
 def check_report(module_class: type, folder: Path, report: dict) -> None:
-    """UsageError if weights were missing, left over or misshapen when a module was loaded, but for `UNUSED`."""
+    """UsageError if weights were missing, left over or misshapen, but for `UNUSED`; `report` is a library's."""
     unused = UNUSED.get(module_class.__name__, ())
     left = {
         key
@@ -226,9 +227,15 @@ def video_encoder(vae_class: type, folder: Path) -> Iterator[Callable[[np.ndarra
 
 
 def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer):
-    """The tokenizer of a component folder, of which no remote code is run."""
+    """The tokenizer of a component folder, of which no remote code is run. UsageError if all texts are alike
+    to it, as they are without a vocabulary.
+    """
     with readable(folder):
-        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+        told = {tuple(tokenizer(c, add_special_tokens=False).input_ids) for c in string.ascii_lowercase}
+    if len(told) == 1:
+        raise UsageError(f"{folder} tells no letters apart; its vocabulary is damaged, download it again")
+    return tokenizer
 
 
 def tokenize(tokenizer, texts: Sequence[str], length: int, before: int = 0, **options):

@@ -121,7 +121,8 @@ def _shifted(config: dict, sigmas: np.ndarray, mu: float = 0.0) -> np.ndarray:
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(min(mu, 100))
     else:
         shift = config.get("flow_shift" if is_unipc(config) else "shift", 1.0)
-    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    with np.errstate(divide="ignore", invalid="ignore"):  # refused in `_falling`
+        sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     if terminal := config.get("shift_terminal"):
         if len(sigmas) == 1:
             # The official scheduler divides by zero here: its pictures are black.
