@@ -66,7 +66,7 @@ def weights(module_class: type, folder: Path) -> Checkpoint:
 
 
 def check_report(module_class: type, folder: Path, report: dict) -> None:
-    """UsageError if weights were missing, left over or misshapen, but for `UNUSED`; `report` is a library's."""
+    """UsageError if weights were missing, left over or misshapen, but for `UNUSED`."""
     unused = UNUSED.get(module_class.__name__, ())
     left = {
         key
