@@ -1,4 +1,4 @@
-"""Configuration files with anything in them: a folder opens, or one line refuses it, and never a traceback."""
+"""Configuration files with anything in them: a folder opens, or one line refuses it; never a traceback."""
 
 import json
 import random

@@ -89,16 +89,20 @@ def abstract_module(module_class: type, folder: Path) -> torch.nn.Module:
     with readable(folder):
         checkpoint = weights(module_class, folder)
         checkpoint.check_floats()
+        tensors = {
+            key: torch.empty(
+                checkpoint.shape(key), dtype=DTYPES.get(checkpoint.dtype(key), torch.int64), device="meta"
+            )
+            for key in checkpoint.keys()  # noqa: SIM118
+        }
         if issubclass(module_class, diffusers.ModelMixin):
-            module, report = module_class.from_pretrained(folder, device_map={"": "meta"}, **OPTIONS)
+            # In the dtype stored: diffusers would cast what it then throws away.
+            dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+            module, report = module_class.from_pretrained(
+                folder, device_map={"": "meta"}, torch_dtype=dtype, **OPTIONS
+            )
         else:
-            # Without this, transformers reads what it then throws away.
-            tensors = {
-                key: torch.empty(
-                    checkpoint.shape(key), dtype=DTYPES.get(checkpoint.dtype(key), torch.int64), device="meta"
-                )
-                for key in checkpoint.keys()  # noqa: SIM118
-            }
+            # From files, transformers would read them.
             config = module_class.config_class.from_pretrained(folder, local_files_only=True)
             module, report = module_class.from_pretrained(
                 None, config=config, state_dict=tensors, device_map={"": "meta"}, **OPTIONS
