@@ -252,11 +252,13 @@ def test_a_whole_clip_is_a_text_encoder(copy, flux1_folder):
         np.testing.assert_array_equal(values, expected[name])
 
 
-def test_the_table_of_umt5_is_the_one_stored(wan_folder):
-    """Official files store it as `shared.weight` alone."""
-    stored = load_file(weights(wan_folder / "text_encoder"))
+def test_the_table_of_umt5_is_the_one_stored(copy):
+    """Official files store it as `shared.weight` alone, and their configuration says that nothing is tied."""
+    folder = copy("wan_folder")
+    change_json(folder / "text_encoder" / "config.json", tie_word_embeddings=False)
+    stored = load_file(weights(folder / "text_encoder"))
     assert "encoder.embed_tokens.weight" not in stored
-    with torch_module(UMT5EncoderModel, wan_folder / "text_encoder") as umt5:
+    with torch_module(UMT5EncoderModel, folder / "text_encoder") as umt5:
         assert torch.equal(umt5.encoder.embed_tokens.weight.cpu(), stored["shared.weight"])
 
 
