@@ -161,6 +161,22 @@ def test_whoever_opens_a_tokenizer_without_vocabulary(copy, family, part, tokeni
         open_tokenizer(folder, tokenizer_class)
 
 
+@pytest.mark.parametrize("wrong", [{"model_max_length": "x"}, {"pad_token": None}, {"eos_token": [3]}])
+def test_a_tokenizer_with_a_wrong_configuration(copy, wrong):
+    folder = copy("flux1_folder")
+    change_json(folder / "tokenizer" / "tokenizer_config.json", **wrong)
+    with pytest.raises(UsageError, match="tokenizer cannot be loaded"):
+        open_family(folder).encode(["a lake"])
+
+
+@pytest.mark.parametrize("family", ["klein_folder", "flux2_dev_folder", "z_image_folder"])
+def test_a_tokenizer_without_its_template(copy, family):
+    folder = copy(family)
+    (folder / "tokenizer" / "chat_template.jinja").unlink()
+    with pytest.raises(UsageError, match=r"tokenizer cannot be loaded .*chat_template"):
+        open_family(folder).encode(["a lake"])
+
+
 # Weights that PyTorch loads.
 
 KINDS = {torch.float8_e4m3fn: "F8_E4M3", torch.int8: "I8", torch.uint8: "U8"}

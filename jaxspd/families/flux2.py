@@ -222,7 +222,7 @@ class Family(BaseFamily):
         import torch
         from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, readable, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer")
         if self.klein:
@@ -244,7 +244,8 @@ class Family(BaseFamily):
                 for prompt in prompts
             ]
             options = {"add_generation_prompt": False}
-        filled = tokenizer.apply_chat_template(chats, tokenize=False, **options)
+        with readable(self.folder / "tokenizer"):
+            filled = tokenizer.apply_chat_template(chats, tokenize=False, **options)
         # The template writes whatever special tokens there are.
         tokens = tokenize(tokenizer, filled, self.text_tokens, add_special_tokens=False)
         part = self.folder / "text_encoder"

@@ -237,6 +237,8 @@ def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokeni
     with readable(folder):
         tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
         told = {tuple(tokenizer(c, add_special_tokens=False).input_ids) for c in string.ascii_lowercase}
+        # As it will be used: a wrong entry of its configuration shows here, not in the midst of a prompt.
+        tokenize(tokenizer, ["a"], 8)
     if len(told) == 1:
         raise UsageError(f"{folder} tells no letters apart; its vocabulary is damaged, download it again")
     return tokenizer

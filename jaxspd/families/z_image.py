@@ -184,13 +184,14 @@ class Family(BaseFamily):
         """
         from transformers import Qwen2Tokenizer, Qwen3Model
 
-        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, readable, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        filled = tokenizer.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
+        with readable(self.folder / "tokenizer"):
+            filled = tokenizer.apply_chat_template(
+                chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
         tokens = tokenize(tokenizer, filled, self.text_tokens, padding_side="right")
         part = self.folder / "text_encoder"
         with torch_module(Qwen3Model, part) as qwen:
