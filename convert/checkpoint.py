@@ -21,6 +21,8 @@ VARIANT = "fp16"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 # Stored types that hold weights, by their names in safetensors.
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# Counters and indices, which some classes store beside their weights.
+INTEGERS = ("position_ids", "num_batches_tracked")
 
 
 class Stored(NamedTuple):
@@ -65,6 +67,15 @@ class Checkpoint:
     def dtype(self, key: str) -> str:
         """As safetensors names it: F32, BF16, …"""
         return self._tensors[key].dtype
+
+    def check_floats(self) -> None:
+        """UsageError if weights are stored in anything but `FLOATS`, which is to say quantised."""
+        odd = {t.dtype for key, t in self._tensors.items() if not key.endswith(INTEGERS)} - FLOATS.keys()
+        if odd:
+            raise UsageError(
+                f"{self.folder} stores weights as {', '.join(sorted(odd))}; "
+                "give a checkpoint in float32, float16 or bfloat16"
+            )
 
     def read(self, key: str) -> np.ndarray:
         """The tensor as the file's own memory, which the system reads when it is used.
@@ -137,7 +148,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text())
     except OSError:
         raise UsageError(f"{path} is missing; the checkpoint folder is incomplete") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(f"{path} is no valid JSON; download it again") from None
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no JSON object; download it again")

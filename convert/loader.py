@@ -96,12 +96,7 @@ def load_parameters(
     """
     parameters = flat_parameters(abstract)
     table = match(checkpoint, parameters, rules)
-    odd = sorted({checkpoint.dtype(key) for key in checkpoint.keys()} - FLOATS.keys())  # noqa: SIM118
-    if odd:
-        raise UsageError(
-            f"{checkpoint.folder} stores weights as {', '.join(odd)}; "
-            "give a checkpoint in float32, float16 or bfloat16"
-        )
+    checkpoint.check_floats()
 
     def fill(key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
         array = empty(target.shape, target.dtype)

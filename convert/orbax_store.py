@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,43 @@ from flax import nnx
 
 from .checkpoint import Checkpoint, weight_files
 from .errors import UsageError
-from .loader import holds_exactly, load_parameters
+from .loader import flat_parameters, holds_exactly, load_parameters, match
 from .places import check_place, is_inside
 
 NAME = "orbax"
+
+
+def check_transformer(folder: Path, abstract: nnx.State, rules) -> None:
+    """UsageError if `load_transformer` could not fill `abstract`, as far as names, shapes and dtypes tell."""
+    store = folder / "transformer" / NAME
+    if not store.is_dir():
+        checkpoint = Checkpoint(folder / "transformer")
+        # First, since what quantises weights adds keys of its own.
+        checkpoint.check_floats()
+        match(checkpoint, flat_parameters(abstract), rules)
+        return
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(store.absolute()).item_metadata.tree
+        found = {path: array.shape for path, array in _paths(tree)}
+    except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
+        raise _damaged(store, error) from error
+    wanted = {path: array.shape for path, array in _paths(nnx.to_pure_dict(abstract))}
+    if odd := sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path)):
+        raise UsageError(f"{store} does not fit its config.json ({odd[0]}); convert it again")
+
+
+def _paths(tree) -> list[tuple[str, Any]]:
+    """The arrays of a tree by their places in it."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def _damaged(store: Path, error: Exception) -> UsageError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UsageError(f"{store} does not fit its config.json or is damaged ({line}); convert it again")
 
 
 def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
@@ -37,10 +71,7 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
     except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the host's or the device's
             raise
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"{store} does not fit its config.json or is damaged ({line}); convert it again"
-        ) from error
+        raise _damaged(store, error) from error
     state = jax.tree.map(lambda p: p, abstract)
     nnx.replace_by_pure_dict(state, restored)
     return state

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,9 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxspd.convert.orbax_store import load_transformer
+from jaxspd.convert.orbax_store import check_transformer, load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import TORCH
+from jaxspd.families.checks import check_modules
 from jaxspd.files import lasting_model_path
 from jaxspd.hub import fetch
 from jaxspd.output import check_writable, output_format, output_paths, write_output
@@ -93,6 +93,8 @@ class DiffGenerator:
         self._programs: dict[tuple[str, str], Programs] = {}
         self._lock = Lock()
         self._abstract = family.abstract_parameters(self.dtype)
+        check_transformer(family.folder, self._abstract, family.rules)
+        self._modules_checked = False
         self._pool = ThreadPoolExecutor(1, "load")
         self._loading = self._pool.submit(self._load)
 
@@ -173,12 +175,13 @@ class DiffGenerator:
             self._loaded()
         seconds: dict[str, Any] = {}
         begin = time.perf_counter()
+        if not self._modules_checked:
+            check_modules(self.family)
+            self._modules_checked = True
         # The negative prompt, one for all, comes last.
         with TORCH, memory_for("reading the prompt", "use a machine with more memory, or fewer prompts"):
             encoded = family.encode(params.prompts + [params.negative_prompt] * guided)
         seconds["encode"] = time.perf_counter() - begin
-        # Decoding needs much code; it is read while the device denoises.
-        self._pool.submit(_import_decoders)
         parameters, seconds["load"] = self._loaded()
         seconds["compile"] = programs.wait(prepared)
 
@@ -244,9 +247,10 @@ class DiffGenerator:
             one = {name: array[start:][:1] for name, array in encoded.items()}
             return self.family.condition(one, scale)
 
-        if not self.family.guided(scale):
-            return rows(row)
-        return Guided(rows(row), rows(-1), np.full(1, scale, np.float32))
+        with np.errstate(over="ignore"):  # what is too large for float32 shows in the latents
+            if not self.family.guided(scale):
+                return rows(row)
+            return Guided(rows(row), rows(-1), np.full(1, scale, np.float32))
 
     def _requests(self, params: SamplingParams) -> list[dict[str, Any]]:
         """Each output's complete parameters: what its file holds and what repeats it."""
@@ -265,11 +269,6 @@ class DiffGenerator:
         ]
 
 
-def _import_decoders() -> None:
-    with TORCH:
-        import_module("diffusers.models.autoencoders")
-
-
 class _ProgressBar:
     """Steps done, with stage, grid and σ."""
 
@@ -280,7 +279,8 @@ class _ProgressBar:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        self.bar.leave = error is None  # an error's line stands alone
         self.bar.close()
 
     def __call__(self, stage: int, step: int, sigma: float) -> None:

@@ -36,7 +36,7 @@ def pipeline_family(folder: Path) -> type:
     """The class of the family that `folder`'s model_index.json names; UsageError for every other pipeline."""
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
         raise UsageError(f"{folder} is a {pipeline} pipeline; jaxspd runs {', '.join(sorted(PIPELINES))}")
     return family_class(PIPELINES[pipeline])
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +12,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from jaxspd.convert.checkpoint import Checkpoint, read_config, read_json
+from jaxspd.convert.checkpoint import Checkpoint, read_json
 from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError
+from jaxspd.families.checks import Autoencoder, TextPart, check_tokenizer
+from jaxspd.families.configs import read_fields, wrong
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.layerwise import HOST
 from jaxspd.spectral.expansion import EXPANSION, Expansion
@@ -64,12 +66,20 @@ class BaseFamily:
     # Whether the layers' parameters stay in host memory, and come to the device when their turn is near.
     streamed: bool = False
 
+    # What PyTorch runs: nothing, for a family that brings its own.
+    texts: ClassVar[tuple[TextPart, ...]] = ()
+    autoencoder: ClassVar[Autoencoder | None] = None
+
     def check_weights(self) -> None:
-        """UsageError if the weights of an encoder or the VAE are missing, truncated or pickled: better
-        now than when the latents are ready to be decoded.
+        """UsageError if the weights of an encoder or the VAE are missing, truncated, pickled or quantised, or
+        a tokenizer's vocabulary is missing or damaged: better now than when the latents are ready to be
+        decoded.
         """
-        for part, stem in self.weights.items():
-            Checkpoint(self.folder / part, stem)
+        checkpoints = {part: Checkpoint(self.folder / part, stem) for part, stem in self.weights.items()}
+        for checkpoint in checkpoints.values():
+            checkpoint.check_floats()
+        for text in self.texts:
+            check_tokenizer(self.folder / text.tokenizer, checkpoints[text.part])
 
     def tokens(self, shape: tuple[int, ...]) -> int:
         """The transformer's tokens for latents of `shape`, (channels, …, h, w): one for each patch."""
@@ -84,8 +94,12 @@ class BaseFamily:
         return encoded
 
     def abstract_transformer(self, dtype) -> nnx.Module:
-        """The transformer with shapes and dtypes in place of arrays."""
-        return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        """The transformer with shapes and dtypes in place of arrays; UsageError if there is none such."""
+        try:
+            return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+        except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"no transformer can be made of transformer/config.json ({line})") from error
 
     def abstract_parameters(self, dtype) -> nnx.State:
         """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are
@@ -110,10 +124,15 @@ def check_parts(folder: Path, parts: tuple[str, ...]) -> None:
 
 
 def read_transformer_config(folder: Path, config_class: type) -> Any:
-    """`config_class` with those of its fields that `transformer/config.json` holds."""
-    known = {field.name for field in fields(config_class)}
-    given = {k: v for k, v in read_config(folder / "transformer").items() if k in known}
-    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    """`config_class` with those of its fields that `transformer/config.json` holds; UsageError for a value of
+    another type, or a number that is not positive.
+    """
+    path = folder / "transformer" / "config.json"
+    config = read_fields(path, config_class)
+    for name, value in vars(config).items():
+        if isinstance(value, float) and value <= 0:
+            raise wrong(path, name, value, "a number above 0")
+    return config
 
 
 def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
@@ -134,9 +153,3 @@ def is_named(folder: Path, part: str, variant: str) -> bool:
     if found:
         log.warning("by its name this is %s: what is not asked for is as on its model card", variant)
     return found
-
-
-def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:
-    """Tokens of text that the model reads: `longest`, or fewer where the tokenizer says so."""
-    given = read_json(folder / tokenizer / "tokenizer_config.json").get("model_max_length")
-    return min(longest, int(given or longest))

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
 from jaxspd.convert.flux1 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -20,9 +19,10 @@ from jaxspd.families.base import (
     check_parts,
     is_named,
     read_spectrum,
-    read_text_length,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
+from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, read_text_length
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.packing import pack, unpack
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
@@ -36,6 +36,7 @@ DEV_SCHEDULER = {
     "base_image_seq_len": 256,
     "max_image_seq_len": 4096,
 }
+CLIP_TOKENS = 77
 OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
 
 
@@ -78,9 +79,9 @@ class Family(BaseFamily):
     def from_folder(cls, folder: Path) -> "Family":
         """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
         check_parts(folder, cls.parts)
-        config = read_transformer_config(folder, Flux1Config)
-        vae = read_config(folder / "vae")
-        tokens = 4 * vae.get("latent_channels", 4)
+        config, vae = read_transformer_config(folder, Flux1Config), read_autoencoder_kl(folder)
+        check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
+        tokens = 4 * vae["latent_channels"]
         if (config.in_channels, config.patch_size) != (tokens, 1):
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels in patches of "
@@ -88,7 +89,7 @@ class Family(BaseFamily):
             )
         # The official pipelines take 512 tokens for [dev] and, as its model card says, 256 for
         # [schnell].
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        scheduler = read_scheduler(folder)
         text_tokens = read_text_length(
             folder, "tokenizer_2", 512 if scheduler.get("use_dynamic_shifting") else 256
         )
@@ -203,23 +204,44 @@ class Family(BaseFamily):
 
     # Text encoders and VAE.
 
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        c = self.config
+        return (
+            TextPart("CLIPTextModel", c.pooled_projection_dim, CLIP_TOKENS),
+            TextPart(
+                "T5EncoderModel",
+                c.joint_attention_dim,
+                self.text_tokens,
+                part="text_encoder_2",
+                tokenizer="tokenizer_2",
+            ),
+        )
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side = SIDE * self.pixels_per_latent
+        return Autoencoder("AutoencoderKL", (*self.leading(1), SIDE, SIDE), (3, side, side))
+
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """T5's last hidden states `text` `[B, T, joint_attention_dim]` and CLIP's `pooled`
         `[B, pooled_projection_dim]`, float32.
         """
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", CLIPTokenizer)
-        ids = tokenize(tokenizer, prompts, 77).input_ids
-        with torch_module(CLIPTextModel, self.folder / "text_encoder") as clip:
-            pooled = clip(ids.to(clip.device)).pooler_output.float().cpu().numpy()
+        ids = tokenize(tokenizer, prompts, CLIP_TOKENS).input_ids
+        part = self.folder / "text_encoder"
+        with torch_module(CLIPTextModel, part) as clip:
+            pooled = embedding(clip(ids.to(clip.device)).pooler_output, part)
         tokenizer = open_tokenizer(self.folder / "tokenizer_2", T5TokenizerFast)
         ids = tokenize(tokenizer, prompts, self.text_tokens).input_ids
-        with torch_module(T5EncoderModel, self.folder / "text_encoder_2") as t5:
+        part = self.folder / "text_encoder_2"
+        with torch_module(T5EncoderModel, part) as t5:
             # No attention mask: the official model was trained on padding that can be seen.
-            text = t5(ids.to(t5.device)).last_hidden_state.float().cpu().numpy()
+            text = embedding(t5(ids.to(t5.device)).last_hidden_state, part)
         return {"text": text, "pooled": pooled}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.checkpoint import read_json
 from jaxspd.convert.flux2 import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -22,6 +22,8 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
+from jaxspd.families.configs import check_rope, read_flux2_autoencoder, read_scheduler
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
 from jaxspd.sampling.schedule import empirical_shift, flow_match_sigmas, override_shift
@@ -104,8 +106,9 @@ class Family(BaseFamily):
         check_parts(folder, cls.parts)
         index = read_json(folder / "model_index.json")
         klein = index["_class_name"] == "Flux2KleinPipeline"
-        config, vae = read_transformer_config(folder, Flux2Config), read_config(folder / "vae")
-        channels = 4 * vae.get("latent_channels", 32)
+        config, vae = read_transformer_config(folder, Flux2Config), read_flux2_autoencoder(folder)
+        check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 4)
+        channels = 4 * vae["latent_channels"]
         if (config.in_channels, config.out_channels or config.in_channels, config.patch_size) != (
             channels,
             channels,
@@ -118,7 +121,7 @@ class Family(BaseFamily):
         return cls(
             folder,
             config,
-            read_json(folder / "scheduler" / "scheduler_config.json"),
+            read_scheduler(folder),
             vae,
             read_spectrum(folder, SPECTRUM),
             klein=klein,
@@ -207,6 +210,22 @@ class Family(BaseFamily):
 
     # Text encoder and VAE.
 
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        model, layers = (
+            ("Qwen3ForCausalLM", KLEIN_LAYERS)
+            if self.klein
+            else ("Mistral3ForConditionalGeneration", DEV_LAYERS)
+        )
+        width = self.config.joint_attention_dim / len(layers)
+        return (TextPart(model, width, self.text_tokens, layers=max(layers)),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        # What it decodes is not patchified.
+        side, channels = SIDE * self.pixels_per_latent // 2, self.vae["latent_channels"]
+        return Autoencoder("AutoencoderKLFlux2", (channels, SIDE, SIDE), (3, side, side))
+
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Three hidden layers of the text encoder, side by side: `text` `[B, T, joint_attention_dim]`,
         float32. The model was trained on padding that can be seen, so nothing is masked.
@@ -214,7 +233,7 @@ class Family(BaseFamily):
         import torch
         from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, readable, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", chat=True)
         if self.klein:
@@ -236,10 +255,12 @@ class Family(BaseFamily):
                 for prompt in prompts
             ]
             options = {"add_generation_prompt": False}
-        filled = tokenizer.apply_chat_template(chats, tokenize=False, **options)
+        with readable(self.folder / "tokenizer"):
+            filled = tokenizer.apply_chat_template(chats, tokenize=False, **options)
         # The template writes whatever special tokens there are.
         tokens = tokenize(tokenizer, filled, self.text_tokens, add_special_tokens=False)
-        with torch_module(encoder_class, self.folder / "text_encoder") as encoder:
+        part = self.folder / "text_encoder"
+        with torch_module(encoder_class, part) as encoder:
             states = encoder.model(
                 input_ids=tokens.input_ids.to(encoder.device),
                 attention_mask=tokens.attention_mask.to(encoder.device),
@@ -247,7 +268,7 @@ class Family(BaseFamily):
                 use_cache=False,
             ).hidden_states
             text = torch.cat([states[layer] for layer in layers], dim=-1)
-            return {"text": text.float().cpu().numpy()}
+            return {"text": embedding(text, part)}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, 4C, h, w]`."""

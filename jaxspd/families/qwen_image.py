@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.checkpoint import read_config
 from jaxspd.convert.qwen_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -22,6 +22,8 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
+from jaxspd.families.configs import check_rope, read_scheduler, read_video_autoencoder
 from jaxspd.models.packing import pack, unpack
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
 from jaxspd.sampling.guidance import extrapolate
@@ -88,8 +90,9 @@ class Family(BaseFamily):
         foreign = [name for name in FOREIGN if given.get(name)]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config, vae = read_transformer_config(folder, QwenImageConfig), read_config(folder / "vae")
-        channels = vae.get("z_dim", 16)
+        config, vae = read_transformer_config(folder, QwenImageConfig), read_video_autoencoder(folder)
+        check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
+        channels = vae["z_dim"]
         ours = (config.in_channels, config.out_channels, config.patch_size)
         if ours != (4 * channels, channels, 2):
             raise UsageError(
@@ -97,11 +100,10 @@ class Family(BaseFamily):
                 f"{config.out_channels} out, in patches of {config.patch_size}; the VAE's latents have "
                 f"{channels}: they do not belong together"
             )
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         return cls(
             folder,
             config,
-            scheduler,
+            read_scheduler(folder),
             vae,
             read_spectrum(folder, SPECTRUM),
             december=is_named(folder, "image-2512", "Qwen-Image-2512"),
@@ -187,21 +189,32 @@ class Family(BaseFamily):
 
     # Text encoder and VAE.
 
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        width, tokens = self.config.joint_attention_dim, TEMPLATE_TOKENS + self.text_tokens
+        return (TextPart("Qwen2_5_VLForConditionalGeneration", width, tokens),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side = SIDE * self.pixels_per_latent
+        return Autoencoder("AutoencoderKLQwenImage", (*self.leading(1), 1, SIDE, SIDE), (3, 1, side, side))
+
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Qwen2.5-VL's last hidden states `text` `[B, T, joint_attention_dim]`, float32, after the
         template's beginning, zero after the prompts' ends, and their `lengths` `[B]`.
         """
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
         filled = [TEMPLATE.format(prompt) for prompt in prompts]
         tokens = tokenize(tokenizer, filled, self.text_tokens, TEMPLATE_TOKENS, padding_side="right")
-        with torch_module(Qwen2_5_VLForConditionalGeneration, self.folder / "text_encoder") as qwen:
+        part = self.folder / "text_encoder"
+        with torch_module(Qwen2_5_VLForConditionalGeneration, part) as qwen:
             mask = tokens.attention_mask.to(qwen.device)
             hidden = qwen.model(tokens.input_ids.to(qwen.device), mask).last_hidden_state
-            text = (hidden * mask[:, :, None])[:, TEMPLATE_TOKENS:].float().cpu().numpy()
+            text = embedding((hidden * mask[:, :, None])[:, TEMPLATE_TOKENS:], part)
         lengths = tokens.attention_mask.sum(1).numpy() - TEMPLATE_TOKENS
         return {"text": text, "lengths": lengths.astype(np.int32)}
 

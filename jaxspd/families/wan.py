@@ -21,9 +21,10 @@ from jaxspd.families.base import (
     BaseFamily,
     check_parts,
     read_spectrum,
-    read_text_length,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
+from jaxspd.families.configs import read_scheduler, read_text_length, read_video_autoencoder, wrong
 from jaxspd.models.wan import WanConfig, WanTransformer
 from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -79,11 +80,16 @@ class Family(BaseFamily):
         if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
             raise UsageError(f"{folder} is a Wan 2.2 checkpoint; jaxspd runs Wan 2.1 text-to-video")
         check_parts(folder, cls.parts)
-        config, vae = read_transformer_config(folder, WanConfig), read_config(folder / "vae")
+        config, vae = read_transformer_config(folder, WanConfig), read_video_autoencoder(folder)
         whole = read_config(folder / "transformer")
         if whole.get("image_dim") or whole.get("added_kv_proj_dim"):
             raise UsageError(f"{folder} animates pictures; jaxspd runs Wan 2.1 text-to-video")
-        channels = vae.get("z_dim", 16)
+        path = folder / "transformer" / "config.json"
+        if config.attention_head_dim % 2:
+            raise wrong(path, "attention_head_dim", config.attention_head_dim, "an even number")
+        if config.patch_size[0] != 1:
+            raise wrong(path, "patch_size", config.patch_size, "1 in time")
+        channels = vae["z_dim"]
         if not config.in_channels == (config.out_channels or config.in_channels) == channels:
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
@@ -92,7 +98,7 @@ class Family(BaseFamily):
         return cls(
             folder,
             config,
-            read_json(folder / "scheduler" / "scheduler_config.json"),
+            read_scheduler(folder),
             vae,
             read_spectrum(folder, SPECTRUM),
             read_text_length(folder, "tokenizer", 512),
@@ -170,18 +176,28 @@ class Family(BaseFamily):
 
     # Text encoder and VAE.
 
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        return (TextPart("UMT5EncoderModel", self.config.text_dim, self.text_tokens),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side, frames = SIDE * self.pixels_per_latent, 1 + self.frames_per_latent
+        return Autoencoder("AutoencoderKLWan", (*self.leading(frames), SIDE, SIDE), (3, frames, side, side))
+
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""
         from transformers import T5TokenizerFast, UMT5EncoderModel
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", T5TokenizerFast)
         tokens = tokenize(tokenizer, [clean(prompt) for prompt in prompts], self.text_tokens)
-        with torch_module(UMT5EncoderModel, self.folder / "text_encoder") as umt5:
+        part = self.folder / "text_encoder"
+        with torch_module(UMT5EncoderModel, part) as umt5:
             mask = tokens.attention_mask.to(umt5.device)
             hidden = umt5(tokens.input_ids.to(umt5.device), mask).last_hidden_state
-            return {"text": (hidden * mask[:, :, None]).float().cpu().numpy()}
+            return {"text": embedding(hidden * mask[:, :, None], part)}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Videos `[B, F, H, W, 3]`, uint8, of clean latents `[B, C, T, h, w]`."""

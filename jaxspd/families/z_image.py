@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_config, read_json
+from jaxspd.convert.checkpoint import read_config
 from jaxspd.convert.z_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import (
@@ -21,6 +21,8 @@ from jaxspd.families.base import (
     read_spectrum,
     read_transformer_config,
 )
+from jaxspd.families.checks import SIDE, Autoencoder, TextPart
+from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, wrong
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -64,14 +66,18 @@ class Family(BaseFamily):
         foreign = [name for name, wanted in FIXED.items() if given.get(name, wanted) != wanted]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config, vae = read_transformer_config(folder, ZImageConfig), read_config(folder / "vae")
-        channels = vae.get("latent_channels", 4)
+        config, vae = read_transformer_config(folder, ZImageConfig), read_autoencoder_kl(folder)
+        if config.dim % config.n_heads:
+            path = folder / "transformer" / "config.json"
+            raise wrong(path, "n_heads", config.n_heads, f"a divisor of dim, {config.dim}")
+        check_rope(folder, config.dim // config.n_heads, config.axes_dims, 3)
+        channels = vae["latent_channels"]
         if config.in_channels != channels:
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
                 f"have {channels}; they do not belong together"
             )
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        scheduler = read_scheduler(folder)
         if scheduler.get("use_dynamic_shifting"):
             raise UsageError(f"{folder}: scheduler_config.json asks for use_dynamic_shifting: not supported")
         return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
@@ -175,26 +181,37 @@ class Family(BaseFamily):
 
     # Text encoder and VAE.
 
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        return (TextPart("Qwen3Model", self.config.cap_feat_dim, self.text_tokens, layers=1),)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        side = SIDE * self.pixels_per_latent
+        return Autoencoder("AutoencoderKL", (*self.leading(1), SIDE, SIDE), (3, side, side))
+
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after
         the prompts' ends, and the prompts' `lengths` `[B]`, at most `text_tokens`; T is that, padded.
         """
         from transformers import Qwen2Tokenizer, Qwen3Model
 
-        from jaxspd.families.torch_parts import open_tokenizer, tokenize, torch_module
+        from jaxspd.families.torch_parts import embedding, open_tokenizer, readable, tokenize, torch_module
 
         tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer, chat=True)
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        filled = tokenizer.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
+        with readable(self.folder / "tokenizer"):
+            filled = tokenizer.apply_chat_template(
+                chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
         tokens = tokenize(tokenizer, filled, self.text_tokens, padding_side="right")
-        with torch_module(Qwen3Model, self.folder / "text_encoder") as qwen:
+        part = self.folder / "text_encoder"
+        with torch_module(Qwen3Model, part) as qwen:
             mask = tokens.attention_mask.to(qwen.device)
             states = qwen(
                 tokens.input_ids.to(qwen.device), mask, output_hidden_states=True, use_cache=False
             ).hidden_states
-            text = (states[-2] * mask[:, :, None]).float().cpu().numpy()
+            text = embedding(states[-2] * mask[:, :, None], part)
         # Only prompts are cut at `text_tokens`: what fills them up to a multiple of 32 is attended too.
         text = np.pad(text, [(0, 0), (0, padded(self.text_tokens) - self.text_tokens), (0, 0)])
         return {"text": text, "lengths": tokens.attention_mask.sum(1).numpy().astype(np.int32)}

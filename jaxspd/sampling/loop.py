@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import jax
 import numpy as np
 
+from jaxspd.errors import UsageError
 from jaxspd.sampling.memory import freed_memory_kept, memory_for
 from jaxspd.sampling.programs import Programs
 from jaxspd.spectral.plan import Plan
@@ -29,16 +29,23 @@ def denoise(
 
     `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. When a step is done,
     `progress` hears the stage's and the step's number (from 0) and the σ reached; the next step of the stage
-    has been dispatched by then, so the device does not wait for the host.
+    has been dispatched by then, so the device does not wait for the host. UsageError names the step after
+    which the latents are not all finite numbers.
     """
     # Once, not at each step.
     parameters = jax.tree.leaves(parameters)
     conditioning, latents = jax.device_put((conditioning, noises[0]))
     seconds = []
 
-    def finish(latents: jax.Array, *step: Any) -> None:
-        latents.block_until_ready()
-        progress(*step)
+    def finish(latents: jax.Array, stage: int, step: int, sigma: float, next_sigma: float) -> None:
+        # On the host, which has nothing else to do: the device is at the next step.
+        if not np.isfinite(np.asarray(latents)).all():
+            raise UsageError(
+                f"the latents are NaN or infinite after stage {stage + 1} of {len(plan.stages)}, step "
+                f"{step + 1} of {plan.steps} (σ {sigma:.4f} to {next_sigma:.4f}); lower guidance_scale, or "
+                f"if others fail too, download the transformer's weights again"
+            )
+        progress(stage, step, next_sigma)
 
     for number, stage in enumerate(plan.stages):
         begin = time.perf_counter()
@@ -53,7 +60,7 @@ def denoise(
             )
             if running:
                 finish(*running)
-            running = latents, number, step, next_sigma
+            running = latents, number, step, sigma, next_sigma
         finish(*running)
         seconds.append(time.perf_counter() - begin)
     return latents, seconds

@@ -63,7 +63,7 @@ def flow_match_sigmas(config: dict, steps: int, tokens: int, mu: float | None = 
     """
     _check(config, steps)
     mu = dynamic_shift(config, tokens) if mu is None else mu
-    return np.append(_shifted(config, np.linspace(1, 1 / steps, steps), mu), 0).astype(np.float32)
+    return _falling(np.append(_shifted(config, np.linspace(1, 1 / steps, steps), mu), 0).astype(np.float32))
 
 
 def default_sigmas(config: dict, steps: int) -> np.ndarray:
@@ -80,7 +80,7 @@ def default_sigmas(config: dict, steps: int) -> np.ndarray:
     if not is_unipc(config):
         shift = config.get("shift", 1.0)
         lowest = shift * lowest / (1 + (shift - 1) * lowest)
-        return np.append(_shifted(config, np.linspace(1, lowest, steps)), 0).astype(np.float32)
+        return _falling(np.append(_shifted(config, np.linspace(1, lowest, steps)), 0).astype(np.float32))
     exact = _shifted(config, np.linspace(1, lowest, steps + 1)[:-1])
     # As the official scheduler does: at exactly 1, log(1 - σ) would be infinite.
     exact[0] -= 1e-6
@@ -92,7 +92,7 @@ def default_sigmas(config: dict, steps: int) -> np.ndarray:
         told = np.floor(np.float32(1000) * levels)
         towards = np.where(told < time, 1, np.where(told > time, 0, levels)).astype(np.float32)
         levels[:] = np.nextafter(levels, towards)
-    return sigmas
+    return _falling(sigmas)
 
 
 def is_unipc(config: dict) -> bool:
@@ -117,14 +117,23 @@ def _check(config: dict, steps: int) -> None:
 def _shifted(config: dict, sigmas: np.ndarray, mu: float = 0.0) -> np.ndarray:
     """`sigmas` shifted towards 1, by `mu` if that is dynamic, and stretched to their terminal."""
     if config.get("use_dynamic_shifting"):
-        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        # Beyond 100 all levels are one, as would be said below.
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(min(mu, 100))
     else:
         shift = config.get("flow_shift" if is_unipc(config) else "shift", 1.0)
-    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    with np.errstate(divide="ignore", invalid="ignore"):  # refused in `_falling`
+        sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     if terminal := config.get("shift_terminal"):
         if len(sigmas) == 1:
             # The official scheduler divides by zero here: its pictures are black.
             raise UsageError("the schedule has a first level and a last, the terminal; use 2 steps or more")
         # Stretched towards 1 so that the last step starts at `terminal`.
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
+    return sigmas
+
+
+def _falling(sigmas: np.ndarray) -> np.ndarray:
+    """`sigmas`, if each is below the one before it."""
+    if not (np.diff(sigmas) < 0).all():
+        raise UsageError("the noise levels do not fall from step to step; use fewer steps, or another shift")
     return sigmas
