@@ -1,5 +1,6 @@
 """From a model path to a folder: a local one, a hub id, or the demo that ships with the package."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,10 +11,11 @@ DEMO = Path(__file__).parent / "demo" / "checkpoint"
 WANTED = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
 
 
-def model_folder(model_path: str | None) -> Path:
+def model_folder(model_path: str | os.PathLike | None) -> Path:
     """The pipeline folder of `model_path`; a hub id is downloaded, or taken from the hub's cache."""
     if model_path is None:
         return DEMO
+    model_path = os.fspath(model_path)
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         return folder

@@ -1,4 +1,6 @@
-"""Text encoders and VAEs: PyTorch modules of transformers and diffusers, held only while they work."""
+"""Text encoders and VAEs: PyTorch modules of transformers and diffusers, held while they work and, where a
+residency keeps them, until they work again.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +13,7 @@ import torch
 import transformers
 
 from jaxspd.errors import UsageError
+from jaxspd.families.residency import Residency, current
 
 log = logging.getLogger("jaxspd")
 
@@ -45,7 +48,27 @@ def readable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[torch.nn.Module]:
-    """A pretrained module on the best device, released again at the end. Safetensors only."""
+    """A pretrained module on the best device. It is released again at the end, unless the residency in
+    force keeps it. Safetensors only.
+    """
+    residency, key = current(), (module_class, folder, str(dtype))
+    module = residency.take(key) if residency else None
+    if module is None:
+        module = _load(module_class, folder, dtype)
+    kept = False
+    try:
+        module = _to_device(module, folder, residency)
+        with torch.inference_mode():
+            yield module
+        kept = residency is not None and residency.keep(key, module)
+    finally:
+        if not kept:
+            module.to("meta")  # drops the weights, whoever still holds the module
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _load(module_class: type, folder: Path, dtype) -> torch.nn.Module:
     with readable(folder):
         module, report = module_class.from_pretrained(
             folder,
@@ -57,20 +80,21 @@ def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[tor
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:4])
             raise UsageError(f"{folder} lacks weights ({missing}); download it again")
+    return module.eval()
+
+
+def _to_device(module: torch.nn.Module, folder: Path, residency: Residency | None) -> torch.nn.Module:
+    """`module` on the GPU, if need be in the place of those kept there; on the CPU if it does not fit."""
     try:
-        module = module.to(device())
+        return module.to(device())
     except torch.OutOfMemoryError:
-        log.warning("%s does not fit into the GPU's memory beside the rest; it runs on the CPU", folder.name)
-        module = module.to("cpu")
+        module.to("cpu")  # some of it may have arrived
         torch.cuda.empty_cache()
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield module
-    finally:
-        module.to("meta")  # drops the weights, whoever still holds the module
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    if residency and "device" in residency.places().values():
+        residency.leave_device()
+        return _to_device(module, folder, residency)
+    log.warning("%s does not fit into the GPU's memory beside the rest; it runs on the CPU", folder.name)
+    return module
 
 
 def decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
@@ -138,8 +162,13 @@ def video_encoder(vae_class: type, folder: Path) -> Iterator[Callable[[np.ndarra
 
 def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokenizer):
     """The tokenizer of a component folder, of which no remote code is run."""
-    with readable(folder):
-        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+
+    def load():
+        with readable(folder):
+            return tokenizer_class.from_pretrained(folder, local_files_only=True)
+
+    residency = current()
+    return residency.once((tokenizer_class, folder), load) if residency else load()
 
 
 def tokenize(tokenizer, texts: Sequence[str], length: int, before: int = 0, **options):
