@@ -23,7 +23,7 @@ from jaxspd.metadata import made_by
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_report, plan_request, reading
-from jaxspd.progress import ProgressBar
+from jaxspd.progress import ProgressBar, aside
 from jaxspd.results import GenerationResult, Output, Outputs, peak_memory, written
 from jaxspd.sampling.cache import enable_compilation_cache
 from jaxspd.sampling.guidance import Guided, guide
@@ -192,6 +192,7 @@ class DiffGenerator:
                     parameters, seconds["load"] = self._loading.result()
                     self._residency.to_come = 0
                     seconds["compile"] = programs.wait()
+                    progress.begin()
                 for task in group:
                     grids = [stage.latent for stage in plan.stages]
                     noises = stage_noises([task.request["seed"]], leading, grids)
@@ -240,7 +241,7 @@ class DiffGenerator:
         texts = [params.negative_prompt] * guided + prompts
         for start in range(0, len(texts), TEXT_BATCH):
             begin = time.perf_counter()
-            with self._residency:
+            with aside(), self._residency:
                 encoded = family.encode(texts[start : start + TEXT_BATCH])
             seconds["encode"] += time.perf_counter() - begin
             for row in range(len(texts[start : start + TEXT_BATCH])):
