@@ -269,7 +269,8 @@ class DiffGenerator:
         """`request`, checked; one that a result or a file holds must be of this model."""
         if isinstance(request, Mapping) and "model_path" in request:
             request = dict(request)
-            if (given := request.pop("model_path")) != self.model_path:
+            given = request.pop("model_path")
+            if given is not None and str(given) != self.model_path:
                 raise UsageError(f"this request is for {given}; open that model, or leave model_path out")
         return SamplingParams.of(request)
 
