@@ -182,6 +182,8 @@ def run_generate(args: argparse.Namespace) -> int:
                     say(f"wrote {output.path}")
                 del output  # else it would lie in memory beside the next
     except (KeyboardInterrupt, UsageError) as end:
+        if outputs:
+            outputs.close()  # the interrupt may have come between two outputs
         if args.json and outputs and outputs.result.paths:
             print(json.dumps(outputs.result.report()))
         if isinstance(end, UsageError):

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -176,7 +176,7 @@ class DiffGenerator:
         asked: int,
         result: GenerationResult,
         show_progress: bool,
-    ) -> Iterator[Output]:
+    ) -> Generator[Output, None, None]:
         """Makes the outputs of `tasks`, and keeps count of them in `result`."""
         if not tasks:
             return

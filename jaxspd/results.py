@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,15 @@ class Outputs(Iterator[Output]):
     outputs the request has, those that are skipped included.
     """
 
-    def __init__(self, result: GenerationResult, asked: int, made: Iterator[Output]):
+    def __init__(self, result: GenerationResult, asked: int, made: Generator[Output, None, None]):
         self.result, self.asked, self._made = result, asked, made
 
     def __next__(self) -> Output:
         return next(self._made)
+
+    def close(self) -> None:
+        """Makes no more, and takes the progress bar away: for who stops before the end."""
+        self._made.close()
 
     def written(self) -> str:
         return written(self.result, self.asked)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxspd import DiffGenerator, SamplingParams, UsageError, generator, output
+from jaxspd import DiffGenerator, SamplingParams, UsageError, generator, output, progress
 from jaxspd.cli import main
 from jaxspd.families import open_family
 from jaxspd.metadata import read_request
@@ -253,6 +253,13 @@ def test_an_interrupt_before_the_first_output_says_so(flux1_folder, tmp_path, mo
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == "jaxspd: interrupted; no output is written"
+
+
+def test_an_interrupt_between_outputs_closes_the_bar_first(flux1_folder, tmp_path, monkeypatch, capsys):
+    fails(monkeypatch, progress, "say", KeyboardInterrupt(), at=2)
+    assert main(command(flux1_folder, tmp_path / "out")) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("jaxspd: interrupted; 2 of 4 outputs are written")
 
 
 def test_sigterm_is_left_as_it_was(flux1_folder, tmp_path):
