@@ -16,13 +16,20 @@ from jaxspd import __version__
 from jaxspd.errors import UsageError
 from jaxspd.files import user_path
 from jaxspd.params import SamplingParams, check_keys, read_config_file, read_prompts
+from jaxspd.signals import exit_code, terminable
 from jaxspd.streams import flush_stdout, harden_streams
 
 MODEL_HELP = "folder of a pipeline in diffusers' layout, or a hub id; default: the demo"
 REVISION_HELP = "branch, tag or commit of a hub id (default: main)"
 TRACEBACK_HELP = "when something fails, show where in the code as well"
 # Keys of a configuration file that are not sampling parameters.
-MODEL_KEYS = {"model_path": str, "revision": str, "dit_cpu_offload": bool, "compilation_cache": bool}
+MODEL_KEYS = {
+    "model_path": str,
+    "revision": str,
+    "dit_cpu_offload": bool,
+    "compilation_cache": bool,
+    "skip_existing": bool,
+}
 # Flags that take the place of what a configuration file says in other words.
 REPLACES = {
     "progressive_levels": ["progressive_scales"],
@@ -79,6 +86,12 @@ def build_parser() -> Parser:
         type=boolean,
         metavar="true|false",
         help="keep compiled programs in the user's cache folder (default: true)",
+    )
+    generate.add_argument(
+        "--skip-existing",
+        type=boolean,
+        metavar="true|false",
+        help="leave out outputs that the same request has written before (default: false)",
     )
     generate.add_argument("--json", action="store_true", help="print a report as JSON")
     add_sampling_flags(generate)
@@ -153,7 +166,10 @@ def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> N
             )
 
 
-def run_generate(args: argparse.Namespace) -> None:
+def run_generate(args: argparse.Namespace) -> int:
+    """Prints each output's path when it is written, then what all of them took; with `--json` only the
+    report, which tells of the outputs written even where an interrupt or an error stops the rest.
+    """
     values = read_config_file(args.config) if args.config else {}
     known = [item.name for item in fields(SamplingParams)]
     check_keys(values, [*known, *MODEL_KEYS])
@@ -178,17 +194,36 @@ def run_generate(args: argparse.Namespace) -> None:
     if not params.prompts:
         raise UsageError("a prompt is needed: give --prompt or --prompt-path")
 
-    from jaxspd.generator import DiffGenerator
+    skip, outputs = model.pop("skip_existing", False), None
+    try:
+        with terminable():
+            from jaxspd.generator import DiffGenerator
+            from jaxspd.progress import say
 
-    result = DiffGenerator.from_pretrained(**model).generate(values)
-    if args.json:
-        print(json.dumps(result.report()))
-    else:
-        print(summary(result))
+            outputs = DiffGenerator.from_pretrained(**model).iterate(values, skip_existing=skip)
+            for output in outputs:
+                if not args.json:
+                    say(f"wrote {output.path}")
+                del output  # else it would lie in memory beside the next
+    except (KeyboardInterrupt, UsageError) as end:
+        if outputs:
+            outputs.close()  # the interrupt may have come between two outputs
+        if args.json and outputs and outputs.result.paths:
+            print(json.dumps(outputs.result.report()))
+        if isinstance(end, UsageError):
+            raise
+        done = outputs.written() if outputs else "no output is written"
+        print(f"jaxspd: interrupted; {done}", file=sys.stderr)
+        return exit_code(end)
+    print(json.dumps(outputs.result.report()) if args.json else summary(outputs.result))
+    return 0
 
 
 def summary(result) -> str:
-    """What was made and what it took, for people."""
+    """What making the outputs took, for people, and how many there were already."""
+    existed = f"outputs that existed already: {len(result.skipped)}"
+    if not result.requests:
+        return existed
     seconds = result.seconds
     stages = [
         f"  stage {i} ({h}×{w})  {taken:7.2f} s"
@@ -202,7 +237,9 @@ def summary(result) -> str:
     rows.append(f"{'decode':<9}{seconds['decode']:7.2f} s")
     memory = ", ".join(f"{size / 2**30:.2f} GiB {where}" for where, size in result.peak_memory.items())
     rows.append(f"peak memory: {memory}; programs compiled: {result.programs}")
-    rows += [f"wrote {path}" for path in result.paths]
+    places = ", ".join(f"{name} ({place})" for name, place in result.resident.items())
+    rows.append(f"stayed in memory: {places}")
+    rows += [existed] * bool(result.skipped)
     return "\n".join(rows)
 
 
@@ -254,7 +291,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0, 2 for what the user can mend and 1 for any other failure (one line on
-    stderr each), 130 if interrupted.
+    stderr each), 130 if interrupted, 143 if terminated.
     """
     harden_streams()
     # Notices as they are: libraries set up logging of their own, which would dress them up.
@@ -267,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     args = argparse.Namespace(traceback=False)
     try:
         args = build_parser().parse_args(argv)
-        args.run(args)
+        code = args.run(args) or 0
         flush_stdout()
     except KeyboardInterrupt:
         print("jaxspd: interrupted; no partial file was left", file=sys.stderr)
@@ -279,8 +316,7 @@ def main(argv: list[str] | None = None) -> int:
             flush_stdout()
         code, line = explained(error)
         print(f"jaxspd: {' '.join(line.split())}", file=sys.stderr)
-        return code
-    return 0
+    return code
 
 
 def explained(error: Exception) -> tuple[int, str]:

@@ -1,11 +1,11 @@
 """From prompts to pictures and videos: plan, compile, encode, denoise, decode, write."""
 
-import resource
-import sys
+import os
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,18 +13,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from jaxspd.convert.orbax_store import check_transformer, load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import TORCH
 from jaxspd.families.checks import check_modules
+from jaxspd.families.residency import Residency
 from jaxspd.files import lasting_model_path
 from jaxspd.hub import fetch
+from jaxspd.metadata import made_by
 from jaxspd.output import check_writable, output_format, output_paths, write_output
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_report, plan_request, reading
+from jaxspd.progress import ProgressBar, aside
+from jaxspd.results import GenerationResult, Output, Outputs, peak_memory, written
 from jaxspd.sampling.backend import start_backend
 from jaxspd.sampling.cache import enable_compilation_cache
 from jaxspd.sampling.guidance import Guided, guide
@@ -36,47 +38,31 @@ from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
 
+# Prompts that are encoded at once: enough to keep a GPU busy with sequences of 512 tokens, and to read an
+# encoder that cannot stay in memory seldom; few enough that an encoder's hidden states take some gigabytes.
+TEXT_BATCH = 8
+LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
 
-@dataclass
-class GenerationResult:
-    """Pictures or videos of one call, and what making them took.
+Request = SamplingParams | Mapping[str, Any]
 
-    `frames` holds an array `[F, H, W, 3]`, uint8, for each output, a picture's F being 1, and `requests`
-    its complete parameters; `seconds` the time of `compile` (waiting for it after everything else was
-    ready), `load`, `encode`, `denoise` (a list, one entry a stage, summed over outputs) and `decode`;
-    `programs` the step programs newly compiled; `peak_memory` the process's and, where the backend
-    tells, the device's peak in bytes.
-    """
 
-    frames: list[np.ndarray]
-    requests: list[dict[str, Any]]
-    plan: dict[str, Any]
-    seconds: dict[str, Any]
-    programs: int
-    peak_memory: dict[str, int]
-    paths: list[Path] = field(default_factory=list)
+@dataclass(frozen=True)
+class Task:
+    """One output to be made: which of the prompts it shows, its complete parameters, and its file, if any."""
 
-    @property
-    def images(self) -> list[Image.Image]:
-        """The pictures, or the videos' first frames."""
-        return [Image.fromarray(frames[0]) for frames in self.frames]
-
-    def report(self) -> dict[str, Any]:
-        """Everything but the pixels, for JSON."""
-        values = {k: v for k, v in vars(self).items() if k not in ("frames", "requests", "paths")}
-        outputs = [
-            {"path": str(path), **request}
-            for path, request in zip(self.paths or [None] * len(self.frames), self.requests, strict=True)
-        ]
-        return {"outputs": outputs, **values}
+    prompt: int
+    request: dict[str, Any]
+    path: Path | None
 
 
 class DiffGenerator:
-    """A loaded model. Make one with `from_pretrained`; call `generate` as often as needed, from several
+    """A model. Make one with `from_pretrained`; call `generate` or `iterate` as often as needed, from several
     threads at once too.
     """
 
-    def __init__(self, model_path: str | None, dit_cpu_offload: bool, revision: str | None = None):
+    def __init__(
+        self, model_path: str | os.PathLike | None, dit_cpu_offload: bool, revision: str | None = None
+    ):
         self.model_path = lasting_model_path(model_path)
         self.revision = revision
         start_backend()
@@ -96,12 +82,13 @@ class DiffGenerator:
         check_transformer(family.folder, self._abstract, family.rules)
         self._modules_checked = False
         self._pool = ThreadPoolExecutor(1, "load")
-        self._loading = self._pool.submit(self._load)
+        self._loading: Future | None = None
+        self._residency = Residency()
 
     @classmethod
     def from_pretrained(
         cls,
-        model_path: str | None = None,
+        model_path: str | os.PathLike | None = None,
         *,
         revision: str | None = None,
         dit_cpu_offload: bool = False,
@@ -111,9 +98,9 @@ class DiffGenerator:
 
         `revision` is a hub id's branch, tag or commit. `dit_cpu_offload` keeps the weights of the
         transformer's layers in host memory; each comes to the device while the layer before it is at work.
-        `compilation_cache` keeps compiled programs in the user's cache folder. Weights go on loading after
-        this returns; UsageError for a folder that cannot be used, what the hub does not give, or a backend
-        that cannot stream.
+        `compilation_cache` keeps compiled programs in the user's cache folder. Weights are read when the
+        first output needs them, and stay; so do text encoders and VAE where memory allows. UsageError for a
+        folder that cannot be used, what the hub does not give, or a backend that cannot stream.
         """
         if compilation_cache:
             enable_compilation_cache()
@@ -125,99 +112,210 @@ class DiffGenerator:
             parameters = load_transformer(self.family.folder, self._abstract, self.family.rules)
             return jax.block_until_ready(parameters), time.perf_counter() - begin
 
-    def _loaded(self):
-        """The parameters, when they are there, and the seconds that loading took; a load that failed is tried
-        again the next time, since memory that it lacked may be free by then.
+    def _begin_loading(self) -> Future:
+        """The weights on their way, or there. A load that failed is tried again the next time, since memory
+        that it lacked may be free by then.
         """
         with self._lock:
-            if self._loading.done() and self._loading.exception():
+            if self._loading is None or (self._loading.done() and self._loading.exception()):
+                if self._on_host:
+                    leaves = jax.tree.leaves(self._abstract)
+                    self._residency.to_come = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
                 self._loading = self._pool.submit(self._load)
-            loading = self._loading
-        return loading.result()
+            return self._loading
 
-    def plan(self, params: SamplingParams) -> Plan:
+    def plan(self, params: Request) -> Plan:
         """The stages `params` would run."""
-        return plan_request(self.family, params)
+        return plan_request(self.family, self._params(params))
 
     def generate(
         self,
-        sampling_params_kwargs: Mapping[str, Any],
+        sampling_params_kwargs: Request,
         *,
         save_output: bool = True,
+        skip_existing: bool = False,
         show_progress: bool = True,
     ) -> GenerationResult:
-        """A picture or video for every prompt, written to `output_path` unless `save_output` is false.
+        """A picture or video for every prompt, all of them held in the result: `iterate`, gathered.
 
-        `sampling_params_kwargs` holds fields of `SamplingParams`. Raises UsageError before anything
-        is computed if the request cannot be served.
+        `sampling_params_kwargs` is `SamplingParams` or a mapping of its fields. Raises UsageError before
+        anything is computed if the request cannot be served.
         """
-        params = complete(self.family, SamplingParams.from_mapping(sampling_params_kwargs))
+        outputs = self.iterate(
+            sampling_params_kwargs,
+            save_output=save_output,
+            skip_existing=skip_existing,
+            show_progress=show_progress,
+        )
+        frames = [output.frames for output in outputs]
+        return replace(outputs.result, frames=frames)
+
+    def iterate(
+        self,
+        params: Request,
+        *,
+        save_output: bool = True,
+        skip_existing: bool = False,
+        show_progress: bool = True,
+    ) -> Outputs:
+        """The same one by one: each output is made when it is asked for, written to `output_path` unless
+        `save_output` is false, and then forgotten here, so that memory does not grow with their number.
+
+        `skip_existing` leaves out those whose file exists and says that it was made by the same request; if
+        that is all of them, nothing is loaded. Raises UsageError at once, not at the first output, if the
+        request cannot be served, and at an output that cannot be written, with how many are.
+        """
+        params = complete(self.family, self._params(params))
         kind = output_format(params.output_format, params.output_file_name, params.num_frames)
         params = replace(params, output_format=kind)
         requests = self._requests(params)
-        plan = self.plan(params)
-        paths = []
+        plan = plan_request(self.family, params)
+        paths: Sequence[Path | None] = [None] * len(requests)
         if save_output:
             paths = output_paths(params.output_path, params.output_file_name, requests, kind)
-            check_writable(paths)
+        tasks = [
+            Task(number // params.num_outputs_per_prompt, request, path)
+            for number, (request, path) in enumerate(zip(requests, paths, strict=True))
+            if not (skip_existing and path and made_by(path, request))
+        ]
+        check_writable([task.path for task in tasks if task.path])
+        left = {task.path for task in tasks}
+        result = GenerationResult(
+            frames=[],
+            requests=[],
+            plan=plan_report(reading(self.family, params), plan),
+            seconds={"encode": 0.0, "load": 0.0, "compile": 0.0}
+            | {"denoise": [0.0] * len(plan.stages), "decode": 0.0},
+            programs=0,
+            peak_memory=peak_memory(),
+            resident=self._resident(),
+            skipped=[path for path in paths if path not in left],
+        )
+        made = self._make(params, plan, tasks, len(requests), result, show_progress)
+        return Outputs(result, len(requests), made)
 
+    def _make(
+        self,
+        params: SamplingParams,
+        plan: Plan,
+        tasks: list[Task],
+        asked: int,
+        result: GenerationResult,
+        show_progress: bool,
+    ) -> Generator[Output, None, None]:
+        """Makes the outputs of `tasks`, and keeps count of them in `result`."""
+        if not tasks:
+            return
+        family, seconds = reading(self.family, params), result.seconds
+        leading, parameters = family.leading(params.num_frames), None
+        programs, prepared = self._start(params, plan, result)
+        by_prompt = [list(group) for _, group in groupby(tasks, lambda task: task.prompt)]
+        texts = [group[0].request["prompt"] for group in by_prompt]
+        conditionings = self._conditionings(family, texts, params, seconds)
+        with ProgressBar(plan, len(tasks), show_progress) as progress:
+            for group, conditioning in zip(by_prompt, conditionings, strict=True):
+                if parameters is None:  # the first texts are encoded meanwhile
+                    parameters, seconds["load"] = self._begin_loading().result()
+                    self._residency.to_come = 0
+                    seconds["compile"] = programs.wait(prepared)
+                    progress.begin()
+                for task in group:
+                    noises = self._noises(programs, plan, task.request["seed"], leading)
+                    clean, taken = denoise(programs, plan, parameters, conditioning, noises, progress)
+                    begin = time.perf_counter()
+                    with (
+                        TORCH,
+                        memory_for(f"decoding {params.width}×{params.height} pixels"),
+                        self._residency,
+                    ):
+                        frames = self.family.decode(np.asarray(clean))[0]
+                    decoding = time.perf_counter() - begin
+                    if task.path:
+                        try:
+                            write_output(task.path, frames, task.request, params.fps)
+                        except (UsageError, OSError) as error:
+                            raise UsageError(f"{error}; {written(result, asked)}") from error
+                        result.paths.append(task.path)
+                    result.requests.append(task.request)
+                    seconds["denoise"] = np.add(seconds["denoise"], taken).tolist()
+                    seconds["decode"] += decoding
+                    result.peak_memory, result.resident = peak_memory(), self._resident()
+                    yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
+                    del frames  # else they would lie in memory beside the next
+
+    def _start(self, params: SamplingParams, plan: Plan, result: GenerationResult):
+        """Begins to read weights and to compile what `plan` needs; the programs, and those that it needs."""
+        loading = self._begin_loading()
         programs = self._programs_for(params)
-        compiled_before = programs.compiled_steps
+        before = programs.compiled_steps
         family = reading(self.family, params)
-        guided = family.guided(params.guidance_scale)
-        leading = family.leading(params.num_frames)
         one = conditioning = family.abstract_conditioning(1)
-        if guided:
+        if family.guided(params.guidance_scale):
             conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
-        prepared = programs.prepare(plan, (1, *leading), self._abstract, conditioning)
+        shape = (1, *family.leading(params.num_frames))
+        prepared = programs.prepare(plan, shape, self._abstract, conditioning)
+        result.programs = programs.compiled_steps - before
         if jax.default_backend() != "cpu":
             # The text encoder takes what the weights leave of the device's memory, not the other way round.
-            self._loaded()
-        seconds: dict[str, Any] = {}
-        begin = time.perf_counter()
-        if not self._modules_checked:
-            check_modules(self.family)
-            self._modules_checked = True
-        # The negative prompt, one for all, comes last.
-        with TORCH, memory_for("reading the prompt", "use a machine with more memory, or fewer prompts"):
-            encoded = family.encode(params.prompts + [params.negative_prompt] * guided)
-        seconds["encode"] = time.perf_counter() - begin
-        parameters, seconds["load"] = self._loaded()
-        seconds["compile"] = programs.wait(prepared)
+            loading.result()
+        with TORCH:
+            if not self._modules_checked:
+                check_modules(self.family)
+                self._modules_checked = True
+        return programs, prepared
 
-        latents, stage_seconds = [], np.zeros(len(plan.stages))
-        with _ProgressBar(plan, len(requests), show_progress) as progress:
-            for number, request in enumerate(requests):
-                clean, taken = denoise(
-                    programs,
-                    plan,
-                    parameters,
-                    self._conditioning(
-                        encoded, number // params.num_outputs_per_prompt, params.guidance_scale
-                    ),
-                    self._noises(programs, plan, request["seed"], leading),
-                    progress,
-                )
-                latents.append(np.asarray(clean))
-                stage_seconds += taken
-        seconds["denoise"] = stage_seconds.tolist()
+    @staticmethod
+    def _noises(programs: Programs, plan: Plan, seed: int, leading: tuple[int, ...]) -> list:
+        """Each stage's noise for one output."""
+        grids = [stage.latent for stage in plan.stages]
+        if plan.noise == "shared":
+            return programs.share(plan, stage_noises([seed], leading, grids[-1:])[0])
+        return stage_noises([seed], leading, grids)
 
-        begin = time.perf_counter()
-        with TORCH, memory_for(f"decoding {params.width}×{params.height} pixels"):
-            frames = list(self.family.decode(np.concatenate(latents)))
-        seconds["decode"] = time.perf_counter() - begin
-        result = GenerationResult(
-            frames=frames,
-            requests=requests,
-            plan=plan_report(family, plan),
-            seconds=seconds,
-            programs=programs.compiled_steps - compiled_before,
-            peak_memory=peak_memory(),
-            paths=paths,
-        )
-        for path, video, request in zip(paths, frames, requests, strict=False):
-            write_output(path, video, request, params.fps)
-        return result
+    def _conditionings(self, family, prompts: list[str], params: SamplingParams, seconds: dict) -> Iterator:
+        """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed."""
+        scale, negative = params.guidance_scale, None
+        guided = family.guided(scale)
+        # The negative prompt, one for all, comes first.
+        texts = [params.negative_prompt] * guided + prompts
+        for start in range(0, len(texts), TEXT_BATCH):
+            begin = time.perf_counter()
+            with aside(), TORCH, memory_for("reading the prompt", LESS_TEXT), self._residency:
+                encoded = family.encode(texts[start : start + TEXT_BATCH])
+            seconds["encode"] += time.perf_counter() - begin
+            for row in range(len(texts[start : start + TEXT_BATCH])):
+                one = family.condition({name: a[row : row + 1] for name, a in encoded.items()}, scale)
+                if not guided:
+                    yield one
+                elif start + row == 0:
+                    negative = one
+                else:
+                    yield Guided(one, negative, np.full(1, scale, np.float32))
+
+    def _resident(self) -> dict[str, str]:
+        """Component -> where it stays in memory for the next call."""
+        places = self._residency.places()
+        if self._loading is not None:
+            places["transformer"] = "host" if self._on_host else "device"
+        return dict(sorted(places.items()))
+
+    @property
+    def _on_host(self) -> bool:
+        """Whether the transformer's weights, or nearly all of them, lie in the host's memory."""
+        return self.family.streamed or jax.default_backend() == "cpu"
+
+    def _params(self, request: Request) -> SamplingParams:
+        """`request`, checked; one that a result or a file holds must be of this model."""
+        if isinstance(request, Mapping):
+            request = dict(request)
+            own = {"model_path": self.model_path, "revision": self.revision}
+            for name in own.keys() & request.keys():
+                given = request.pop(name)
+                if name == "model_path":
+                    given = lasting_model_path(given)
+                if given is not None and given != own[name]:
+                    raise UsageError(f"this request is for {name} {given}; open that, or leave {name} out")
+        return SamplingParams.of(request)
 
     def _programs_for(self, params: SamplingParams) -> Programs:
         """The compiled programs that the solver and the grid asked for share."""
@@ -231,26 +329,6 @@ class DiffGenerator:
                     self.family.expansions[params.progressive_grid],
                 )
             return self._programs[key]
-
-    @staticmethod
-    def _noises(programs: Programs, plan: Plan, seed: int, leading: tuple[int, ...]) -> list:
-        """Each stage's noise for one output."""
-        grids = [stage.latent for stage in plan.stages]
-        if plan.noise == "shared":
-            return programs.share(plan, stage_noises([seed], leading, grids[-1:])[0])
-        return stage_noises([seed], leading, grids)
-
-    def _conditioning(self, encoded: dict[str, np.ndarray], row: int, scale: float):
-        """The denoiser's conditioning for one prompt of those encoded."""
-
-        def rows(start: int) -> Any:
-            one = {name: array[start:][:1] for name, array in encoded.items()}
-            return self.family.condition(one, scale)
-
-        with np.errstate(over="ignore"):  # what is too large for float32 shows in the latents
-            if not self.family.guided(scale):
-                return rows(row)
-            return Guided(rows(row), rows(-1), np.full(1, scale, np.float32))
 
     def _requests(self, params: SamplingParams) -> list[dict[str, Any]]:
         """Each output's complete parameters: what its file holds and what repeats it."""
@@ -267,33 +345,3 @@ class DiffGenerator:
             for prompt in params.prompts
             for number in range(params.num_outputs_per_prompt)
         ]
-
-
-class _ProgressBar:
-    """Steps done, with stage, grid and σ."""
-
-    def __init__(self, plan: Plan, pictures: int, shown: bool):
-        self.plan = plan
-        self.bar = tqdm(total=plan.steps * pictures, disable=not shown, unit="step", file=sys.stderr)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, error, *_):
-        self.bar.leave = error is None  # an error's line stands alone
-        self.bar.close()
-
-    def __call__(self, stage: int, step: int, sigma: float) -> None:
-        h, w = self.plan.stages[stage].latent
-        self.bar.set_description_str(
-            f"stage {stage + 1}/{len(self.plan.stages)} · {h}×{w} · σ {sigma:.3f}", refresh=False
-        )
-        self.bar.update()
-
-
-def peak_memory() -> dict[str, int]:
-    """Peak bytes of this process and, where the backend tells, of the device."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return peak | ({"device": device} if device else {})

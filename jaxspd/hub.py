@@ -27,7 +27,11 @@ TIMEOUT = 10
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-def fetch(model_path: str | None, parts: Collection[str] | None = None, revision: str | None = None):
+def fetch(
+    model_path: str | os.PathLike | None,
+    parts: Collection[str] | None = None,
+    revision: str | None = None,
+):
     """The family of `model_path`: a local folder, a hub id, or without one the demo.
 
     Of a hub id, configuration comes first, and then, unless the family refuses it, the weights and
@@ -38,7 +42,7 @@ def fetch(model_path: str | None, parts: Collection[str] | None = None, revision
     folder = local_folder(model_path, revision)
     if folder:
         return open_family(folder)
-    snapshot = open_snapshot(model_path, revision)
+    snapshot = open_snapshot(os.fspath(model_path), revision)
     family_class = pipeline_family(snapshot.folder)
     snapshot.get(configurations(snapshot, family_class.parts))
     family = family_class.from_folder(snapshot.folder)
@@ -47,12 +51,13 @@ def fetch(model_path: str | None, parts: Collection[str] | None = None, revision
     return family
 
 
-def local_folder(model_path: str | None, revision: str | None) -> Path | None:
+def local_folder(model_path: str | os.PathLike | None, revision: str | None) -> Path | None:
     """The folder of a model that lies on this machine, None for a hub id."""
     if model_path is None:
         if revision is not None:
             raise UsageError("the demo has no revisions; give a model path, or leave revision out")
         return DEMO
+    model_path = os.fspath(model_path)
     folder = user_path(model_path)
     if os.path.isdir(folder):
         if not os.access(folder, os.R_OK | os.X_OK):

@@ -30,6 +30,16 @@ def read_request(path: Path) -> dict[str, Any]:
     return request
 
 
+def made_by(path: Path, request: dict[str, Any]) -> bool:
+    """Whether the output at `path` exists and was made by exactly this `request`."""
+    if not path.exists():
+        return False
+    try:
+        return read_request(path) == json.loads(json.dumps(request))
+    except UsageError:
+        return False
+
+
 def _png_text(path: Path) -> str | None:
     from PIL import Image
 

@@ -25,6 +25,8 @@ COUNTS = (
     "fps",
     "max_sequence_length",
 )
+# Parameters that name a file or a folder: as text, or as any path object.
+PATHS = ("output_path", "output_file_name", "spectrum")
 
 # What no machine gets through, or no file holds: more is taken for a slip, and refused before it fills the
 # memory with plans.
@@ -153,6 +155,15 @@ class SamplingParams:
         check_keys(values, [item.name for item in fields(cls)])
         return cls(**values)
 
+    @classmethod
+    def of(cls, request: "SamplingParams | Mapping[str, Any]") -> "SamplingParams":
+        """`request` itself, or its fields checked; UsageError for anything else."""
+        if isinstance(request, cls):
+            return request
+        if not isinstance(request, Mapping):
+            raise UsageError(f"a request must be SamplingParams or a mapping of its fields, not {request!r}")
+        return cls.from_mapping(request)
+
 
 def check_keys(values: Mapping[str, Any], known: list[str]) -> None:
     for key in values:
@@ -169,6 +180,8 @@ def _checked(item, value: Any) -> Any:
         if item.default is not None:
             raise UsageError(f"{item.name} needs a value")
         return None
+    if item.name in PATHS and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if (many or item.name == "prompt") and isinstance(value, list | tuple):
         return [_one(item.name, kind, one) for one in value]
     if item.name == "spectrum" and isinstance(value, Mapping):

@@ -1,4 +1,6 @@
-"""Text encoders and VAEs: PyTorch modules of transformers and diffusers, held only while they work."""
+"""Text encoders and VAEs: PyTorch modules of transformers and diffusers, held while they work and, where a
+residency keeps them, until they work again.
+"""
 
 import logging
 import string
@@ -13,6 +15,7 @@ import transformers
 
 from jaxspd.convert.checkpoint import STEM, VARIANT, Checkpoint, file_names, weight_entry
 from jaxspd.errors import UsageError
+from jaxspd.families.residency import Residency, current
 
 log = logging.getLogger("jaxspd")
 
@@ -134,28 +137,47 @@ def meta_limits(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def torch_module(module_class: type, folder: Path, dtype="auto") -> Iterator[torch.nn.Module]:
-    """A pretrained module on the best device, released again at the end. Safetensors only, of half precision
-    where there are no others.
+    """A pretrained module on the best device. It is released again at the end, unless the residency in
+    force keeps it. Safetensors only, of half precision where there are no others.
     """
+    residency, key = current(), (module_class, folder, str(dtype))
+    module = residency.take(key) if residency else None
+    if module is None:
+        module = _load(module_class, folder, dtype)
+    kept = False
+    try:
+        module = _to_device(module, folder, residency)
+        with torch.inference_mode():
+            yield module
+        kept = residency is not None and residency.keep(key, module)
+    finally:
+        if not kept:
+            module.to("meta")  # drops the weights, whoever still holds the module
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _load(module_class: type, folder: Path, dtype) -> torch.nn.Module:
     with readable(folder):
         weights(module_class, folder).check_floats()
         options = {**OPTIONS, "variant": variant(module_class, folder)}
         module, report = module_class.from_pretrained(folder, torch_dtype=dtype, **options)
         check_report(module_class, folder, report)
+    return module.eval()
+
+
+def _to_device(module: torch.nn.Module, folder: Path, residency: Residency | None) -> torch.nn.Module:
+    """`module` on the GPU, if need be in the place of those kept there; on the CPU if it does not fit."""
     try:
-        module = module.to(device())
+        return module.to(device())
     except torch.OutOfMemoryError:
-        log.warning("%s does not fit into the GPU's memory beside the rest; it runs on the CPU", folder.name)
-        module = module.to("cpu")
+        module.to("cpu")  # some of it may have arrived
         torch.cuda.empty_cache()
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield module
-    finally:
-        module.to("meta")  # drops the weights, whoever still holds the module
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    if residency and "device" in residency.places().values():
+        residency.leave_device()
+        return _to_device(module, folder, residency)
+    log.warning("%s does not fit into the GPU's memory beside the rest; it runs on the CPU", folder.name)
+    return module
 
 
 def embedding(states: torch.Tensor, part: Path) -> np.ndarray:
@@ -259,16 +281,21 @@ def open_tokenizer(folder: Path, tokenizer_class: type = transformers.AutoTokeni
     to it, as they are without a vocabulary, or if it lacks the template of a `chat`, which may be a file of
     its own.
     """
-    with readable(folder):
-        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
-        if chat and tokenizer.chat_template is None:
-            raise UsageError(f"{folder} lacks a chat template (chat_template.jinja); download it again")
-        told = {tuple(tokenizer(c, add_special_tokens=False).input_ids) for c in string.ascii_lowercase}
-        # As it will be used: a wrong entry of its configuration shows here, not in the midst of a prompt.
-        tokenize(tokenizer, ["a"], 8)
-    if len(told) == 1:
-        raise UsageError(f"{folder} tells no letters apart; its vocabulary is damaged, download it again")
-    return tokenizer
+
+    def load():
+        with readable(folder):
+            tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+            if chat and tokenizer.chat_template is None:
+                raise UsageError(f"{folder} lacks a chat template (chat_template.jinja); download it again")
+            told = {tuple(tokenizer(c, add_special_tokens=False).input_ids) for c in string.ascii_lowercase}
+            # As it will be used: a wrong entry of its configuration shows here, not in the midst of a prompt.
+            tokenize(tokenizer, ["a"], 8)
+        if len(told) == 1:
+            raise UsageError(f"{folder} tells no letters apart; its vocabulary is damaged, download it again")
+        return tokenizer
+
+    residency = current()
+    return residency.once((tokenizer_class, folder), load) if residency else load()
 
 
 def tokenize(tokenizer, texts: Sequence[str], length: int, before: int = 0, **options):

@@ -210,6 +210,7 @@ class Family(BaseFamily):
         with torch_module(AutoencoderKLWan, self.folder / "vae", torch.float32) as vae:
             mean, std = channel_statistics(vae)
             scaled = latents * std + mean
+            vae.disable_tiling()  # it may have stayed in memory from larger frames
             if prod(latents.shape[-2:]) * self.pixels_per_latent**2 > UNTILED:
                 vae.enable_tiling()
             try:

@@ -1,0 +1,46 @@
+"""What there is to see on a terminal while outputs are made."""
+
+import sys
+from contextlib import AbstractContextManager
+
+from tqdm import tqdm
+
+from jaxspd.spectral.plan import Plan
+
+
+class ProgressBar:
+    """Steps done of all outputs, with stage, grid and σ."""
+
+    def __init__(self, plan: Plan, outputs: int, shown: bool):
+        self.plan, self.outputs, self.shown = plan, outputs, shown
+        self.bar: tqdm | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.close()
+
+    def begin(self) -> None:
+        """Shows the bar, and counts the time from here: before the first step, all may yet be refused."""
+        steps = self.plan.steps * self.outputs
+        self.bar = tqdm(total=steps, disable=not self.shown, unit="step", file=sys.stderr)
+
+    def __call__(self, stage: int, step: int, sigma: float) -> None:
+        h, w = self.plan.stages[stage].latent
+        self.bar.set_description_str(
+            f"stage {stage + 1}/{len(self.plan.stages)} · {h}×{w} · σ {sigma:.3f}", refresh=False
+        )
+        self.bar.update()
+
+
+def say(line: str) -> None:
+    """Prints `line` on stdout at once, above the bar where there is one."""
+    with tqdm.external_write_mode(sys.stdout):
+        print(line, flush=True)
+
+
+def aside() -> AbstractContextManager[None]:
+    """Takes the bar away meanwhile, so that notices have lines of their own."""
+    return tqdm.external_write_mode(sys.stderr)
