@@ -314,7 +314,8 @@ class DiffGenerator:
                 if name == "model_path":
                     given = lasting_model_path(given)
                 if given is not None and given != own[name]:
-                    raise UsageError(f"this request is for {name} {given}; open that, or leave {name} out")
+                    which = given if name == "model_path" else f"revision {given}"
+                    raise UsageError(f"this request is for {which}; open that, or leave {name} out")
         return SamplingParams.of(request)
 
     def _programs_for(self, params: SamplingParams) -> Programs:

@@ -1,5 +1,6 @@
 """What a file that jaxspd wrote says of its own making. Imports neither jax nor torch."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
