@@ -210,7 +210,7 @@ class DiffGenerator:
         leading, parameters = family.leading(params.num_frames), None
         programs, prepared = self._start(params, plan, result)
         by_prompt = [list(group) for _, group in groupby(tasks, lambda task: task.prompt)]
-        texts = [group[0].request["prompt"] for group in by_prompt]
+        texts = [first.request["prompt"] + first.request["prompt_suffix"] for first, *_ in by_prompt]
         conditionings = self._conditionings(family, texts, params, seconds)
         with ProgressBar(plan, len(tasks), show_progress) as progress:
             for group, conditioning in zip(by_prompt, conditionings, strict=True):
@@ -335,6 +335,8 @@ class DiffGenerator:
         """Each output's complete parameters: what its file holds and what repeats it."""
         if not params.prompts:
             raise UsageError("a prompt is needed; say what to show")
+        given = params.prompt_suffix
+        suffix = self.family.default_prompt_suffix if given is None else lambda _: given
         common = asdict(replace(params, num_outputs_per_prompt=1))
         del common["output_path"], common["output_file_name"]
         if self.model_path is not None:
@@ -342,7 +344,7 @@ class DiffGenerator:
         if self.revision is not None:
             common["revision"] = self.revision
         return [
-            {**common, "prompt": prompt, "seed": params.seed + number}
+            {**common, "prompt": prompt, "prompt_suffix": suffix(prompt), "seed": params.seed + number}
             for prompt in params.prompts
             for number in range(params.num_outputs_per_prompt)
         ]

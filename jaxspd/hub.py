@@ -43,7 +43,7 @@ def fetch(
     if folder:
         return open_family(folder)
     snapshot = open_snapshot(os.fspath(model_path), revision)
-    family_class = pipeline_family(snapshot.folder)
+    family_class = pipeline_family(snapshot.folder, snapshot.model)
     snapshot.get(configurations(snapshot, family_class.parts))
     family = family_class.from_folder(snapshot.folder)
     wanted = family.parts if parts is None else parts

@@ -57,6 +57,9 @@ class SamplingParams:
     """
 
     prompt: str | list[str] | None = option(None, "what to show")
+    prompt_suffix: str | None = option(
+        None, "words put after each prompt (default: the model card's, where it has some)"
+    )
     negative_prompt: str | None = option(None, "what to avoid, for models that are guided this way")
     num_inference_steps: int | None = option(None, "denoising steps", int)
     guidance_scale: float | None = option(None, "how closely to follow the prompt", float)

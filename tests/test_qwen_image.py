@@ -288,7 +288,7 @@ def test_the_december_model_is_known_by_its_name(qwen_image_folder, tmp_path, ca
     assert complete(open_family(local), SamplingParams(prompt="a", negative_prompt="")).negative_prompt == ""
 
 
-@pytest.mark.parametrize("name", ["Qwen-Image", "Qwen-Image-20251201", "2512"])
+@pytest.mark.parametrize("name", ["my-qwen-image", "Qwen-Image-20251201", "2512"])
 def test_other_names_are_the_first_model(qwen_image_folder, tmp_path, caplog, name):
     family = open_family(shutil.copytree(qwen_image_folder, tmp_path / name))
     assert complete(family, SamplingParams(prompt="a", width=64, height=64)).negative_prompt == " "
@@ -321,3 +321,24 @@ def test_a_single_step_has_no_room_for_the_terminal(refused, qwen_image_folder):
 
 def test_a_size_that_does_not_fit_names_the_nearest(refused, qwen_image_folder):
     assert "is 96 by 64" in refused("--height", "100", "--width", "64", model=qwen_image_folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "added"),
+    [
+        ("Qwen-Image", "a lake", ", Ultra HD, 4K, cinematic composition."),
+        ("Qwen-Image", "一片湖", ", 超清，4K，电影级构图."),
+        ("Qwen-Image-2512", "a lake", ""),
+        ("my-qwen-image", "a lake", ""),
+    ],
+)
+def test_the_august_cards_words_follow_the_prompt(qwen_image_folder, tmp_path, name, prompt, added):
+    (tmp_path / name).symlink_to(qwen_image_folder)
+    generator = DiffGenerator.from_pretrained(tmp_path / name, compilation_cache=False)
+    settings = {"height": 64, "width": 64, "num_inference_steps": 2, "prompt": prompt}
+    plain = make(generator, **settings, prompt_suffix="")
+    result = make(generator, **settings)
+    assert result.requests[0]["prompt_suffix"] == added
+    spelled_out = make(generator, **{**settings, "prompt": prompt + added}, prompt_suffix="")
+    assert (result.frames[0] == spelled_out.frames[0]).all()
+    assert (result.frames[0] != plain.frames[0]).any() == bool(added)

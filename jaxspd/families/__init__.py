@@ -32,12 +32,16 @@ def family_class(name: str) -> type:
     return import_module(f"jaxspd.families.{name}").Family
 
 
-def pipeline_family(folder: Path) -> type:
-    """The class of the family that `folder`'s model_index.json names; UsageError for every other pipeline."""
+def pipeline_family(folder: Path, model: str | None = None) -> type:
+    """The class of the family that `folder`'s model_index.json names; UsageError for every other pipeline,
+    which it calls `model` where the folder is not the user's.
+    """
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in PIPELINES:
-        raise UsageError(f"{folder} is a {pipeline} pipeline; jaxspd runs {', '.join(sorted(PIPELINES))}")
+        raise UsageError(
+            f"{model or folder} is a {pipeline} pipeline; jaxspd runs {', '.join(sorted(PIPELINES))}"
+        )
     return family_class(PIPELINES[pipeline])
 
 

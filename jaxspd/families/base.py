@@ -1,6 +1,7 @@
 """What every family keeps of a checkpoint, and does alike."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -89,6 +90,10 @@ class BaseFamily:
         """Whether there is a second pass with a negative prompt: as most official pipelines do, above 1."""
         return guidance_scale > 1
 
+    def default_prompt_suffix(self, prompt: str) -> str:
+        """What the model card puts after a prompt."""
+        return ""
+
     def condition(self, encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
         """What the denoiser wants for a batch of encoded prompts."""
         return encoded
@@ -141,15 +146,15 @@ def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
     return Spectrum.from_file(path) if path.exists() else default
 
 
-def is_named(folder: Path, part: str, variant: str) -> bool:
-    """Whether the checkpoint in `folder` is `variant`, of which only its name tells: `part` is in the
-    folder's name, in that of the repository of which the hub's cache has it, or in what the pipeline was
-    saved from. If so, a notice says it.
+def is_named(folder: Path, pattern: str, variant: str) -> bool:
+    """Whether the checkpoint in `folder` is `variant`, of which only its name tells: the regular expression
+    `pattern` is found in the folder's name, in that of the repository of which the hub's cache has it, or in
+    what the pipeline was saved from. If so, a notice says it.
     """
     folders = [folder.absolute(), folder.resolve()]
     names = [path.parent.parent.name if path.parent.name == "snapshots" else path.name for path in folders]
     names.append(str(read_json(folder / "model_index.json").get("_name_or_path", "")))
-    found = any(part in name.rpartition("/")[2].lower() for name in names)
+    found = any(re.search(pattern, name.rpartition("/")[2].lower()) for name in names)
     if found:
         log.warning("by its name this is %s: what is not asked for is as on its model card", variant)
     return found

@@ -1,5 +1,6 @@
 """Qwen-Image (Alibaba, arXiv 2508.02324)."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ OFFICIAL_SCHEDULER = {
     "shift_terminal": 0.02,
 }
 OFFICIAL_VAE = {"z_dim": 16, "temperal_downsample": [False, True, True]}
+SUFFIX, SUFFIX_CHINESE = ", Ultra HD, 4K, cinematic composition.", ", 超清，4K，电影级构图."
 # Options of the official class that serve editing and layered pictures.
 FOREIGN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 # The official prompt template, and how many of its tokens precede the prompt: their states are dropped.
@@ -79,7 +81,8 @@ class Family(BaseFamily):
     vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
-    # Qwen-Image-2512, whose files are like Qwen-Image's.
+    # Qwen-Image of August 2025 and Qwen-Image-2512, whose files are alike.
+    august: bool = False
     december: bool = False
 
     @classmethod
@@ -106,11 +109,11 @@ class Family(BaseFamily):
             read_scheduler(folder),
             vae,
             read_spectrum(folder, SPECTRUM),
+            august=is_named(folder, "(^|--)qwen-image$", "Qwen-Image of August 2025"),
             december=is_named(folder, "image-2512", "Qwen-Image-2512"),
         )
 
-    # Defaults: those of the model card. The August card's example also adds words to the prompt: not here,
-    # where a prompt is the user's.
+    # Defaults: those of the model card.
 
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 4.0
@@ -119,6 +122,12 @@ class Family(BaseFamily):
     @property
     def default_negative_prompt(self) -> str:
         return NEGATIVE_2512 if self.december else " "
+
+    def default_prompt_suffix(self, prompt: str) -> str:
+        """The August card's words, in Chinese after a Chinese prompt."""
+        if not self.august:
+            return ""
+        return SUFFIX_CHINESE if re.search("[\u4e00-\u9fff]", prompt) else SUFFIX
 
     # Geometry and schedule.
 
