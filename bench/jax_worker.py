@@ -9,10 +9,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxspd.convert.orbax_store import load_transformer
 from timing import median_seconds
 from worker import Inputs, Job
 
+from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
 from jaxspd.generator import peak_memory
 from jaxspd.params import SamplingParams

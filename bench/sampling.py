@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cells import Cell
-from jaxspd.convert.orbax_store import load_transformer
 from tqdm import tqdm
 from training.landscapes import Scene, describe
 from training.landscapes import sample as landscape
 
+from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
 from jaxspd.params import SamplingParams

@@ -31,6 +31,9 @@ class Renamed:
     def dtype(self, key: str) -> str:
         return self._checkpoint.dtype(self._stored[key])
 
+    def check_floats(self) -> None:
+        self._checkpoint.check_floats()
+
     def read(self, key: str) -> np.ndarray:
         return self._checkpoint.read(self._stored[key])
 

@@ -284,13 +284,15 @@ class DiffGenerator:
                 encoded = family.encode(texts[start : start + TEXT_BATCH])
             seconds["encode"] += time.perf_counter() - begin
             for row in range(len(texts[start : start + TEXT_BATCH])):
-                one = family.condition({name: a[row : row + 1] for name, a in encoded.items()}, scale)
+                with np.errstate(over="ignore"):  # `denoise` tells what comes of an infinite scale
+                    one = family.condition({name: a[row : row + 1] for name, a in encoded.items()}, scale)
+                    scales = np.full(1, scale, np.float32)
                 if not guided:
                     yield one
                 elif start + row == 0:
                     negative = one
                 else:
-                    yield Guided(one, negative, np.full(1, scale, np.float32))
+                    yield Guided(one, negative, scales)
 
     def _resident(self) -> dict[str, str]:
         """Component -> where it stays in memory for the next call."""

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
+from jaxspd.signals import undisturbed
 from jaxspd.spectral.plan import Plan
 
 
@@ -37,7 +38,7 @@ class ProgressBar:
 
 def say(line: str) -> None:
     """Prints `line` on stdout at once, above the bar where there is one."""
-    with tqdm.external_write_mode(sys.stdout):
+    with undisturbed(), tqdm.external_write_mode(sys.stdout):
         print(line, flush=True)
 
 

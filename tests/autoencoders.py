@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+
 from jaxspd.convert import vae_image, vae_video
 from jaxspd.convert.checkpoint import Checkpoint, read_config
 from jaxspd.convert.loader import load_parameters
-
 from jaxspd.models.vae import Coder, abstract_autoencoder
 
 # float32, relative to the largest value

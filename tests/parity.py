@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
-
 from jaxspd.families import open_family
 from jaxspd.families.base import read_transformer_config
 from jaxspd.params import SamplingParams

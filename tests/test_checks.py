@@ -7,9 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from jaxspd.convert import orbax_store
-from jaxspd.convert.checkpoint import Checkpoint
-from jaxspd.convert.orbax_store import convert_pipeline
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -21,6 +18,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from jaxspd.convert import orbax_store
+from jaxspd.convert.checkpoint import Checkpoint
+from jaxspd.convert.orbax_store import convert_pipeline
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.families.checks import check_modules, largest_id
@@ -173,7 +173,7 @@ def test_a_tokenizer_with_a_wrong_configuration(copy, wrong):
 def test_a_tokenizer_without_its_template(copy, family):
     folder = copy(family)
     (folder / "tokenizer" / "chat_template.jinja").unlink()
-    with pytest.raises(UsageError, match=r"tokenizer cannot be loaded .*chat_template"):
+    with pytest.raises(UsageError, match=r"tokenizer lacks a chat template"):
         open_family(folder).encode(["a lake"])
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch_worker
 from checkpoints import write_checkpoint
-from jaxspd.convert.checkpoint import Checkpoint, read_config
-from jaxspd.convert.loader import flat_parameters, load_parameters
 from presets import FULLRES, PRESETS, Cell, Model, Preset, size
 
+from jaxspd.convert.checkpoint import Checkpoint, read_config
+from jaxspd.convert.loader import flat_parameters, load_parameters
 from jaxspd.families import family_class, open_family
 from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request

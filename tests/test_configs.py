@@ -6,8 +6,8 @@ import shutil
 
 import jax.numpy as jnp
 import pytest
-from jaxspd.convert.orbax_store import check_transformer
 
+from jaxspd.convert.orbax_store import check_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.families.checks import check_modules

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from flax import nnx
+from safetensors.torch import load_file, save_file
+
 from jaxspd.convert.checkpoint import Checkpoint, read_config, write_component
 from jaxspd.convert.flux1 import RULES
 from jaxspd.convert.loader import flat_parameters, load_parameters
-from safetensors.torch import load_file, save_file
-
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer

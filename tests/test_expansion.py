@@ -19,6 +19,7 @@ from torch_ref import spectral as reference
 
 # Everything has batch 2 and 3 channels, so that each pair of grids compiles once.
 expand = jax.jit(expansion.expand, static_argnames="transform")
+share = jax.jit(expansion.share, static_argnames=("grids", "transform"))
 LEADING = (2, 3)
 GRIDS = {
     "2": ((6, 10), (12, 20)),
@@ -257,7 +258,7 @@ shared_cases = pytest.mark.parametrize(
 def test_shared_noise_grows_back_into_itself(transform, grids):
     """Pure noise that grows at σ = 1 ends as the field that all stages share parts of."""
     noise = normal(*LEADING, *grids[-1])
-    latents, *later = expansion.share(noise, grids, transform)
+    latents, *later = share(noise, grids, transform)
     for part, grid in zip(later, grids[1:], strict=True):
         chex.assert_shape(part, (*LEADING, *grid))
         latents = expand(latents, part, 1.0, 1.0, transform=transform)
@@ -269,7 +270,7 @@ def test_shared_noise_is_white_on_the_first_grid(transform, grids):
     """Exactly: its rows as functions of the field are orthonormal."""
     many = math.prod(grids[-1])
     field = np.eye(many, dtype=np.float32).reshape(many, *grids[-1])
-    first = np.asarray(expansion.share(field, grids, transform)[0]).reshape(many, -1)
+    first = np.asarray(share(field, grids, transform)[0]).reshape(many, -1)
     np.testing.assert_allclose(first.T @ first, np.eye(first.shape[1]), rtol=0, atol=2e-6)
 
 
@@ -277,17 +278,17 @@ def test_shared_noise_is_white_on_the_first_grid(transform, grids):
 def test_the_reference_shares_noise_alike(transform, grids):
     noise = normal(*LEADING, *grids[-1])
     theirs = reference.share(torch.from_numpy(noise), grids, transform)
-    for ours, expected in zip(expansion.share(noise, grids, transform), theirs, strict=True):
+    for ours, expected in zip(share(noise, grids, transform), theirs, strict=True):
         assert relative(ours, expected) <= 1e-6
 
 
 def test_shared_noise_is_scipys_and_pywavelets():
     noise = normal(*LEADING, 12, 20)
-    coarse, fine = expansion.share(noise, [(7, 9), (12, 20)])
+    coarse, fine = share(noise, ((7, 9), (12, 20)))
     exact = dctn(noise.astype(np.float64), axes=SPATIAL, norm="ortho")
     assert relative(fine, exact) <= 1e-6
     assert relative(coarse, idctn(exact[..., :7, :9], axes=SPATIAL, norm="ortho")) <= 1e-6
     low, details = pywt.dwt2(noise.astype(np.float64), "haar")
-    coarse, fine = expansion.share(noise, [(6, 10), (12, 20)], "dwt")
+    coarse, fine = share(noise, ((6, 10), (12, 20)), "dwt")
     assert relative(coarse, low) <= 1e-6
     assert relative(fine, np.block([[low, details[1]], [details[0], details[2]]])) <= 1e-6

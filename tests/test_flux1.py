@@ -10,8 +10,8 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from flax import nnx
-from jaxspd.convert.flux1 import RULES
 
+from jaxspd.convert.flux1 import RULES
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.layers import layer_norm, rms_norm, sinusoidal_embedding
 from jaxspd.models.packing import pack, unpack

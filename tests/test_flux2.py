@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2 import SYSTEM_MESSAGE, compute_empirical_mu
-from jaxspd.convert.flux2 import RULES
 
 from jaxspd import DiffGenerator
+from jaxspd.convert.flux2 import RULES
 from jaxspd.families import family_class, open_family
 from jaxspd.families.flux2 import DEV_SYSTEM, Family
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer

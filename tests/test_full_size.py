@@ -17,9 +17,9 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from flax import nnx
+
 from jaxspd.convert import flux1, flux2, qwen_image, wan, z_image
 from jaxspd.convert.loader import assign, flat_parameters
-
 from jaxspd.families import PIPELINES, family_class
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from jaxspd.convert.orbax_store import convert_pipeline
 
 from jaxspd import DiffGenerator, UsageError
+from jaxspd.convert.orbax_store import convert_pipeline
 from jaxspd.families import open_family
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete

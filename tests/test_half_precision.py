@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from jaxspd.convert.checkpoint import Checkpoint, weight_files
 from transformers import Qwen3ForCausalLM
 
+from jaxspd.convert.checkpoint import Checkpoint, weight_files
 from jaxspd.families import open_family
 from jaxspd.generator import DiffGenerator
 from jaxspd.hub import fetch

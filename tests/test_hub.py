@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants
-from jaxspd.convert.checkpoint import weight_files
 from PIL import Image
 
 from jaxspd.cli import main
+from jaxspd.convert.checkpoint import weight_files
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import fetch

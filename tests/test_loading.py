@@ -11,8 +11,9 @@ import pytest
 import torch
 from checkpoints import write_random
 from diffusers import FluxTransformer2DModel
-from jaxspd.convert.copying import copy, empty
 from machine import environment
+
+from jaxspd.convert.copying import copy, empty
 
 TYPES = {np.float32: torch.float32, np.float16: torch.float16, ml_dtypes.bfloat16: torch.bfloat16}
 # Values between two neighbours in each type, ties among them, and what does not fit.

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
-
 from jaxspd.families import open_family
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.noise import stage_noises

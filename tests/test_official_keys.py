@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderKLWan
 from flax import nnx
-from jaxspd.convert.loader import flat_parameters
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
@@ -26,6 +25,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from jaxspd.convert.loader import flat_parameters
 from jaxspd.families import open_family
 from tests import tiny
 from tests.compare import relative

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxspd.convert.loader import flat_parameters
-from jaxspd.convert.orbax_store import convert_pipeline, load_transformer
 
 from jaxspd import DiffGenerator
+from jaxspd.convert.loader import flat_parameters
+from jaxspd.convert.orbax_store import convert_pipeline, load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.sampling.layerwise import HOST, Layerwise

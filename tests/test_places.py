@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jaxspd.convert import orbax_store
-from jaxspd.convert.orbax_store import convert_pipeline
 from PIL import Image
 from training import landscapes
 
 from jaxspd import DiffGenerator
 from jaxspd.calibrate import calibrate
 from jaxspd.cli import main
+from jaxspd.convert import orbax_store
+from jaxspd.convert.orbax_store import convert_pipeline
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import fetch

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
-from jaxspd.convert.qwen_image import RULES
 
 from jaxspd import DiffGenerator
+from jaxspd.convert.qwen_image import RULES
 from jaxspd.families import family_class, open_family
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
 from jaxspd.params import SamplingParams

@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from jaxspd.convert.checkpoint import Checkpoint
-from jaxspd.convert.loader import load_parameters
-from jaxspd.convert.text_names import Renamed
 from safetensors.numpy import load_file, save_file
 from transformers import (
     Mistral3Config,
@@ -21,6 +18,9 @@ from transformers import (
     Qwen3Model,
 )
 
+from jaxspd.convert.checkpoint import Checkpoint
+from jaxspd.convert.loader import load_parameters
+from jaxspd.convert.text_names import Renamed
 from jaxspd.errors import UsageError
 from jaxspd.models.text.decoder import rotary_angles
 from jaxspd.sampling.layerwise import Layerwise

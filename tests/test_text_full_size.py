@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jaxspd.convert import text_clip, text_decoder, text_t5
-from jaxspd.convert.loader import assign, flat_parameters
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -31,6 +29,8 @@ from transformers import (
 )
 from transformers import T5Config as OfficialT5Config
 
+from jaxspd.convert import text_clip, text_decoder, text_t5
+from jaxspd.convert.loader import assign, flat_parameters
 from tests.text_parity import clip, decoder, split, t5
 
 XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}

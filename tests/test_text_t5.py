@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jaxspd.convert import text_t5
-from jaxspd.convert.loader import flat_parameters
 from safetensors.numpy import load_file, save_file
 from transformers import T5Config as OfficialT5Config
 from transformers import T5EncoderModel, T5ForConditionalGeneration, UMT5Config, UMT5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from jaxspd.convert import text_t5
+from jaxspd.convert.loader import flat_parameters
 from jaxspd.errors import UsageError
 from jaxspd.models.text.t5 import DEFAULTS, T5Config, T5Encoder, position_buckets
 from tests.text_parity import (

@@ -9,7 +9,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from jaxspd import DiffGenerator
+from jaxspd import DiffGenerator, UsageError
 from jaxspd.sampling import programs
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
@@ -115,6 +115,7 @@ def test_a_load_that_failed_is_tried_again(flux1_folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(module, "load_transformer", fail)
         generator = DiffGenerator.from_pretrained(str(flux1_folder), compilation_cache=False)
-        assert generator._loading.exception()
+        with pytest.raises(UsageError, match="memory"):
+            generator.generate(request, save_output=False, show_progress=False)
     result = generator.generate(request, save_output=False, show_progress=False)
     assert result.frames[0].shape == (1, 32, 32, 3)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from jaxspd.convert.checkpoint import Checkpoint
-from jaxspd.convert.flux1 import RULES
-from jaxspd.convert.loader import flat_parameters, match
 from scipy.fft import dctn
 from training import autoencoder, latents, transformer
 
+from jaxspd.convert.checkpoint import Checkpoint
+from jaxspd.convert.flux1 import RULES
+from jaxspd.convert.loader import flat_parameters, match
 from jaxspd.families.flux1 import Family
 from jaxspd.models.flux1 import Flux1Config
 

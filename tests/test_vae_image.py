@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from flax import nnx
+
 from jaxspd.convert.loader import assign, flat_parameters
 from jaxspd.convert.vae_image import UNREAD
-
 from jaxspd.errors import UsageError
 from jaxspd.models.vae import abstract_autoencoder, tiles
 from jaxspd.models.vae.coder import program_bytes

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
 from flax import nnx
-from jaxspd.convert.loader import assign, flat_parameters
 
+from jaxspd.convert.loader import assign, flat_parameters
 from jaxspd.errors import UsageError
 from jaxspd.models.vae import Coder, abstract_autoencoder, tiles
 from jaxspd.models.vae.video import VideoAutoencoderConfig, read_video_config

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+
 from jaxspd.convert.checkpoint import Checkpoint, write_component
 from jaxspd.convert.loader import flat_parameters, load_parameters
 from jaxspd.convert.orbax_store import convert_pipeline, load_transformer
 from jaxspd.convert.wan import RULES
-
 from jaxspd.families import open_family
 from jaxspd.models.wan import WanConfig, WanTransformer
 from tests import tiny

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
+
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
-
 from jaxspd.families import open_family
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ZImageTransformer2DModel
+
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import flat_parameters, load_parameters
 from jaxspd.convert.z_image import RULES
-
 from jaxspd.families import open_family
 from jaxspd.models.z_image import ZImageConfig, ZImageTransformer, padded
 from tests import tiny

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import transformers
 from flax import nnx
+
 from jaxspd.convert import text_clip, text_decoder, text_t5
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
 from jaxspd.convert.text_names import Renamed
-
 from jaxspd.models.layers import LAYER
 from jaxspd.models.text.clip import ClipTextConfig, ClipTextModel
 from jaxspd.models.text.decoder import Decoder, resolve

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce, repeat
 from flax import nnx
+
 from jaxspd.convert.checkpoint import read_json, write_component
 from jaxspd.convert.loader import flat_parameters
 from jaxspd.convert.table import linear
-
 from jaxspd.families.base import BaseFamily, check_parts, read_spectrum, read_transformer_config
 from jaxspd.models.layers import Linear, run, sinusoidal_embedding, stack
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift

@@ -52,13 +52,13 @@ def vae_dtype() -> torch.dtype:
 @contextmanager
 def readable(folder: Path) -> Iterator[None]:
     """Turns what libraries raise for an unusable component folder into one line for the user."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is missing; the checkpoint folder is incomplete")
     try:
         yield
     except (UsageError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library, and each file format below it, raises its own
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is missing; the checkpoint folder is incomplete") from error
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"{folder} cannot be loaded ({line}); download it again") from error
 
