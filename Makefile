@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 		--output-path outputs --output-file-name demo.png
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
