@@ -36,10 +36,10 @@ CROPS = ((64, 16), (128, 4), (128, 4), (256, 1))
 # Weight of the small pictures: more of it makes them better and the full ones worse.
 SMALL_WEIGHT = 0.15
 # Weight of the texture term. Pixels alone ask for the mean of all grass that fits, which is felt.
-TEXTURE_WEIGHT = 0.05
+TEXTURE_WEIGHT = 0.08
 KL_WEIGHT = 5e-5
 # Squares beside absolute values: these ask for the median, in which rare flowers are grass.
-SQUARE_WEIGHT = 4.0
+SQUARE_WEIGHT = 8.0
 # Weight of the differences of neighbours by their place modulo 8, in which a decoder's blocks show.
 BLOCK_WEIGHT = 0.1
 BLOCK = 8
@@ -47,12 +47,13 @@ BLOCK = 8
 # VQGAN weighs it, arXiv 2012.09841, section 3.1), and the weight of matching its features.
 ADVERSARIAL_SHARE = 0.3
 FEATURE_WEIGHT = 0.02
+ADVERSARY_RATE = 1e-3
 WINDOW = 32
 # Power of rounding to 8 bits under the window; below it there is nothing to see.
 TEXTURE_FLOOR = 3e-3
 # Luminance, and two differences of colours, of which the eye asks less.
 OPPONENT = torch.tensor([[0.2126, 0.7152, 0.0722], [0.5, -0.5, 0.0], [-0.25, -0.25, 0.5]])
-OPPONENT_WEIGHTS = torch.tensor([1.0, 0.25, 0.25])
+OPPONENT_WEIGHTS = torch.tensor([1.0, 0.4, 0.4])
 FRESH = 2_000_000  # first seed of pictures that are only looked at
 
 
@@ -231,7 +232,9 @@ class Training:
         self.average = copy.deepcopy(self.vae).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.vae.parameters(), lr=0.0, betas=(0.9, 0.98))
         self.discriminator = Discriminator()
-        self.adversary = torch.optim.Adam(self.discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
+        self.adversary = torch.optim.Adam(
+            self.discriminator.parameters(), lr=ADVERSARY_RATE, betas=(0.5, 0.9)
+        )
         self.step, self.frozen_at = 0, None
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
@@ -239,6 +242,8 @@ class Training:
                 if name in saved:
                     getattr(self, name).load_state_dict(saved[name])
             self.step, self.frozen_at = saved["step"], saved["frozen_at"]
+            for group in self.adversary.param_groups:
+                group["lr"] = ADVERSARY_RATE
 
     def save(self) -> None:
         values = {name: getattr(self, name).state_dict() for name in self.KEPT}
