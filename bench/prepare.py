@@ -65,6 +65,7 @@ def warm_up(family, params: SamplingParams, levels: int) -> dict:
     sigmas = schedule(family, dataclasses.replace(params, num_inference_steps=levels + 1), tokens)[:-1]
     return {
         "progressive_mode": "dct",
+        "progressive_noise": "fresh",
         "progressive_levels": levels,
         "progressive_sigmas": tuple(float(a + b) / 2 for a, b in pairwise(sigmas)),
         "num_inference_steps": levels + 1,

@@ -36,6 +36,7 @@ class Cell:
             return {"progressive_mode": "fullres"}
         return {
             "progressive_mode": "dct_rewind",
+            "progressive_noise": "fresh",  # as published, and as both frameworks are given it
             "progressive_delta": self.delta,
             "progressive_levels": self.levels,
         }
