@@ -1,6 +1,7 @@
 """Layers that diffusion transformers share: attention, rotary positions, time embedding, rows of blocks."""
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -177,13 +178,19 @@ def stack(make, length: int, rngs: nnx.Rngs):
 
 
 def run(blocks, carry, *shared):
-    """Runs stacked `blocks` one after another: `carry = block(carry, *shared)`.
+    """What the last of stacked `blocks` gives, run one after another as by `each`; None runs nothing."""
+    if blocks is None:
+        return carry
+    *_, last = each(blocks, carry, *shared)
+    return last
+
+
+def each(blocks, carry, *shared) -> Iterator:
+    """Runs stacked `blocks` one after another: gives each `carry = block(carry, *shared)`.
 
     NumPy arrays among `shared` become constants. All blocks are calls of one function, which JAX traces once
     and `sampling.layerwise` compiles once, however many there are.
     """
-    if blocks is None:
-        return carry
     graph, state = nnx.split(blocks)
     parameters = nnx.to_flat_state(state)
     leaves, tree = jax.tree.flatten(shared)
@@ -200,4 +207,4 @@ def run(blocks, carry, *shared):
     call = jax.jit(layer)
     for own in zip(*(parameter.get_value() for _, parameter in parameters), strict=True):
         carry = call(own, carry, traced)
-    return carry
+        yield carry

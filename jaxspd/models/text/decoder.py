@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import rms_norm, stack
+from jaxspd.models.layers import each, rms_norm, stack
 from jaxspd.models.text.decoder_config import DecoderConfig
-from jaxspd.models.text.layers import Attention, GatedMlp, attention, causal, each, embedding, visible
+from jaxspd.models.text.layers import Attention, GatedMlp, attention, causal, embedding, visible
 
 
 def rotary_angles(tokens: int, head_dim: int, theta: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Layers that text encoders share: attention under masks, activations by name, gated MLPs, rows of blocks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import LAYER, Linear, gelu_tanh
+from jaxspd.models.layers import Linear, gelu_tanh
 
 # By the names that configurations use; two of them are of one function.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -126,24 +126,3 @@ class GatedMlp(nnx.Module):
 def embedding(count: int, dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.Embed:
     """A table of `count` vectors."""
     return nnx.Embed(count, dim, dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-
-def each(blocks, carry, *shared) -> Iterator:
-    """`models.layers.run`, which gives `carry` after every block instead of after the last alone."""
-    graph, state = nnx.split(blocks)
-    parameters = nnx.to_flat_state(state)
-    leaves, tree = jax.tree.flatten(shared)
-    traced = {n: leaf for n, leaf in enumerate(leaves) if not isinstance(leaf, np.ndarray)}
-
-    def layer(own, carry, traced):
-        shared = tree.unflatten(traced.get(n, leaf) for n, leaf in enumerate(leaves))
-        block = nnx.from_flat_state(
-            [(path, p.replace(value)) for (path, p), value in zip(parameters, own, strict=True)]
-        )
-        return nnx.merge(graph, block)(carry, *shared)
-
-    layer.__name__ = LAYER
-    call = jax.jit(layer)
-    for own in zip(*(parameter.get_value() for _, parameter in parameters), strict=True):
-        carry = call(own, carry, traced)
-        yield carry
