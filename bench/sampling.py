@@ -17,7 +17,6 @@ from jaxspd.hub import DEMO
 from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
 from jaxspd.sampling.loop import denoise
-from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.plan import Plan
@@ -74,11 +73,7 @@ class Demo:
             size = min(BATCH, self.count - start)
             seeds = range(FIRST_SEED + start, FIRST_SEED + start + size)
             programs.prepare(plan, (size, *self.leading), self.parameters, conditioning)
-            grids = [stage.latent for stage in plan.stages]
-            if plan.noise == "shared":
-                noises = programs.share(plan, stage_noises(seeds, self.leading, grids[-1:])[0])
-            else:
-                noises = stage_noises(seeds, self.leading, grids)
+            noises = programs.noises(plan, seeds, self.leading)
             latents.append(np.asarray(denoise(programs, plan, self.parameters, conditioning, noises)[0]))
         return self.family.decode(np.concatenate(latents))[:, 0]
 

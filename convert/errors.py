@@ -6,3 +6,8 @@ class UsageError(ValueError):
 
     The command line prints the message on stderr and exits with code 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What `error` says first, or its kind where it says nothing: libraries go on for a page."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .checkpoint import Checkpoint, weight_files
-from .errors import UsageError
+from .errors import UsageError, first_line
 from .loader import flat_parameters, holds_exactly, load_parameters, match
 from .places import check_place, is_inside
 
@@ -47,7 +47,7 @@ def _paths(tree) -> list[tuple[str, Any]]:
 
 
 def _damaged(store: Path, error: Exception) -> UsageError:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     return UsageError(f"{store} does not fit its config.json or is damaged ({line}); convert it again")
 
 

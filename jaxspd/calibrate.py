@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxspd.convert.places import check_place
-from jaxspd.errors import UsageError
+from jaxspd.errors import UsageError, first_line
 from jaxspd.families import TORCH
 from jaxspd.files import user_path
 from jaxspd.hub import fetch
@@ -192,7 +192,7 @@ def readable_files(paths, size: tuple[int, int], count: int) -> Iterator[np.ndar
         try:
             pixels = read_picture(path, size) if count == 1 else read_video(path, size, count)
         except Exception as error:  # each format's reader raises its own
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             log.warning("%s is left out: %s", path, line)
         else:
             yield pixels

@@ -33,7 +33,6 @@ from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.layerwise import HOST
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.memory import memory_for
-from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
@@ -220,7 +219,7 @@ class DiffGenerator:
                     seconds["compile"] = programs.wait(prepared)
                     progress.begin()
                 for task in group:
-                    noises = self._noises(programs, plan, task.request["seed"], leading)
+                    noises = programs.noises(plan, [task.request["seed"]], leading)
                     clean, taken = denoise(programs, plan, parameters, conditioning, noises, progress)
                     begin = time.perf_counter()
                     with (
@@ -263,14 +262,6 @@ class DiffGenerator:
                 check_modules(self.family)
                 self._modules_checked = True
         return programs, prepared
-
-    @staticmethod
-    def _noises(programs: Programs, plan: Plan, seed: int, leading: tuple[int, ...]) -> list:
-        """Each stage's noise for one output."""
-        grids = [stage.latent for stage in plan.stages]
-        if plan.noise == "shared":
-            return programs.share(plan, stage_noises([seed], leading, grids[-1:])[0])
-        return stage_noises([seed], leading, grids)
 
     def _conditionings(self, family, prompts: list[str], params: SamplingParams, seconds: dict) -> Iterator:
         """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed."""

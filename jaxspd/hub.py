@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from jaxspd.convert.checkpoint import STEM, no_weights, shard_names, weight_entry
 from jaxspd.convert.orbax_store import NAME
-from jaxspd.errors import UsageError
+from jaxspd.errors import UsageError, first_line
 from jaxspd.families import open_family, pipeline_family
 from jaxspd.files import user_path
 
@@ -207,7 +207,7 @@ def reason(model: str, error: Exception, revision: str | None = None) -> str:
         status = error.response.status_code
         cure = LOGIN if status in (401, 403) else "try again later"
         return f"the hub answers {status}{f' ({said})' if said else ''}; {cure}"
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     if isinstance(error, HFValidationError):
         return line
     if isinstance(error, OSError) and error.strerror and error.filename:  # the disk's, not the network's

@@ -81,8 +81,7 @@ class Loop:
         grows, where the family has several; `growth` tells the reference what the plan does not.
         """
         grids = [stage.latent for stage in plan.stages]
-        shared = plan.noise == "shared"
-        noises = stage_noises(seeds, self.leading, grids[-1:] if shared else grids)
+        noises = stage_noises(seeds, self.leading, grids[-1:] if plan.noise == "shared" else grids)
         arguments = self.texts(prompts)
         conditioning = self.family.condition(self.family.encode(prompts), guidance)
         if self.family.guided(guidance):
@@ -100,9 +99,8 @@ class Loop:
         )
         programs = self.programs[grid or next(iter(self.programs))]
         programs.prepare(plan, (len(seeds), *self.leading), self.parameters, conditioning)
-        if shared:
-            noises = programs.share(plan, noises[0])
-        ours, _ = denoise(programs, plan, self.parameters, conditioning, noises)
+        own = programs.noises(plan, seeds, self.leading)
+        ours, _ = denoise(programs, plan, self.parameters, conditioning, own)
         chex.assert_shape(ours, (len(seeds), *self.leading, *self.latent))
         return np.asarray(ours), np.asarray(theirs)
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
+from jaxspd.models.packing import pack
 from training import landscapes
 from training.autoencoder import halve
 from training.latents import shard_seeds
@@ -47,13 +48,6 @@ WARM_STEPS = 200
 # (arXiv 2312.02696) let it grow with training.
 AVERAGE_POWER = 9
 SAVE_STEPS = 100
-
-
-def pack(latents: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, h/2 · w/2, 4 C] of 2×2 patches of latents [B, C, h, w]."""
-    b, c, h, w = latents.shape
-    patches = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(b, h * w // 4, 4 * c)
 
 
 def image_ids(side: int) -> torch.Tensor:

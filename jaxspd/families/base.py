@@ -15,7 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxspd.convert.checkpoint import Checkpoint, read_json
 from jaxspd.convert.table import Rule
-from jaxspd.errors import UsageError
+from jaxspd.errors import UsageError, first_line
 from jaxspd.families.checks import Autoencoder, TextPart, check_tokenizer
 from jaxspd.families.configs import read_fields, wrong
 from jaxspd.sampling.guidance import extrapolate
@@ -103,7 +103,7 @@ class BaseFamily:
         try:
             return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
         except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             raise UsageError(f"no transformer can be made of transformer/config.json ({line})") from error
 
     def abstract_parameters(self, dtype) -> nnx.State:

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from jaxspd.convert.checkpoint import STEM, VARIANT, Checkpoint, file_names, weight_entry
-from jaxspd.errors import UsageError
+from jaxspd.errors import UsageError, first_line
 from jaxspd.families.residency import Residency, current
 
 log = logging.getLogger("jaxspd")
@@ -59,19 +59,23 @@ def readable(folder: Path) -> Iterator[None]:
     except Exception as error:  # each library, and each file format below it, raises its own
         if not folder.is_dir():
             raise UsageError(f"{folder} is missing; the checkpoint folder is incomplete") from error
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        line = first_line(error)
         raise UsageError(f"{folder} cannot be loaded ({line}); download it again") from error
+
+
+def stem(module_class: type) -> str:
+    """How the names of a class's weight files begin."""
+    return STEM if issubclass(module_class, diffusers.ModelMixin) else "model"
 
 
 def weights(module_class: type, folder: Path) -> Checkpoint:
     """The files that a class of diffusers or transformers reads of a folder."""
-    return Checkpoint(folder, STEM if issubclass(module_class, diffusers.ModelMixin) else "model")
+    return Checkpoint(folder, stem(module_class))
 
 
 def variant(module_class: type, folder: Path) -> str | None:
     """What tells the names of a folder's weight files from the usual, where it has no others."""
-    stem = STEM if issubclass(module_class, diffusers.ModelMixin) else "model"
-    return VARIANT if f".{VARIANT}." in (weight_entry(file_names(folder), stem) or "") else None
+    return VARIANT if f".{VARIANT}." in (weight_entry(file_names(folder), stem(module_class)) or "") else None
 
 
 def check_report(module_class: type, folder: Path, report: dict) -> None:

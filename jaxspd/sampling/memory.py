@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from jaxspd.errors import UsageError
+from jaxspd.errors import UsageError, first_line
 
 LESS_MEMORY = (
     "use a smaller height and width or fewer frames, or dit_cpu_offload, which keeps the transformer's "
@@ -65,7 +65,7 @@ def memory_for(what: str, cure: str = LESS_MEMORY) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         # Of the libraries' explanations, how much they asked for.
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        line = first_line(error)[:200]
         raise UsageError(f"{what} takes more memory than there is ({line}); {cure}") from error
 
 

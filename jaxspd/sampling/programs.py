@@ -1,7 +1,7 @@
 """Ahead-of-time compiled programs: a denoising step for each resolution, and what joins them."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxspd.errors import UsageError
 from jaxspd.sampling.layerwise import Layerwise
 from jaxspd.sampling.memory import LESS_MEMORY, memory_limit
+from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.solver import Solver
 from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.plan import Plan
@@ -83,11 +84,13 @@ class Programs:
         program = self._programs[_key(f"transition in {transform}", latents, noise)].result()
         return program(latents, noise, sigma, kappa)
 
-    def share(self, plan: Plan, noise) -> list[jax.Array]:
-        """What each stage of `plan` sees of one `noise` `[B, *leading, H, W]` on the last grid."""
-        if not plan.levels:
-            return [noise]
-        return self._programs[_share_key(plan, noise)].result()(noise)
+    def noises(self, plan: Plan, seeds: Sequence[int], leading: tuple[int, ...]) -> list:
+        """Each stage's noise for one output a seed, once `plan` is prepared."""
+        grids = [stage.latent for stage in plan.stages]
+        if plan.noise == "fresh" or not plan.levels:
+            return stage_noises(seeds, leading, grids)
+        [whole] = stage_noises(seeds, leading, grids[-1:])
+        return self._programs[_share_key(plan, whole)].result()(whole)
 
     def _submit_step(self, parameters, latents, conditioning) -> Future:
         return self._submit(
