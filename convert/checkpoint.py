@@ -1,6 +1,7 @@
 """Official checkpoint folders: safetensors, single or sharded, read and written tensor by tensor."""
 
 import json
+import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .copying import as_array
 from .errors import UsageError
 from .table import Rule
 
@@ -21,16 +21,28 @@ VARIANT = "fp16"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 # Stored types that hold weights, by their names in safetensors.
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# And those of quantised weights, of counters and of indices.
+DTYPES = FLOATS | {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "I32": np.int32,
+    "I64": np.int64,
+}
 # Counters and indices, which some classes store beside their weights.
 INTEGERS = ("position_ids", "num_batches_tracked")
 
 
 class Stored(NamedTuple):
-    """A tensor of a safetensors file; `dtype` as safetensors names it: F32, BF16, …"""
+    """A tensor of a safetensors file; `dtype` as safetensors names it: F32, BF16, …; `start` in bytes from the
+    file's beginning.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    start: int
 
 
 class Checkpoint:
@@ -46,11 +58,12 @@ class Checkpoint:
             try:
                 with safe_open(path, framework="np") as file:
                     entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                    starts = tensor_starts(path)
                     found = {
-                        key: Stored(path, tuple(entry.get_shape()), entry.get_dtype())
+                        key: Stored(path, tuple(entry.get_shape()), entry.get_dtype(), starts[key])
                         for key, entry in entries.items()
                     }
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, RecursionError) as error:
                 raise UsageError(
                     f"{path} is truncated or no safetensors file ({error}); download it again"
                 ) from None
@@ -78,12 +91,40 @@ class Checkpoint:
             )
 
     def read(self, key: str) -> np.ndarray:
-        """The tensor as the file's own memory, which the system reads when it is used.
+        """The tensor as the file's own memory, not to be written to, which the system reads when it is used.
 
-        Mapped anew each time, since what was read of a mapped file counts as this process's memory.
+        Mapped anew each time, since what was read of a mapped file counts as this process's memory for as long
+        as the map lives, which is as long as the array. UsageError if its dtype is not one of `DTYPES`, or if
+        the file has changed.
         """
-        with safe_open(self._tensors[key].file, framework="pt") as file:
-            return as_array(file.get_tensor(key))
+        path, shape, dtype, start = self._tensors[key]
+        if dtype not in DTYPES:
+            raise UsageError(f"{path} stores {key} as {dtype}; give one of {', '.join(DTYPES)}")
+        try:
+            with path.open("rb") as file:
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.ndarray(shape, DTYPES[dtype], memory, start)
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{path} cannot be read any more ({error}); download it again") from None
+
+    def rows(self, key: str, indices: np.ndarray) -> np.ndarray:
+        """A copy of some rows of the tensor, [*indices.shape, *shape[1:]]; of the file only these are read.
+
+        IndexError where there is no such row.
+        """
+        return self.read(key)[indices]
+
+
+def tensor_starts(path: Path) -> dict[str, int]:
+    """Where each tensor of a valid safetensors file begins, in bytes from the file's beginning.
+
+    The file begins with the length of its header in 8 bytes; the header is JSON and counts from its own end.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
 
 
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:

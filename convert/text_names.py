@@ -37,6 +37,9 @@ class Renamed:
     def read(self, key: str) -> np.ndarray:
         return self._checkpoint.read(self._stored[key])
 
+    def rows(self, key: str, indices: np.ndarray) -> np.ndarray:
+        return self._checkpoint.rows(self._stored[key], indices)
+
 
 def rename(keys: Iterable[str], name_of: Callable[[str], str | None]) -> dict[str, str]:
     """Stored keys by the names that `name_of` gives them; None leaves a key out."""
