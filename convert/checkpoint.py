@@ -4,6 +4,7 @@ import json
 import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +36,8 @@ INTEGERS = ("position_ids", "num_batches_tracked")
 
 
 class Stored(NamedTuple):
-    """A tensor of a safetensors file; `dtype` as safetensors names it: F32, BF16, …; `start` in bytes from the
-    file's beginning.
+    """A tensor of a safetensors file; `dtype` as safetensors names it: F32, BF16, …; `start` in bytes from
+    where the file begins.
     """
 
     file: Path
@@ -93,26 +94,49 @@ class Checkpoint:
     def read(self, key: str) -> np.ndarray:
         """The tensor as the file's own memory, not to be written to, which the system reads when it is used.
 
-        Mapped anew each time, since what was read of a mapped file counts as this process's memory for as long
-        as the map lives, which is as long as the array. UsageError if its dtype is not one of `DTYPES`, or if
-        the file has changed.
+        Mapped anew each time, since what was read of a mapped file counts as this process's memory for as
+        long as the map lives. Map and open file live as long as the array does. UsageError if the dtype is
+        not one of `DTYPES`, or if the file has changed.
         """
-        path, shape, dtype, start = self._tensors[key]
-        if dtype not in DTYPES:
-            raise UsageError(f"{path} stores {key} as {dtype}; give one of {', '.join(DTYPES)}")
+        path, shape, dtype, start = self._readable(key)
         try:
             with path.open("rb") as file:
                 memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return np.ndarray(shape, DTYPES[dtype], memory, start)
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"{path} cannot be read any more ({error}); download it again") from None
+        except (OSError, ValueError, TypeError) as error:  # gone, empty, cut
+            raise changed(path, error) from None
 
     def rows(self, key: str, indices: np.ndarray) -> np.ndarray:
-        """A copy of some rows of the tensor, [*indices.shape, *shape[1:]]; of the file only these are read.
+        """Some rows of the tensor, [*indices.shape, *shape[1:]]; of the file nothing else is read.
 
-        IndexError where there is no such row.
+        IndexError where there is no such row; UsageError as from `read`.
         """
-        return self.read(key)[indices]
+        path, shape, dtype, start = self._readable(key)
+        if indices.size and not 0 <= indices.min() <= indices.max() < shape[0]:
+            raise IndexError(f"{key} has rows 0 to {shape[0] - 1}, not {indices.min()} to {indices.max()}")
+        width = prod(shape[1:]) * np.dtype(DTYPES[dtype]).itemsize
+        rows = np.empty((indices.size, width), np.uint8)
+        # Not from a map, since the system may map megabytes for every row.
+        try:
+            with path.open("rb", buffering=0) as file:
+                for index, row in zip(indices.flat, rows, strict=True):
+                    file.seek(start + int(index) * width)
+                    if file.readinto(row) < width:
+                        raise OSError("it ends too early")
+        except OSError as error:
+            raise changed(path, error) from None
+        return rows.view(DTYPES[dtype]).reshape(*indices.shape, *shape[1:])
+
+    def _readable(self, key: str) -> Stored:
+        stored = self._tensors[key]
+        if stored.dtype not in DTYPES:
+            raise UsageError(f"{stored.file} stores {key} as {stored.dtype}; give one of {', '.join(DTYPES)}")
+        return stored
+
+
+def changed(path: Path, error: Exception) -> UsageError:
+    """The error for a file that was sound when its header was read."""
+    return UsageError(f"{path} has changed and cannot be read ({error}); download it again")
 
 
 def tensor_starts(path: Path) -> dict[str, int]:

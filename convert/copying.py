@@ -1,6 +1,8 @@
 """Copies between NumPy arrays of any float types, at the rate of memory."""
 
-import ml_dtypes  # noqa: F401  # NumPy converts bfloat16 by this package's loops
+import ctypes
+
+import ml_dtypes  # noqa: F401  # gives NumPy the conversions of bfloat16
 import numpy as np
 
 # JAX on a CPU takes over an array that begins at a multiple of these bytes, and copies any other.
@@ -8,9 +10,11 @@ ALIGNMENT = 64
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An array with nothing in it yet, aligned so that JAX on a CPU takes it over instead of copying it."""
+    """An array yet to be filled, aligned so that JAX on a CPU takes it over instead of copying it."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
+    # Not NumPy's own memory, which comes in huge pages: a virtual machine that lends out what is free gets
+    # these back so slowly that a load takes three times as long.
+    memory = np.frombuffer((ctypes.c_uint8 * (size + ALIGNMENT))(), np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
@@ -18,8 +22,8 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
 def copy(target: np.ndarray, source: np.ndarray) -> None:
     """Fills `target` with `source`, of the same shape and any float type; rounds to nearest even.
 
-    NaN stays NaN, and what is too large becomes infinite. Other threads run in the meantime: NumPy and
-    ml_dtypes release the interpreter's lock while they convert.
+    NaN stays NaN, and what is too large becomes infinite. Other threads run in the meantime, since NumPy and
+    ml_dtypes let go of the interpreter while they convert.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(target, source, casting="unsafe")
