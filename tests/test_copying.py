@@ -53,7 +53,8 @@ def as_torch(array):
 
 @pytest.fixture(scope="module")
 def sources():
-    return {dtype: many_floats() if dtype == np.float32 else every_half(dtype) for dtype in TYPES}
+    """Of the half types several times every value, for more than are converted at once."""
+    return {d: many_floats() if d == np.float32 else np.tile(every_half(d), 5) for d in TYPES}
 
 
 @pytest.mark.parametrize("wanted", TYPES, ids=str)
