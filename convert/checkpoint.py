@@ -64,7 +64,7 @@ class Checkpoint:
                         key: Stored(path, tuple(entry.get_shape()), entry.get_dtype(), starts[key])
                         for key, entry in entries.items()
                     }
-            except (SafetensorError, OSError, RecursionError) as error:
+            except (SafetensorError, OSError) as error:
                 raise UsageError(
                     f"{path} is truncated or no safetensors file ({error}); download it again"
                 ) from None
