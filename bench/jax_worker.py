@@ -17,6 +17,7 @@ from jaxspd.families import open_family
 from jaxspd.generator import peak_memory
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_request
+from jaxspd.runtime.backend import start_backend
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.programs import Programs
@@ -39,6 +40,7 @@ def main(job_file: str, answer_file: str) -> None:
         lambda event, seconds, **_: compilations.append(seconds) if event == COMPILED else None
     )
     dtype = jnp.dtype(job.dtype)
+    start_backend()
     job.answer["device"] = jax.devices()[0].device_kind
     job.answer["versions"] = {"jax": jax.__version__}
     job.answer["matmul_flops"] = [matmul_flops(job.matmul, dtype)]

@@ -25,9 +25,9 @@ from jaxspd.families import family_class
 from jaxspd.families.base import BaseFamily
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_request, reading
+from jaxspd.runtime.backend import start_backend
+from jaxspd.runtime.layerwise import Layerwise
 from jaxspd.sampling.guidance import Guided, guide
-from jaxspd.sampling.layerwise import Layerwise
-from jaxspd.sampling.memory import freed_memory_kept
 from jaxspd.sampling.programs import SCALAR
 from jaxspd.sampling.solvers import SOLVERS
 
@@ -95,11 +95,11 @@ def steps(model: Model) -> dict[str, float]:
                 program = compiled_step(way, velocity, weights[way], latents, conditioning)
             run = partial(program, weights[way], latents, sigma, sigma, conditioning)
             calls[f"{way}, {grid}"] = lambda run=run: run().block_until_ready()
-    with freed_memory_kept():  # as while denoising
-        return in_turns(calls)
+    return in_turns(calls)
 
 
 def main() -> None:
+    start_backend()
     measured = {model.name: steps(model) for model in PRESETS["cpu"].models if model.family}
     save("layers", ("jax", "jaxlib", "flax"), {"seconds a step": measured})
 

@@ -18,7 +18,7 @@ from timing import in_turns
 
 from jaxspd.families.flux1 import Family
 from jaxspd.models.flux1 import Flux1Config
-from jaxspd.sampling.layerwise import Layerwise
+from jaxspd.runtime.layerwise import Layerwise
 
 
 def random_like(abstract: jax.ShapeDtypeStruct) -> jax.Array:

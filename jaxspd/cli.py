@@ -265,7 +265,7 @@ def run_plan(args: argparse.Namespace) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     from jaxspd.convert.orbax_store import check_new, convert_pipeline
     from jaxspd.hub import fetch
-    from jaxspd.sampling.backend import start_backend
+    from jaxspd.runtime.backend import start_backend
 
     output = user_path(args.output_path)
     check_new(output)

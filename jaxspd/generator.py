@@ -27,12 +27,12 @@ from jaxspd.params import SamplingParams
 from jaxspd.planning import complete, plan_report, plan_request, reading
 from jaxspd.progress import ProgressBar, aside
 from jaxspd.results import GenerationResult, Output, Outputs, peak_memory, written
-from jaxspd.sampling.backend import start_backend
-from jaxspd.sampling.cache import enable_compilation_cache
+from jaxspd.runtime.backend import start_backend
+from jaxspd.runtime.cache import enable_compilation_cache
+from jaxspd.runtime.layerwise import HOST
+from jaxspd.runtime.memory import memory_for
 from jaxspd.sampling.guidance import Guided, guide
-from jaxspd.sampling.layerwise import HOST
 from jaxspd.sampling.loop import denoise
-from jaxspd.sampling.memory import memory_for
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan

@@ -10,8 +10,8 @@ from PIL import Image
 
 from jaxspd import cli
 from jaxspd.errors import UsageError
+from jaxspd.runtime.memory import memory_for
 from jaxspd.sampling import programs
-from jaxspd.sampling.memory import memory_for
 
 SMALL = ["--prompt", "a lake", "--height", "32", "--width", "32", "--num-inference-steps", "1"]
 

@@ -16,7 +16,7 @@ from jaxspd.convert.orbax_store import convert_pipeline
 from jaxspd.families import open_family
 from jaxspd.params import SamplingParams
 from jaxspd.planning import complete
-from jaxspd.sampling import cache
+from jaxspd.runtime import cache
 from tests.compare import relative
 
 SMALL = {"height": 64, "width": 96, "num_inference_steps": 12, "progressive_delta": 0.6}

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxspd.models import layers
 from jaxspd.models.layers import run, stack
-from jaxspd.sampling.layerwise import HOST, Layerwise
+from jaxspd.runtime import layerwise
+from jaxspd.runtime.layerwise import HOST, Layerwise
 
 WIDTH = 64
 X = np.random.default_rng(0).standard_normal((3, WIDTH), np.float32)
@@ -63,6 +65,10 @@ def test_every_layer_has_weights_of_its_own():
     turned["first"]["linear"]["kernel"].set_value(kernels[::-1])
     one, other = (program(p, X, np.float32(0))["x"] for p in (parameters, turned))
     assert np.abs(one - other).max() > 1e-3
+
+
+def test_layers_are_known_by_their_name():
+    assert layerwise.LAYER == layers.LAYER
 
 
 def test_layers_alike_share_a_program(compiled):

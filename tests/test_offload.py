@@ -12,7 +12,7 @@ from jaxspd.convert.loader import flat_parameters
 from jaxspd.convert.orbax_store import convert_pipeline, load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.sampling.layerwise import HOST, Layerwise
+from jaxspd.runtime.layerwise import HOST, Layerwise
 from tests import tiny
 
 FOLDERS = ["flux1_folder", "klein_folder", "wan_folder", "z_image_folder", "qwen_image_folder"]

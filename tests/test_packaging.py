@@ -29,3 +29,16 @@ def test_convert_knows_nothing_of_the_rest():
     for path in (ROOT / "convert").rglob("*.py"):
         assert "import jaxspd" not in path.read_text(), path
         assert "from jaxspd" not in path.read_text(), path
+
+
+def test_what_runs_programs_knows_no_model():
+    for path in (ROOT / "jaxspd" / "runtime").rglob("*.py"):
+        for package in ("models", "families", "convert"):
+            assert f"jaxspd.{package}" not in path.read_text(), path
+
+
+def test_models_know_nothing_of_what_runs_them():
+    for path in (ROOT / "jaxspd" / "models").rglob("*.py"):
+        for package in ("families", "runtime", "sampling"):
+            assert f"import jaxspd.{package}" not in path.read_text(), path
+            assert f"from jaxspd.{package}" not in path.read_text(), path

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from jaxspd.sampling import cache
+from jaxspd.runtime import cache
 
 HITS = "/jax/compilation_cache/cache_hits"
 

@@ -147,21 +147,6 @@ def test_jax_may_take_all_that_it_is_allowed(monkeypatch):
     assert residency.device_room() == 10 * GIB
 
 
-def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch):
-    class Machine:
-        available, total = 50 * GIB, 64 * GIB
-
-    monkeypatch.setattr(residency.psutil, "virtual_memory", lambda: Machine)
-    monkeypatch.setattr(residency, "CGROUP", tmp_path)
-    assert residency.host_memory() == (50 * GIB, 64 * GIB)
-    (tmp_path / "memory.max").write_text(f"{16 * GIB}\n")
-    (tmp_path / "memory.current").write_text(f"{12 * GIB}\n")
-    (tmp_path / "memory.stat").write_text(f"anon {5 * GIB}\nactive_file {3 * GIB}\ninactive_file {4 * GIB}\n")
-    assert residency.host_memory() == (11 * GIB, 16 * GIB)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert residency.host_memory() == (50 * GIB, 64 * GIB)
-
-
 def test_what_is_kept_makes_room_for_what_is_needed(flux1_folder, monkeypatch, host):
     """A module that does not fit on the GPU is tried again without those that only wait there."""
     held, tries = Residency(), []

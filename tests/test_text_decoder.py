@@ -23,7 +23,7 @@ from jaxspd.convert.loader import load_parameters
 from jaxspd.convert.text_names import Renamed
 from jaxspd.errors import UsageError
 from jaxspd.models.text.decoder import rotary_angles
-from jaxspd.sampling.layerwise import Layerwise
+from jaxspd.runtime.layerwise import Layerwise
 from tests.text_parity import (
     assert_as_near,
     assert_equal,

@@ -18,8 +18,8 @@ from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError, first_line
 from jaxspd.families.checks import Autoencoder, TextPart, check_tokenizer
 from jaxspd.families.configs import read_fields, wrong
+from jaxspd.runtime.layerwise import HOST
 from jaxspd.sampling.guidance import extrapolate
-from jaxspd.sampling.layerwise import HOST
 from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.spectrum import Spectrum
 

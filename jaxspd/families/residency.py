@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import psutil
+
+from jaxspd.runtime.memory import host_memory
 
 # This share of the host's memory stays free for activations, for decoding, and for files that are read.
 HOST_FREE = 1 / 4
 # This share of what JAX leaves of the GPU's memory stays free for PyTorch's own activations.
 DEVICE_FREE = 1 / 2
-CGROUP = Path("/sys/fs/cgroup")
 
 _current: ContextVar["Residency | None"] = ContextVar("residency", default=None)
 
@@ -86,22 +86,6 @@ class Residency:
     def _host_has_room(self, size: int) -> bool:
         available, total = host_memory()
         return available - size - self.to_come >= HOST_FREE * total
-
-
-def host_memory() -> tuple[int, int]:
-    """Bytes available and in all: the machine's, or those of the container that this runs in."""
-    machine = psutil.virtual_memory()
-    available, total = machine.available, machine.total
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        used = int((CGROUP / "memory.current").read_text())
-        lines = (CGROUP / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):  # no container, or one without a limit
-        return available, total
-    stat = {name: int(value) for name, value in (line.split() for line in lines)}
-    # Files that were read are counted as used, but give way.
-    used -= stat.get("active_file", 0) + stat.get("inactive_file", 0)
-    return min(available, limit - used), min(total, limit)
 
 
 def device_room() -> int:

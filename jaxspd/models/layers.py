@@ -12,7 +12,7 @@ from flax import nnx
 # Scores of queries against keys that XLA's attention may hold at once, in bytes: of all heads, and of
 # one head on a CPU, about what stays in its caches.
 SCORES, CPU_SCORES = 2**30, 2**24
-# What `run` calls the function that a layer is, by which `sampling.layerwise` knows it.
+# What `run` calls the function that a layer is, by which `runtime.layerwise` knows it.
 LAYER = "transformer_layer"
 
 
@@ -189,7 +189,7 @@ def each(blocks, carry, *shared) -> Iterator:
     """Runs stacked `blocks` one after another: gives each `carry = block(carry, *shared)`.
 
     NumPy arrays among `shared` become constants. All blocks are calls of one function, which JAX traces once
-    and `sampling.layerwise` compiles once, however many there are.
+    and `runtime.layerwise` compiles once, however many there are.
     """
     graph, state = nnx.split(blocks)
     parameters = nnx.to_flat_state(state)

@@ -8,14 +8,13 @@ import jax
 import numpy as np
 
 from jaxspd.errors import UsageError
-from jaxspd.sampling.memory import freed_memory_kept, memory_for
+from jaxspd.runtime.memory import memory_for
 from jaxspd.sampling.programs import Programs
 from jaxspd.spectral.plan import Plan
 
 Progress = Callable[[int, int, float], None]
 
 
-@freed_memory_kept()
 @memory_for("denoising")
 def denoise(
     programs: Programs,

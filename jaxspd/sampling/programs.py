@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxspd.errors import UsageError
-from jaxspd.sampling.layerwise import Layerwise
-from jaxspd.sampling.memory import LESS_MEMORY, memory_limit
+from jaxspd.runtime.layerwise import Layerwise
+from jaxspd.runtime.memory import LESS_MEMORY, memory_limit
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.solver import Solver
 from jaxspd.spectral.expansion import EXPANSION, Expansion

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
-from jaxspd.models.layers import LAYER
-
 # The host's memory that a device can copy from by itself, as JAX calls it.
 HOST = "pinned_host"
+# The name of the jitted functions that are layers, by which they are known.
+LAYER = "transformer_layer"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Piece:
 class Layerwise:
     """`function`, compiled for arguments like `arguments`, which may be abstract.
 
-    Each layer that `models.layers.run` calls is a run of one program, the same for all layers alike; what
+    Each call of a jitted function named `LAYER` is a run of one program, the same for all layers alike; what
     lies between them are others. So a layer's weights are arguments of its program, which no loop has to copy
     out of a stack first, and compile time does not grow with depth. Programs compile in threads, all at once.
 

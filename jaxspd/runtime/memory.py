@@ -1,14 +1,11 @@
-"""How much memory there is, what to say when it does not suffice, and what the C library does with what is
-freed.
-"""
+"""How much memory there is, and what to say when it does not suffice."""
 
-import ctypes
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
+import psutil
 
 from jaxspd.errors import UsageError, first_line
 
@@ -16,44 +13,34 @@ LESS_MEMORY = (
     "use a smaller height and width or fewer frames, or dit_cpu_offload, which keeps the transformer's "
     "layers in host memory where the device has memory of its own"
 )
-# glibc's numbers for its options.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+CGROUP = Path("/sys/fs/cgroup")
 
 
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Meanwhile, glibc keeps what is freed for what is allocated next.
-
-    Otherwise it returns large blocks to the system, which clears them page by page when they are asked for
-    again: on a CPU, at every layer of every step. Other C libraries are left as they are.
-    """
-    _set_thresholds(mmap=2**30, trim=2**31 - 1)
+def host_memory() -> tuple[int, int]:
+    """Bytes available and in all: the machine's, or those of the container that this runs in."""
+    machine = psutil.virtual_memory()
     try:
-        yield
-    finally:
-        # As far as glibc goes by itself.
-        _set_thresholds(mmap=2**25, trim=2**26)
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):  # no container, or one without a limit
+        return machine.available, machine.total
+    stat = {name: int(value) for name, value in (line.split() for line in lines)}
+    # Files that were read are counted as used, but give way.
+    used -= stat.get("active_file", 0) + stat.get("inactive_file", 0)
+    return min(machine.available, limit - used), min(machine.total, limit)
 
 
-def _set_thresholds(mmap: int, trim: int) -> None:
-    with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, mmap)
-        mallopt(M_TRIM_THRESHOLD, trim)
-
-
-def memory_limit() -> float:
+def memory_limit() -> int:
     """Bytes that a program and all it works on may take: what JAX may take of the device, or on a CPU the
-    host's memory with its swap; infinite where neither says.
+    host's memory with its swap.
     """
     if limit := (jax.devices()[0].memory_stats() or {}).get("bytes_limit"):
         return limit
     # More than this is no error of any allocation: Linux ends the process.
-    with suppress(OSError, KeyError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * (kilobytes["MemTotal"] + kilobytes["SwapTotal"])
-    return math.inf
+    swap = psutil.swap_memory().total
+    with suppress(OSError, ValueError):
+        swap = min(swap, int((CGROUP / "memory.swap.max").read_text()))
+    return host_memory()[1] + swap
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""JAX's backend, and what it may take of a GPU's memory."""
+"""JAX's backend, and what it may take of memory."""
 
 import os
 
 import jax
 
 from jaxspd.errors import UsageError
+from jaxspd.runtime.malloc import keep_freed_memory
 
 # JAX reads these when its backend starts, which is when a device is first asked for, not when it is imported;
 # so they are set as soon as this module is. What the user has set stays.
@@ -24,7 +25,10 @@ if not any(os.environ.get(name) for name in SHARE_NAMES):
 
 
 def start_backend() -> None:
-    """Starts JAX's backend, unless it is at work; UsageError where there is none such as was asked for."""
+    """Starts JAX's backend, unless it is at work; UsageError where there is none such as was asked for.
+
+    On a CPU, where all that is computed lies in the C library's memory, freed memory is kept from then on.
+    """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter, without a word, for CUDA without a GPU
@@ -36,3 +40,5 @@ def start_backend() -> None:
             else "set JAX_PLATFORMS to cpu"
         )
         raise UsageError(f"JAX cannot start ({line}); {cure}") from error
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()

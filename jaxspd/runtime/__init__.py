@@ -1,0 +1,1 @@
+"""What runs programs, whatever they compute: compiling, streaming, memory. It knows no model."""
