@@ -20,7 +20,7 @@ from statistics import median
 
 import jax
 import jax.numpy as jnp
-from layers import WAYS, compiled_step, running, stacked
+from layers import WAYS, compiled_step, running
 from machine import environment, save
 from presets import SMALL_FLUX
 
@@ -41,9 +41,8 @@ def family_of(depth: int) -> Family:
 def one(way: str, depth: int, grids: list[str]) -> float:
     """In this process: seconds to compile the steps of `grids`, all at once."""
     family = family_of(depth)
-    velocity, parameters = family.velocity_function(jnp.float32), family.abstract_parameters(jnp.float32)
-    if way == "scanned":
-        parameters = jax.eval_shape(stacked, parameters)
+    with running(way, family):
+        velocity, parameters = family.velocity_function(jnp.float32), family.abstract_parameters(jnp.float32)
 
     def compiled(grid: str) -> None:
         latents = jax.ShapeDtypeStruct((1, 16, *GRIDS[grid]), jnp.float32)

@@ -7,7 +7,9 @@ serves every layer, as jaxspd has it; with the whole step as one program, layers
 that scans over stacked layers. All in turns, in one process; guided models run both passes, as they do.
 """
 
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from unittest.mock import patch
@@ -35,28 +37,39 @@ GROWN = {"progressive_mode": "dct_rewind", "progressive_delta": 0.05}
 WAYS = ("layer by layer", "unrolled", "scanned")
 
 
-def scan(blocks, carry, *shared):
-    """In place of `layers.run`, for blocks whose parameters have a leading layer axis."""
-    if blocks is None:
-        return carry
+def stack_as_one(make, length: int, rngs: nnx.Rngs) -> list[nnx.Module]:
+    """In place of `layers.stack`: one block, whose parameters have a leading layer axis; none for zero."""
+    return nnx.List([nnx.vmap(make)(rngs.split(length))] if length else [])
+
+
+def scan(blocks: nnx.Module, carry, *shared):
+    """In place of `layers.layer`, for such a block: runs it layer after layer."""
     graph, stacked = nnx.split(blocks)
     return jax.lax.scan(lambda carry, own: (nnx.merge(graph, own)(carry, *shared), None), carry, stacked)[0]
 
 
 def stacked(parameters: nnx.State) -> nnx.State:
-    """Parameters of layers as one array each."""
-
-    def joined(value):
-        return jnp.stack(value) if isinstance(value, tuple) else value
-
+    """Parameters as `stack_as_one` has them."""
+    joined = defaultdict(list)
+    for path, parameter in nnx.to_flat_state(parameters):
+        joined[tuple(0 if isinstance(part, int) else part for part in path)].append(parameter)
     return nnx.from_flat_state(
-        [(path, p.replace(joined(p.get_value()))) for path, p in nnx.to_flat_state(parameters)]
+        [
+            (path, own[0].replace(jnp.stack([p.get_value() for p in own])) if 0 in path else own[0])
+            for path, own in joined.items()
+        ]
     )
 
 
-def running(way: str, family: BaseFamily):
-    """A context in which the family's models run their layers that way."""
-    return patch(f"{family.transformer.__module__}.run", scan) if way == "scanned" else nullcontext()
+@contextmanager
+def running(way: str, family: BaseFamily) -> Iterator[None]:
+    """Meanwhile, the family's models are made and run that way."""
+    if way != "scanned":
+        yield
+        return
+    module = family.transformer.__module__
+    with patch(f"{module}.stack", stack_as_one), patch(f"{module}.layer", scan):
+        yield
 
 
 def compiled_step(way: str, velocity, parameters, latents, conditioning):
@@ -80,7 +93,6 @@ def steps(model: Model) -> dict[str, float]:
     family = replace(family, config=replace(family.config, **sizes))
     params = complete(family, SamplingParams(**model.request, **GROWN))
     family, plan = reading(family, params), plan_request(family, params)
-    velocity = guide(family.velocity_function(jnp.float32), family.combine, batched=True)
     conditioning = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), family.abstract_conditioning(1))
     if family.guided(params.guidance_scale):
         conditioning = Guided(conditioning, conditioning, jnp.ones(1))
@@ -92,6 +104,7 @@ def steps(model: Model) -> dict[str, float]:
         grid = "×".join(map(str, stage.latent))
         for way in WAYS:
             with running(way, family):
+                velocity = guide(family.velocity_function(jnp.float32), family.combine, batched=True)
                 program = compiled_step(way, velocity, weights[way], latents, conditioning)
             run = partial(program, weights[way], latents, sigma, sigma, conditioning)
             calls[f"{way}, {grid}"] = lambda run=run: run().block_until_ready()

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import UsageError
-from .table import Rule
+from .table import Rule, official_keys
 
 STEM = "diffusion_pytorch_model"
 # Some checkpoints hold weights of half the size as well, and a few nothing else.
@@ -223,16 +223,9 @@ def read_json(path: Path) -> dict:
 def write_component(
     folder: Path, class_name: str, config: dict, rules: Sequence[Rule], parameters: dict, dtype
 ) -> None:
-    """Writes parameters in the official layout: the reverse of loading.
-
-    `parameters` maps dotted paths to arrays, or to a tuple of them, one a layer.
-    """
-    by_path = {rule.path: rule for rule in rules}
-    tensors = {}
-    for path, value in parameters.items():
-        rule = by_path[path]
-        for key, array in rule.arrays(value).items():
-            tensors[key] = np.asarray(array).astype(dtype, order="C")
+    """Writes parameters, arrays by their dotted paths, in the official layout: the reverse of loading."""
+    keys = official_keys(parameters, rules)
+    tensors = {keys[path]: np.asarray(array).astype(dtype, order="C") for path, array in parameters.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"_class_name": class_name, **config}, indent=2) + "\n")

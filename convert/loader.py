@@ -13,7 +13,7 @@ from flax import nnx
 from .checkpoint import FLOATS, Checkpoint
 from .copying import copy, empty
 from .errors import UsageError
-from .table import Rule
+from .table import Rule, official_keys
 
 LISTED = 8
 # Arrays copied at the same time, since one alone waits for its file or for fresh memory.
@@ -21,8 +21,10 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def flat_parameters(parameters: nnx.State) -> dict[str, Any]:
-    """Parameters by dotted path, in the order of the tree's leaves: arrays, or tuples of one a layer."""
-    return {".".join(path): variable.get_value() for path, variable in nnx.to_flat_state(parameters)}
+    """Parameters by dotted path, in the order of the tree's leaves."""
+    return {
+        ".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(parameters)
+    }
 
 
 def assign(
@@ -30,39 +32,35 @@ def assign(
     shape_of: Callable[[str], tuple[int, ...]],
     parameters: dict[str, Any],
     rules: Sequence[Rule],
-) -> dict[str, Rule]:
-    """The rule of every parameter, after checking the match in full.
+) -> dict[str, str]:
+    """The official key of every parameter, after checking the match in full.
 
     Raises UsageError listing what is missing, left over or misshapen, unless every official key is
     used once and every parameter filled once.
     """
-    by_path = {rule.path: rule for rule in rules if rule.path in parameters}
-    unruled = sorted(set(parameters) - set(by_path))
-    if unruled:
-        raise TypeError(f"the conversion table has no rule for {', '.join(unruled)}")
-    missing, misshapen, used = [], [], set()
-    for path, rule in by_path.items():
-        for key, array in rule.arrays(parameters[path]).items():
-            used.add(key)
-            if key not in keys:
-                missing.append(key)
-            elif shape_of(key) != array.shape:
-                misshapen.append(f"{key} {list(shape_of(key))} instead of {list(array.shape)}")
+    table = official_keys(parameters, rules)
+    missing, misshapen = [], []
+    for path, key in table.items():
+        wanted = parameters[path].shape
+        if key not in keys:
+            missing.append(key)
+        elif shape_of(key) != wanted:
+            misshapen.append(f"{key} {list(shape_of(key))} instead of {list(wanted)}")
     faults = [
         f"{len(names)} {what}: {', '.join(sorted(names)[:LISTED])}" + (", …" if len(names) > LISTED else "")
         for what, names in (
             ("missing", missing),
-            ("left over", keys - used),
+            ("left over", keys - set(table.values())),
             ("misshapen", misshapen),
         )
         if names
     ]
     if faults:
         raise UsageError("; ".join(faults))
-    return by_path
+    return table
 
 
-def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str, Rule]:
+def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str, str]:
     """`assign` for the files of a checkpoint."""
     try:
         return assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
@@ -77,9 +75,8 @@ def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[R
     parameters = flat_parameters(abstract)
     table = match(checkpoint, parameters, rules)
     return all(
-        array.dtype in (jnp.float32, FLOATS.get(checkpoint.dtype(key)))
-        for path, rule in table.items()
-        for key, array in rule.arrays(parameters[path]).items()
+        parameters[path].dtype in (jnp.float32, FLOATS.get(checkpoint.dtype(key)))
+        for path, key in table.items()
     )
 
 
@@ -98,16 +95,12 @@ def load_parameters(
     table = match(checkpoint, parameters, rules)
     checkpoint.check_floats()
 
-    def fill(key: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+    def fill(path: str, target: jax.ShapeDtypeStruct) -> jax.Array:
         array = empty(target.shape, target.dtype)
-        copy(array, checkpoint.read(key))
+        copy(array, checkpoint.read(table[path]))
         return jax.block_until_ready(put(array, target.sharding))
 
-    wanted = [
-        (key, target)
-        for path, parameter in parameters.items()
-        for key, target in table[path].arrays(parameter).items()
-    ]
     with ThreadPoolExecutor(THREADS) as pool:
         # In the order of the tree's leaves.
-        return jax.tree.unflatten(jax.tree.structure(abstract), pool.map(fill, *zip(*wanted, strict=True)))
+        filled = pool.map(fill, parameters, parameters.values())
+        return jax.tree.unflatten(jax.tree.structure(abstract), filled)

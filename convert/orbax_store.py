@@ -1,10 +1,11 @@
-"""Converted weights kept as an Orbax checkpoint: `transformer/orbax` in a pipeline folder."""
+"""Converted weights kept as an Orbax checkpoint: `transformer/orbax` in a pipeline folder, arrays by the
+parameters' dotted paths.
+"""
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +33,13 @@ def check_transformer(folder: Path, abstract: nnx.State, rules) -> None:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(store.absolute()).item_metadata.tree
-        found = {path: array.shape for path, array in _paths(tree)}
+        # A folder of arrays, which has no shape, is how older conversions kept them.
+        found = {path: getattr(array, "shape", None) for path, array in tree.items()}
     except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
         raise _damaged(store, error) from error
-    wanted = {path: array.shape for path, array in _paths(nnx.to_pure_dict(abstract))}
+    wanted = {path: array.shape for path, array in flat_parameters(abstract).items()}
     if odd := sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path)):
         raise UsageError(f"{store} does not fit its config.json ({odd[0]}); convert it again")
-
-
-def _paths(tree) -> list[tuple[str, Any]]:
-    """The arrays of a tree by their places in it."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
 def _damaged(store: Path, error: Exception) -> UsageError:
@@ -61,10 +57,10 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
     import orbax.checkpoint as ocp  # here, since most checkpoints need none of it and it takes a while
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding or device),
-        nnx.to_pure_dict(abstract),
-    )
+    target = {
+        path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding or device)
+        for path, p in flat_parameters(abstract).items()
+    }
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(store.absolute(), target)
@@ -72,9 +68,7 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the host's or the device's
             raise
         raise _damaged(store, error) from error
-    state = jax.tree.map(lambda p: p, abstract)
-    nnx.replace_by_pure_dict(state, restored)
-    return state
+    return jax.tree.unflatten(jax.tree.structure(abstract), [restored[path] for path in target])
 
 
 def check_new(output: Path) -> None:
@@ -132,7 +126,7 @@ def convert_pipeline(family, output: Path) -> None:
             ],
         )
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((temporary / "transformer" / NAME).absolute(), nnx.to_pure_dict(parameters))
+            checkpointer.save((temporary / "transformer" / NAME).absolute(), flat_parameters(parameters))
         temporary.chmod(0o755)
         temporary.rename(output)
     except BaseException as error:

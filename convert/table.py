@@ -1,26 +1,38 @@
 """How a family's official keys correspond to its Flax parameters: a table of rules, read both ways."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+# A layer's number in a parameter's path.
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One official key pattern and the parameter it fills, with arrays of the same shape.
+    """One official key and the parameter it fills, with an array of the same shape.
 
-    `official` is the key in the checkpoint; a `{}` in it stands for the layer number, and the
-    parameter is then a tuple of arrays, one a layer. `path` is the parameter's dotted path in the Flax
-    module.
+    `official` is the key in the checkpoint, `path` the parameter's dotted path in the Flax module. A `{}` in
+    both stands for the number of a layer, the same in either.
     """
 
     official: str
     path: str
 
-    def arrays(self, parameter: Any) -> dict[str, Any]:
-        """The arrays of a parameter by the official keys that fill them."""
-        layers = parameter if isinstance(parameter, tuple) else (parameter,)
-        return {self.official.format(number): layer for number, layer in enumerate(layers)}
+
+def official_keys(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
+    """The official key of each parameter, by its path; TypeError if the rules leave one out."""
+    known = {rule.path: rule.official for rule in rules}
+    keys = {path: known.get(path) or _numbered(path, known) for path in paths}
+    if unruled := sorted(path for path, key in keys.items() if key is None):
+        raise TypeError(f"the conversion table has no rule for {', '.join(unruled)}")
+    return keys
+
+
+def _numbered(path: str, known: dict[str, str]) -> str | None:
+    """The official key of a layer's parameter."""
+    official = known.get(NUMBER.sub("{}", path))
+    return official and official.format(*NUMBER.findall(path))
 
 
 def linear(official: str, path: str) -> Iterator[Rule]:

@@ -17,14 +17,14 @@ def norm(official: str, path: str) -> Iterator[Rule]:
 RULES = (
     Rule("embeddings.token_embedding.weight", "embedding.embedding"),
     Rule("embeddings.position_embedding.weight", "positions.embedding"),
-    *norm(f"{LAYER}.layer_norm1", "blocks.norm_attention"),
-    *linear(f"{LAYER}.self_attn.q_proj", "blocks.attention.q"),
-    *linear(f"{LAYER}.self_attn.k_proj", "blocks.attention.k"),
-    *linear(f"{LAYER}.self_attn.v_proj", "blocks.attention.v"),
-    *linear(f"{LAYER}.self_attn.out_proj", "blocks.attention.out"),
-    *norm(f"{LAYER}.layer_norm2", "blocks.norm_mlp"),
-    *linear(f"{LAYER}.mlp.fc1", "blocks.linear_1"),
-    *linear(f"{LAYER}.mlp.fc2", "blocks.linear_2"),
+    *norm(f"{LAYER}.layer_norm1", "blocks.{}.norm_attention"),
+    *linear(f"{LAYER}.self_attn.q_proj", "blocks.{}.attention.q"),
+    *linear(f"{LAYER}.self_attn.k_proj", "blocks.{}.attention.k"),
+    *linear(f"{LAYER}.self_attn.v_proj", "blocks.{}.attention.v"),
+    *linear(f"{LAYER}.self_attn.out_proj", "blocks.{}.attention.out"),
+    *norm(f"{LAYER}.layer_norm2", "blocks.{}.norm_mlp"),
+    *linear(f"{LAYER}.mlp.fc1", "blocks.{}.linear_1"),
+    *linear(f"{LAYER}.mlp.fc2", "blocks.{}.linear_2"),
     *norm("final_layer_norm", "norm"),
 )
 # What lies before the keys in all but the newest files.

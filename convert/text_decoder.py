@@ -9,17 +9,17 @@ from .text_names import rename
 LAYER = "layers.{}"
 RULES = (
     Rule("embed_tokens.weight", "embedding.embedding"),
-    *scale(f"{LAYER}.input_layernorm", "blocks.norm_attention"),
-    *linear(f"{LAYER}.self_attn.q_proj", "blocks.attention.q"),
-    *linear(f"{LAYER}.self_attn.k_proj", "blocks.attention.k"),
-    *linear(f"{LAYER}.self_attn.v_proj", "blocks.attention.v"),
-    *linear(f"{LAYER}.self_attn.o_proj", "blocks.attention.out"),
-    *scale(f"{LAYER}.self_attn.q_norm", "blocks.norm_q"),
-    *scale(f"{LAYER}.self_attn.k_norm", "blocks.norm_k"),
-    *scale(f"{LAYER}.post_attention_layernorm", "blocks.norm_mlp"),
-    *matrix(f"{LAYER}.mlp.gate_proj", "blocks.mlp.gate"),
-    *matrix(f"{LAYER}.mlp.up_proj", "blocks.mlp.up"),
-    *matrix(f"{LAYER}.mlp.down_proj", "blocks.mlp.down"),
+    *scale(f"{LAYER}.input_layernorm", "blocks.{}.norm_attention"),
+    *linear(f"{LAYER}.self_attn.q_proj", "blocks.{}.attention.q"),
+    *linear(f"{LAYER}.self_attn.k_proj", "blocks.{}.attention.k"),
+    *linear(f"{LAYER}.self_attn.v_proj", "blocks.{}.attention.v"),
+    *linear(f"{LAYER}.self_attn.o_proj", "blocks.{}.attention.out"),
+    *scale(f"{LAYER}.self_attn.q_norm", "blocks.{}.norm_q"),
+    *scale(f"{LAYER}.self_attn.k_norm", "blocks.{}.norm_k"),
+    *scale(f"{LAYER}.post_attention_layernorm", "blocks.{}.norm_mlp"),
+    *matrix(f"{LAYER}.mlp.gate_proj", "blocks.{}.mlp.gate"),
+    *matrix(f"{LAYER}.mlp.up_proj", "blocks.{}.mlp.up"),
+    *matrix(f"{LAYER}.mlp.down_proj", "blocks.{}.mlp.down"),
     *scale("norm", "norm"),
 )
 # What lies before the keys: nothing, `model.`, or both in either order, since the names have changed.

@@ -55,6 +55,5 @@ def rules(levels: int, num_res_blocks: int) -> tuple[Rule, ...]:
         official, path = f"decoder.up_blocks.{level}", f"decoder.levels.{level}"
         for number in range(num_res_blocks + 1):
             table += resnet(f"{official}.resnets.{number}", f"{path}.resnets.{number}")
-        # A level's change of resolution belongs to the next one's computation.
-        table += resample(f"{official}.upsamplers.0", f"decoder.ups.{level + 1}")
+        table += resample(f"{official}.upsamplers.0", f"decoder.ups.{level}")
     return tuple(table)

@@ -8,7 +8,7 @@ from .table import Rule, linear, matrix, scale
 def blocks(official: str, path: str) -> Iterator[Rule]:
     """The rules of a stack of blocks, without their modulation."""
     for theirs, ours in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
-        yield from matrix(f"{official}.{{}}.attention.{theirs}", f"{path}.{ours}")
+        yield from matrix(f"{official}.attention.{theirs}", f"{path}.{ours}")
     for theirs, ours in (
         ("attention.norm_q", "norm_q"),
         ("attention.norm_k", "norm_k"),
@@ -17,9 +17,9 @@ def blocks(official: str, path: str) -> Iterator[Rule]:
         ("ffn_norm1", "norm_mlp_in"),
         ("ffn_norm2", "norm_mlp_out"),
     ):
-        yield from scale(f"{official}.{{}}.{theirs}", f"{path}.{ours}")
+        yield from scale(f"{official}.{theirs}", f"{path}.{ours}")
     for theirs, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
-        yield from matrix(f"{official}.{{}}.feed_forward.{theirs}", f"{path}.mlp.{ours}")
+        yield from matrix(f"{official}.feed_forward.{theirs}", f"{path}.mlp.{ours}")
 
 
 RULES = (
@@ -31,13 +31,13 @@ RULES = (
     *linear("t_embedder.mlp.0", "time_in.linear_1"),
     *linear("t_embedder.mlp.2", "time_in.linear_2"),
     # Image tokens alone
-    *blocks("noise_refiner", "image_blocks"),
-    *linear("noise_refiner.{}.adaLN_modulation.0", "image_blocks.modulation"),
+    *blocks("noise_refiner.{}", "image_blocks.{}"),
+    *linear("noise_refiner.{}.adaLN_modulation.0", "image_blocks.{}.modulation"),
     # Text tokens alone, whatever the noise level
-    *blocks("context_refiner", "text_blocks"),
+    *blocks("context_refiner.{}", "text_blocks.{}"),
     # Both together
-    *blocks("layers", "blocks"),
-    *linear("layers.{}.adaLN_modulation.0", "blocks.modulation"),
+    *blocks("layers.{}", "blocks.{}"),
+    *linear("layers.{}.adaLN_modulation.0", "blocks.{}.modulation"),
     *linear("all_final_layer.2-1.adaLN_modulation.1", "modulation_out"),
     *linear("all_final_layer.2-1.linear", "out"),
 )

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -347,6 +348,19 @@ def test_a_converted_transformer_that_does_not_fit(flux1_folder, tmp_path, monke
     monkeypatch.setattr(orbax_store, "load_transformer", None)
     change_json(folder / "transformer" / "config.json", num_layers=3)
     with pytest.raises(UsageError, match=r"orbax does not fit its config.json .*convert it again"):
+        DiffGenerator.from_pretrained(folder)
+
+
+def test_an_older_conversion(flux1_folder, tmp_path, monkeypatch):
+    """Its arrays lie in folders, those of all layers together."""
+    folder = tmp_path / "converted"
+    convert_pipeline(open_family(flux1_folder), folder)
+    store = folder / "transformer" / orbax_store.NAME
+    shutil.rmtree(store)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(store, {"blocks": {"weight": (np.zeros(3), np.zeros(3))}, "out": np.zeros(3)})
+    monkeypatch.setattr(orbax_store, "load_transformer", None)
+    with pytest.raises(UsageError, match=r"does not fit its config.json .*convert it again"):
         DiffGenerator.from_pretrained(folder)
 
 

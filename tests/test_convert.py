@@ -101,14 +101,14 @@ def test_loading_gives_the_official_values(stored, parameters, dtype, shard_size
     for layer in range(2):
         block = f"transformer_blocks.{layer}"
         assert torch.equal(
-            ours["double_blocks.text.qkv.norm_k.scale"][layer], theirs[f"{block}.attn.norm_added_k.weight"]
+            ours[f"double_blocks.{layer}.text.qkv.norm_k.scale"], theirs[f"{block}.attn.norm_added_k.weight"]
         )
         assert torch.equal(
-            ours["double_blocks.image.mlp.linear_1.weight"][layer], theirs[f"{block}.ff.net.0.proj.weight"]
+            ours[f"double_blocks.{layer}.image.mlp.linear_1.weight"], theirs[f"{block}.ff.net.0.proj.weight"]
         )
     last = "single_transformer_blocks.2"
-    assert torch.equal(ours["single_blocks.modulation.linear.bias"][2], theirs[f"{last}.norm.linear.bias"])
-    assert torch.equal(ours["single_blocks.out.weight"][2], theirs[f"{last}.proj_out.weight"])
+    assert torch.equal(ours["single_blocks.2.modulation.linear.bias"], theirs[f"{last}.norm.linear.bias"])
+    assert torch.equal(ours["single_blocks.2.out.weight"], theirs[f"{last}.proj_out.weight"])
 
     # As a whole: the parameters hold as many values as the checkpoint, and the same ones.
     all_ours = torch.cat([p.flatten() for p in jax.tree.leaves(ours)]).sort().values

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from jaxspd.convert.loader import flat_parameters
+from jaxspd.convert.table import official_keys
 from jaxspd.families import open_family
 from tests import tiny
 from tests.compare import relative
@@ -182,10 +183,7 @@ def of_rules(checkpoint: str) -> dict[str, tuple[int, ...]]:
         nnx.state(nnx.eval_shape(lambda: architecture.ours(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
     )
     return {
-        key: array.shape
-        for rule in architecture.rules
-        if rule.path in parameters
-        for key, array in rule.arrays(parameters[rule.path]).items()
+        key: parameters[path].shape for path, key in official_keys(parameters, architecture.rules).items()
     }
 
 

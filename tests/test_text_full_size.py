@@ -167,8 +167,7 @@ def assert_fits(shapes, opened, rules) -> dict[str, str]:
     stored = names_of(set(shapes))
     table = assign(set(stored), lambda name: shapes[stored[name]], abstract, rules)
     assert set(table) == set(abstract)
-    used = Counter(key for path, rule in table.items() for key in rule.arrays(abstract[path]))
-    assert used == Counter(stored.keys())
+    assert Counter(table.values()) == Counter(stored.keys())
     total = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(abstract))
     assert total == sum(int(np.prod(shapes[key])) for key in stored.values())
     return stored

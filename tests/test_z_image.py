@@ -9,6 +9,7 @@ from diffusers import ZImageTransformer2DModel
 
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import flat_parameters, load_parameters
+from jaxspd.convert.table import official_keys
 from jaxspd.convert.z_image import RULES
 from jaxspd.families import open_family
 from jaxspd.models.z_image import ZImageConfig, ZImageTransformer, padded
@@ -167,7 +168,5 @@ def test_bfloat16_is_as_close_to_float32_as_diffusers_is(tmp_path):
 def test_every_official_tensor_comes_back_bit_for_bit(z_image_folder):
     family, official = open_family(z_image_folder), Checkpoint(z_image_folder / "transformer")
     loaded = flat_parameters(load_parameters(official, family.abstract_parameters(jnp.float32), RULES))
-    table = {rule.path: rule for rule in RULES}
-    for path, parameter in loaded.items():
-        for key, array in table[path].arrays(parameter).items():
-            np.testing.assert_array_equal(np.asarray(array), official.read(key))
+    for path, key in official_keys(loaded, RULES).items():
+        np.testing.assert_array_equal(np.asarray(loaded[path]), official.read(key))

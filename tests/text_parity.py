@@ -14,11 +14,11 @@ from jaxspd.convert import text_clip, text_decoder, text_t5
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
 from jaxspd.convert.text_names import Renamed
-from jaxspd.models.layers import LAYER
 from jaxspd.models.text.clip import ClipTextConfig, ClipTextModel
 from jaxspd.models.text.decoder import Decoder, resolve
 from jaxspd.models.text.decoder_config import DecoderConfig
 from jaxspd.models.text.t5 import T5Config, T5Encoder
+from jaxspd.runtime.layerwise import LAYER
 from tests.compare import relative
 from tests.tiny.common import randomise
 

@@ -21,7 +21,7 @@ from jaxspd.convert.checkpoint import read_json, write_component
 from jaxspd.convert.loader import flat_parameters
 from jaxspd.convert.table import linear
 from jaxspd.families.base import BaseFamily, check_parts, read_spectrum, read_transformer_config
-from jaxspd.models.layers import Linear, run, sinusoidal_embedding, stack
+from jaxspd.models.layers import Linear, layer, sinusoidal_embedding, stack
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
@@ -64,7 +64,9 @@ class ToyTransformer(nnx.Module):
 
     def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
         x = self.image_in(rearrange(latents, "b c h w -> b (h w) c"))
-        x = run(self.blocks, x, self.text_in(text) + sinusoidal_embedding(time, self.dim))
+        vector = self.text_in(text) + sinusoidal_embedding(time, self.dim)
+        for block in self.blocks:
+            x = layer(block, x, vector)
         return rearrange(self.out(x), "b (h w) c -> b c h w", h=latents.shape[2])
 
 
@@ -73,7 +75,7 @@ class ToyTransformer(nnx.Module):
 RULES = (
     *linear("img_in", "image_in"),
     *linear("txt_in", "text_in"),
-    *linear("layers.{}.proj", "blocks.layer"),
+    *linear("layers.{}.proj", "blocks.{}.layer"),
     *linear("proj_out", "out"),
 )
 

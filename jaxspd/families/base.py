@@ -18,6 +18,7 @@ from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError, first_line
 from jaxspd.families.checks import Autoencoder, TextPart, check_tokenizer
 from jaxspd.families.configs import read_fields, wrong
+from jaxspd.models.layers import abstract
 from jaxspd.runtime.layerwise import HOST
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.spectral.expansion import EXPANSION, Expansion
@@ -101,7 +102,7 @@ class BaseFamily:
     def abstract_transformer(self, dtype) -> nnx.Module:
         """The transformer with shapes and dtypes in place of arrays; UsageError if there is none such."""
         try:
-            return nnx.eval_shape(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+            return abstract(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
         except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
             line = first_line(error)
             raise UsageError(f"no transformer can be made of transformer/config.json ({line})") from error
@@ -114,11 +115,10 @@ class BaseFamily:
         if not self.streamed:
             return state
         host = SingleDeviceSharding(jax.devices()[0], memory_kind=HOST)
-        for _, parameter in nnx.to_flat_state(state):
-            if isinstance(layers := parameter.get_value(), tuple):
-                parameter.set_value(
-                    tuple(jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=host) for one in layers)
-                )
+        for path, parameter in nnx.to_flat_state(state):
+            if any(isinstance(part, int) for part in path):  # of a layer, which has a number
+                one = parameter.get_value()
+                parameter.set_value(jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=host))
         return state
 
 

@@ -14,13 +14,14 @@ from flax import nnx
 from jaxspd.models.layers import (
     Linear,
     Mlp,
-    apply_rope,
+    Turns,
     attention,
     gelu_tanh,
+    layer,
     layer_norm,
     modulate,
-    rope_table,
-    run,
+    rope_turns,
+    rotate,
     sinusoidal_embedding,
     stack,
 )
@@ -62,11 +63,11 @@ class SingleBlock(nnx.Module):
         self.mlp = Linear(dim, MLP_RATIO * dim, dtype=dtype, rngs=rngs)
         self.out = Linear((1 + MLP_RATIO) * dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, vector: jax.Array, angles: np.ndarray) -> jax.Array:
+    def __call__(self, x: jax.Array, vector: jax.Array, turns: Turns) -> jax.Array:
         shift, scale, gate = self.modulation(vector)
         hidden = modulate(self.norm(x), shift, scale)
         query, key, value = self.qkv(hidden)
-        attended = attention(apply_rope(query, angles), apply_rope(key, angles), value)
+        attended = attention(rotate(query, turns), rotate(key, turns), value)
         branches = jnp.concatenate([attended, gelu_tanh(self.mlp(hidden))], axis=-1)
         return x + gate[:, None] * self.out(branches)
 
@@ -115,7 +116,7 @@ class Flux1Transformer(nnx.Module):
         `[B, T, joint_attention_dim]`; `pooled` `[B, pooled_projection_dim]`; `sigma` and `guidance`
         `[B]`, guidance only where the checkpoint embeds it. Returns `[B, h*w, out_channels]`.
         """
-        angles = rope_table(position_ids(grid, text.shape[1]), self.config.axes_dims_rope, ROPE_THETA)
+        turns = rope_turns(position_ids(grid, text.shape[1]), self.config.axes_dims_rope, ROPE_THETA)
 
         def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
             # The official model feeds thousandths: σ and guidance both times 1000.
@@ -127,9 +128,11 @@ class Flux1Transformer(nnx.Module):
 
         image = self.image_in(image.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
-        image, text = run(self.double_blocks, (image, text), vector, angles)
+        for block in self.double_blocks:
+            image, text = layer(block, (image, text), vector, turns)
         joined = jnp.concatenate([image, text], axis=1)
-        joined = run(self.single_blocks, joined, vector, angles)
+        for block in self.single_blocks:
+            joined = layer(block, joined, vector, turns)
         image = joined[:, : image.shape[1]]
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))

@@ -16,13 +16,14 @@ from flax import nnx
 from jaxspd.models.layers import (
     Linear,
     Mlp,
-    apply_rope,
+    Turns,
     attention,
+    layer,
     layer_norm,
     modulate,
     rms_norm,
-    rope_table,
-    run,
+    rope_turns,
+    rotate,
     sinusoidal_embedding,
     stack,
 )
@@ -89,11 +90,11 @@ class SingleBlock(nnx.Module):
         self.norm_k = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
         self.out = Linear(dim + mlp_dim, dim, dtype=dtype, rngs=rngs, use_bias=False)
 
-    def __call__(self, x: jax.Array, vectors: list[jax.Array], angles: np.ndarray) -> jax.Array:
+    def __call__(self, x: jax.Array, vectors: list[jax.Array], turns: Turns) -> jax.Array:
         shift, scale, gate_out = vectors
         qkv, mlp = jnp.split(self.qkv_mlp(modulate(self.norm(x), shift, scale)), self.splits, axis=-1)
         query, key, value = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.heads)
-        query, key = apply_rope(self.norm_q(query), angles), apply_rope(self.norm_k(key), angles)
+        query, key = rotate(self.norm_q(query), turns), rotate(self.norm_k(key), turns)
         branches = jnp.concatenate([attention(query, key, value), gate(mlp)], axis=-1)
         return x + gate_out[:, None] * self.out(branches)
 
@@ -154,7 +155,7 @@ class Flux2Transformer(nnx.Module):
         embeds it. Returns `[B, h*w, out_channels]`.
         """
         config = self.config
-        angles = rope_table(position_ids(grid, text.shape[1]), config.axes_dims_rope, config.rope_theta)
+        turns = rope_turns(position_ids(grid, text.shape[1]), config.axes_dims_rope, config.rope_theta)
 
         def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
             # The official model feeds thousandths: σ and guidance both times 1000.
@@ -168,9 +169,12 @@ class Flux2Transformer(nnx.Module):
 
         image = self.image_in(image.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
-        image, text = run(self.double_blocks, (image, text), *modulations, angles)
+        for block in self.double_blocks:
+            image, text = layer(block, (image, text), *modulations, turns)
         joined = jnp.concatenate([image, text], axis=1)
-        joined = run(self.single_blocks, joined, self.single_modulation(vector), angles)
+        modulation = self.single_modulation(vector)
+        for block in self.single_blocks:
+            joined = layer(block, joined, modulation, turns)
         image = joined[:, : image.shape[1]]
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))

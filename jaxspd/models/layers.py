@@ -1,7 +1,9 @@
 """Layers that diffusion transformers share: attention, rotary positions, time embedding, rows of blocks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,6 @@ from flax import nnx
 # Scores of queries against keys that XLA's attention may hold at once, in bytes: of all heads, and of
 # one head on a CPU, about what stays in its caches.
 SCORES, CPU_SCORES = 2**30, 2**24
-# What `run` calls the function that a layer is, by which `runtime.layerwise` knows it.
-LAYER = "transformer_layer"
 
 
 def attention(
@@ -77,29 +77,35 @@ def attention_by_head(
     return rearrange(out, "(b h) n d -> b n h d", h=heads)
 
 
-def rope_table(positions: np.ndarray, axes_dims: tuple[int, ...], theta: float) -> np.ndarray:
-    """Angles of a rotary embedding over several position axes (RoFormer, arXiv 2104.09864).
+class Turns(NamedTuple):
+    """Cosines and sines `[B or 1, N, 1, head_dim / 2]` by which queries and keys turn, float32."""
 
-    `positions` is `[N, axes]`; the result is `[N, sum(axes_dims) / 2]`, in radians. Positions are
-    static, so the table is made on the host in float64 and becomes a constant of the program.
+    cos: np.ndarray | jax.Array
+    sin: np.ndarray | jax.Array
+
+
+def rope_turns(positions: np.ndarray, axes_dims: tuple[int, ...], theta: float) -> Turns:
+    """A rotary embedding over several position axes (RoFormer, arXiv 2104.09864), for a head of
+    `sum(axes_dims)` channels.
+
+    `positions` is `[N, axes]`. They are static, so angles are made on the host in float64, once for all
+    layers.
     """
     angles = [
         np.outer(positions[:, axis].astype(np.float64), theta ** (-np.arange(0, dim, 2) / dim))
         for axis, dim in enumerate(axes_dims)
     ]
-    return np.concatenate(angles, axis=-1)
+    return turns_by(np.concatenate(angles, axis=-1))
 
 
-def apply_rope(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Rotates `x` `[B, N, heads, head_dim]` by `angles` `[N, head_dim / 2]`."""
-    cos, sin = (jnp.asarray(f(angles), jnp.float32)[None, :, None, :] for f in (np.cos, np.sin))
-    return rotate(x, cos, sin)
+def turns_by(angles: np.ndarray) -> Turns:
+    """Turns of every sample and head alike by `angles` `[N, head_dim / 2]`, in radians."""
+    return Turns(*(f(angles).astype(np.float32)[None, :, None] for f in (np.cos, np.sin)))
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` in float32, by angles whose
-    cosines and sines broadcast to `[B, N, heads, head_dim / 2]`.
-    """
+def rotate(x: jax.Array, turns: Turns) -> jax.Array:
+    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` in float32."""
+    cos, sin = turns
     even, odd = jnp.moveaxis(rearrange(x, "b n h (d two) -> b n h d two", two=2), -1, 0)
     even, odd = even.astype(jnp.float32), odd.astype(jnp.float32)
     rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
@@ -167,44 +173,46 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-def stack(make, length: int, rngs: nnx.Rngs):
-    """`length` equal modules as one, each parameter a tuple of `length` arrays; None for zero."""
+def stack(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.List:
+    """`length` modules as `make(rngs)` gives them, equal but for their parameters."""
     if length == 0:
-        return None
-    blocks = nnx.vmap(make)(rngs.split(length))
-    for _, parameter in nnx.to_flat_state(nnx.state(blocks)):
-        parameter.set_value(tuple(jnp.unstack(parameter.get_value())))
-    return blocks
+        return nnx.List()
+    # All at once, and then told apart: tracing one after the other takes seconds with deep models.
+    graph, state = nnx.split(nnx.vmap(make)(rngs.split(length)))
+    parameters = [(path, p, jnp.unstack(p.get_value())) for path, p in nnx.to_flat_state(state)]
+    return nnx.List(
+        nnx.merge(graph, nnx.from_flat_state([(path, p.replace(own[n])) for path, p, own in parameters]))
+        for n in range(length)
+    )
 
 
-def run(blocks, carry, *shared):
-    """What the last of stacked `blocks` gives, run one after another as by `each`; None runs nothing."""
-    if blocks is None:
-        return carry
-    *_, last = each(blocks, carry, *shared)
-    return last
-
-
-def each(blocks, carry, *shared) -> Iterator:
-    """Runs stacked `blocks` one after another: gives each `carry = block(carry, *shared)`.
-
-    NumPy arrays among `shared` become constants. All blocks are calls of one function, which JAX traces once
-    and `runtime.layerwise` compiles once, however many there are.
+def abstract(make: Callable[[], nnx.Module]) -> nnx.Module:
+    """What `make()` gives, with shapes and dtypes in place of arrays: as `nnx.eval_shape`, which takes three
+    times as long with deep models.
     """
-    graph, state = nnx.split(blocks)
-    parameters = nnx.to_flat_state(state)
-    leaves, tree = jax.tree.flatten(shared)
-    traced = {n: leaf for n, leaf in enumerate(leaves) if not isinstance(leaf, np.ndarray)}
+    kept = []
 
-    def layer(own, carry, traced):
-        shared = tree.unflatten(traced.get(n, leaf) for n, leaf in enumerate(leaves))
-        block = nnx.from_flat_state(
-            [(path, p.replace(value)) for (path, p), value in zip(parameters, own, strict=True)]
-        )
-        return nnx.merge(graph, block)(carry, *shared)
+    def arrays() -> list[jax.Array]:
+        graph, state = nnx.split(make())
+        kept.append((graph, nnx.to_flat_state(state)))
+        return [parameter.get_value() for _, parameter in kept[0][1]]
 
-    layer.__name__ = LAYER
-    call = jax.jit(layer)
-    for own in zip(*(parameter.get_value() for _, parameter in parameters), strict=True):
-        carry = call(own, carry, traced)
-        yield carry
+    shapes = jax.eval_shape(arrays)
+    [(graph, parameters)] = kept
+    filled = [(path, p.replace(shape)) for (path, p), shape in zip(parameters, shapes, strict=True)]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def layer(block: nnx.Module, *arguments):
+    """What `block(*arguments)` gives, computed by a function that JAX traces once for all blocks alike, so
+    that `runtime.layerwise` compiles it once, however many there are.
+
+    Arguments are arrays, trees of them, or None. They must say all that differs from call to call.
+    """
+    return transformer_layer(*nnx.split(block), *arguments)
+
+
+# `runtime.layerwise` knows the calls of this function by its name.
+@partial(jax.jit, static_argnums=0)
+def transformer_layer(graph: nnx.GraphDef, parameters: nnx.State, *arguments):
+    return nnx.merge(graph, parameters)(*arguments)

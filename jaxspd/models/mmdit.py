@@ -7,11 +7,20 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from jaxspd.models.layers import Linear, Mlp, apply_rope, attention, gelu_tanh, layer_norm, modulate, rms_norm
+from jaxspd.models.layers import (
+    Linear,
+    Mlp,
+    Turns,
+    attention,
+    gelu_tanh,
+    layer_norm,
+    modulate,
+    rms_norm,
+    rotate,
+)
 
 MLP_RATIO = 4
 
@@ -93,11 +102,11 @@ class JointBlock(nnx.Module):
         carry: tuple[jax.Array, jax.Array],
         image_vectors: Sequence[jax.Array],
         text_vectors: Sequence[jax.Array],
-        angles: np.ndarray,
+        turns: Turns,
         lengths: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """`carry` is (image `[B, N, D]`, text `[B, T, D]`); of either stream the vectors `[B, D]` are shift,
-        scale and gate of the attention, then of the MLP; `angles` are those of all `N + T` positions;
+        scale and gate of the attention, then of the MLP; `turns` are those of all `N + T` positions;
         `lengths` `[B]` counts the tokens of both that are no padding.
         """
         image, text = carry
@@ -109,7 +118,7 @@ class JointBlock(nnx.Module):
                 strict=True,
             )
         )
-        attended = attention(apply_rope(query, angles), apply_rope(key, angles), value, lengths)
+        attended = attention(rotate(query, turns), rotate(key, turns), value, lengths)
         attended_image, attended_text = jnp.split(attended, [image.shape[1]], axis=1)
         image = self.image.finish(image, attended_image, *image_vectors[2:])
         text = self.text.finish(text, attended_text, *text_vectors[2:])
@@ -129,8 +138,8 @@ class DoubleBlock(JointBlock):
         self.image_modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
         self.text_modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
 
-    def __call__(self, carry, vector: jax.Array, angles: np.ndarray, lengths: jax.Array | None = None):
+    def __call__(self, carry, vector: jax.Array, turns: Turns, lengths: jax.Array | None = None):
         """As `JointBlock`, of the conditioning vector `[B, D]`."""
         return super().__call__(
-            carry, self.image_modulation(vector), self.text_modulation(vector), angles, lengths
+            carry, self.image_modulation(vector), self.text_modulation(vector), turns, lengths
         )

@@ -14,11 +14,11 @@ from flax import nnx
 from jaxspd.models.layers import (
     Linear,
     Mlp,
+    layer,
     layer_norm,
     modulate,
     rms_norm,
-    rope_table,
-    run,
+    rope_turns,
     sinusoidal_embedding,
     stack,
 )
@@ -81,13 +81,14 @@ class QwenImageTransformer(nnx.Module):
         Returns `[B, h*w, patch_size² * out_channels]`.
         """
         positions = position_ids(grid, text.shape[1])
-        angles = rope_table(positions, self.config.axes_dims_rope, ROPE_THETA)
+        turns = rope_turns(positions, self.config.axes_dims_rope, ROPE_THETA)
         # The official model feeds thousandths.
         vector = self.time_in(sinusoidal_embedding(1000 * sigma, TIME_CHANNELS).astype(self.dtype))
         text = self.text_in(self.text_norm(text.astype(self.dtype)))
         image = self.image_in(image.astype(self.dtype))
         lengths = image.shape[1] + text_lengths
-        image, _ = run(self.blocks, (image, text), vector, angles, lengths)
+        for block in self.blocks:
+            image, text = layer(block, (image, text), vector, turns, lengths)
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))
 

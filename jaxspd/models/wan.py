@@ -16,14 +16,15 @@ from flax import nnx
 from jaxspd.models.layers import (
     Linear,
     Mlp,
-    apply_rope,
+    Turns,
     attention,
     gelu_tanh,
+    layer,
     layer_norm,
     modulate,
     rms_norm,
-    rope_table,
-    run,
+    rope_turns,
+    rotate,
     sinusoidal_embedding,
     stack,
 )
@@ -68,14 +69,14 @@ class Attention(nnx.Module):
         self.norm_k = rms_norm(config.dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
         self.heads = config.num_attention_heads
 
-    def __call__(self, x: jax.Array, context: jax.Array, angles: np.ndarray | None = None) -> jax.Array:
-        """`x` `[B, N, D]` attends to `context` `[B, M, D]`; both are turned by `angles` if given."""
+    def __call__(self, x: jax.Array, context: jax.Array, turns: Turns | None = None) -> jax.Array:
+        """`x` `[B, N, D]` attends to `context` `[B, M, D]`; both are turned by `turns` if given."""
         query, key, value = (
             rearrange(part, "b n (h d) -> b n h d", h=self.heads)
             for part in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
         )
-        if angles is not None:
-            query, key = apply_rope(query, angles), apply_rope(key, angles)
+        if turns is not None:
+            query, key = rotate(query, turns), rotate(key, turns)
         return self.out(attention(query, key, value))
 
 
@@ -97,10 +98,10 @@ class Block(nnx.Module):
         self.cross_attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, config.ffn_dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, text: jax.Array, time: jax.Array, angles: np.ndarray) -> jax.Array:
+    def __call__(self, x: jax.Array, text: jax.Array, time: jax.Array, turns: Turns) -> jax.Array:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(time)
         hidden = modulate(self.norm(x), shift, scale).astype(self.dtype)
-        attended = self.self_attention(hidden, hidden, angles)
+        attended = self.self_attention(hidden, hidden, turns)
         x = (x + gate[:, None] * attended).astype(self.dtype)
         hidden = x if self.cross_norm is None else self.cross_norm(x).astype(self.dtype)
         x = x + self.cross_attention(hidden, text)
@@ -147,7 +148,7 @@ class WanTransformer(nnx.Module):
         pt, ph, pw = self.config.patch_size
         frames, height, width = (n // p for n, p in zip(latents.shape[2:], (pt, ph, pw), strict=True))
         positions = np.moveaxis(np.mgrid[:frames, :height, :width], 0, -1).reshape(-1, 3)
-        angles = rope_table(positions, self.config.rope_axes, ROPE_THETA)
+        turns = rope_turns(positions, self.config.rope_axes, ROPE_THETA)
 
         # The time's vector leaves its float32 embedding in the model's dtype, as officially.
         vector = self.time_in(sinusoidal_embedding(time, self.config.freq_dim)).astype(self.dtype)
@@ -156,7 +157,8 @@ class WanTransformer(nnx.Module):
         patches = rearrange(latents, "b c (t p) (h q) (w r) -> b (t h w) c p q r", p=pt, q=ph, r=pw)
         x = self.patch_in(patches.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
-        x = run(self.blocks, x, text, modulation, angles)
+        for block in self.blocks:
+            x = layer(block, x, text, modulation, turns)
 
         shift, scale = self.modulation_out(vector[:, None])
         x = self.out(modulate(self.norm_out(x), shift, scale).astype(self.dtype))

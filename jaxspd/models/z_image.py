@@ -6,7 +6,6 @@ fills which.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +16,13 @@ from flax import nnx
 from jaxspd.models.layers import (
     Linear,
     Mlp,
+    Turns,
     attention,
+    layer,
     layer_norm,
     rms_norm,
-    rope_table,
+    rope_turns,
     rotate,
-    run,
     sinusoidal_embedding,
     stack,
 )
@@ -60,13 +60,6 @@ class ZImageConfig:
     @property
     def vector_dim(self) -> int:
         return min(self.dim, VECTOR_CHANNELS)
-
-
-class Turns(NamedTuple):
-    """Cosines and sines `[B or 1, N, 1, head_dim / 2]` by which queries and keys turn, float32."""
-
-    cos: jax.Array
-    sin: jax.Array
 
 
 class GatedMlp(nnx.Module):
@@ -120,7 +113,7 @@ class Block(nnx.Module):
         )
         if self.norm_q is not None:
             query, key = self.norm_q(query), self.norm_k(key)
-        return self.out(attention(rotate(query, *turns), rotate(key, *turns), value, lengths))
+        return self.out(attention(rotate(query, turns), rotate(key, turns), value, lengths))
 
 
 class ZImageTransformer(nnx.Module):
@@ -173,17 +166,20 @@ class ZImageTransformer(nnx.Module):
         tokens = image.shape[1]
         padding = jnp.broadcast_to(self.image_padding[...], (batch, padded(tokens) - tokens, self.config.dim))
         image = jnp.concatenate([image, padding], axis=1)
-        image = run(self.image_blocks, image, vector, image_turns, None)
+        for block in self.image_blocks:
+            image = layer(block, image, vector, image_turns, None)
 
         text = self.text_in(self.text_norm(text.astype(self.dtype)))
         given = jnp.arange(text.shape[1]) < text_lengths[:, None]
         text = jnp.where(given[:, :, None], text, self.text_padding[...])
-        text = run(self.text_blocks, text, vector, text_turns, filled)
+        for block in self.text_blocks:
+            text = layer(block, text, vector, text_turns, filled)
 
         # Text comes last, since its end is what is masked.
         turns = Turns(*(jnp.concatenate(pair, axis=1) for pair in zip(image_turns, text_turns, strict=True)))
-        joined = jnp.concatenate([image, text], axis=1)
-        joined = run(self.blocks, joined, vector, turns, image.shape[1] + filled)
+        joined, lengths = jnp.concatenate([image, text], axis=1), image.shape[1] + filled
+        for block in self.blocks:
+            joined = layer(block, joined, vector, turns, lengths)
 
         scale = 1 + self.modulation_out(jax.nn.silu(vector))
         out = self.out(self.norm_out(joined[:, :tokens]) * scale[:, None])
@@ -196,8 +192,7 @@ class ZImageTransformer(nnx.Module):
         axes, theta = self.config.axes_dims, self.config.rope_theta
 
         def table(positions: np.ndarray) -> Turns:
-            angles = rope_table(positions, axes, theta)[:, None]
-            return Turns(*(jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin)))
+            return Turns(*(jnp.asarray(part[0]) for part in rope_turns(positions, axes, theta)))
 
         # The axis that text runs along is looked up, so that its angles too are made in float64.
         line = np.arange(text_tokens + 2)[:, None] * np.array([1, 0, 0])

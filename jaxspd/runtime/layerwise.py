@@ -1,7 +1,7 @@
 """A function compiled layer by layer: one program serves all layers alike."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -14,18 +14,31 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 HOST = "pinned_host"
 # The name of the jitted functions that are layers, by which they are known.
 LAYER = "transformer_layer"
+# Threads that bring arguments to the device while it is at work: the weights of a layer are many arrays, and
+# one alone waits for its file.
+_FETCHING = ThreadPoolExecutor(8, "fetch")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a function before it is compiled; layers alike share `closed`."""
+
+    closed: ClosedJaxpr
+    name: str
+    inputs: list[Var | Literal]
+    outputs: list[Var]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A compiled part of a function: what it reads and gives, what of the first comes from the host's memory
-    for it alone, and what may be dropped after it.
+    """A compiled part of a function: what it reads and gives, the arguments among what it reads, and what may
+    be dropped after it.
     """
 
     program: jax.stages.Compiled
     inputs: list[Var | Literal]
     outputs: list[Var]
-    streamed: list[Var]
+    arguments: list[Var]
     done: list[Var]
 
 
@@ -36,68 +49,76 @@ class Layerwise:
     lies between them are others. So a layer's weights are arguments of its program, which no loop has to copy
     out of a stack first, and compile time does not grow with depth. Programs compile in threads, all at once.
 
-    Arguments that lie in host memory come to the device for the piece that reads them, while the one before
-    it is at work.
+    Arguments of a call that lie elsewhere come to the device for the piece that reads them, while the one
+    before it is at work, and are dropped after it: arrays in host memory, and whatever has `shape`, `dtype`
+    and a method `fetch()` that gives an array on the device, which is called in a thread.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
         closed, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
-        jaxpr = closed.jaxpr
-        leaves = zip(jaxpr.invars, jax.tree.leaves(arguments), strict=True)
-        self._host = [v for v, leaf in leaves if memory_kind(leaf) == HOST]
-        self._arguments, self._results = jaxpr.invars, jaxpr.outvars
+        self._arguments, self._results = closed.jaxpr.invars, closed.jaxpr.outvars
         self._structure = jax.tree.structure(result)
-        self._constants = dict(zip(jaxpr.constvars, jax.device_put(closed.consts), strict=True))
-        self._pieces = self._compile(list(_parts(jaxpr)))
+        constants = jax.device_put(closed.consts)
+        self._constants = dict(zip(closed.jaxpr.constvars, constants, strict=True))
+        self._pieces = self._compile(list(_parts(closed.jaxpr)))
+        # As far as is known before a call.
+        leaves = zip(self._arguments, jax.tree.leaves(arguments), strict=True)
+        self._streamed = {variable for variable, leaf in leaves if _is_away(leaf)}
 
-    def _compile(self, parts: list[tuple]) -> list[Piece]:
-        kinds = {id(closed.jaxpr): (closed, name) for closed, name, *_ in parts}
-        with ThreadPoolExecutor(8, "compile") as pool:
-            programs = {key: pool.submit(_compiled, *kind) for key, kind in kinds.items()}
-        host, kept = {*self._host}, {*self._arguments, *self._constants}
+    def _compile(self, parts: list[Part]) -> list[Piece]:
+        programs = _programs(parts)
+        arguments = {*self._arguments}
+        kept = arguments | {*self._constants}
         pieces, later = [], {*_variables(self._results)}
-        for closed, _, inputs, outputs in reversed(parts):
-            own = _variables(inputs)
-            streamed = [v for v in own if v in host]
-            done = [v for v in {*own, *outputs} if v in host or v not in later | kept]
-            pieces.insert(0, Piece(programs[id(closed.jaxpr)].result(), inputs, outputs, streamed, done))
+        for part, program in zip(reversed(parts), reversed(programs), strict=True):
+            own = _variables(part.inputs)
+            done = [v for v in {*own, *part.outputs} if v not in later | kept]
+            read = [v for v in own if v in arguments]
+            pieces.insert(0, Piece(program, part.inputs, part.outputs, read, done))
             later |= {*own}
         return pieces
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that a call takes of the device at most, arguments included, as far as the compiler tells."""
-        peak = live = _bytes({*self._arguments, *self._constants} - {*self._host})
-        for piece, following in zip(self._pieces, [*self._pieces[1:], None], strict=True):
-            live += _bytes(piece.outputs) + _bytes(piece.streamed)
+        """Bytes that a call takes of the device at most, arguments included, as far as the compiler tells, if
+        they lie where those did that were given at first.
+        """
+        streamed = [_bytes(v for v in p.arguments if v in self._streamed) for p in self._pieces]
+        peak = live = _bytes({*self._arguments, *self._constants} - self._streamed)
+        for piece, own, following in zip(self._pieces, streamed, [*streamed[1:], 0], strict=True):
+            live += _bytes(piece.outputs) + own
             working = piece.program.memory_analysis()
-            ahead = _bytes(following.streamed) if following else 0
-            peak = max(peak, live + ahead + (working.temp_size_in_bytes if working else 0))
-            live -= _bytes(piece.done)
+            peak = max(peak, live + following + (working.temp_size_in_bytes if working else 0))
+            live -= _bytes(piece.done) + own
         return peak
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns. Unless something is streamed, it is still being computed by then."""
-        values = dict(zip(self._arguments, jax.tree.leaves(arguments), strict=True)) | self._constants
-        host = {v: values.pop(v) for v in self._host}
+        values = dict(zip(self._arguments, jax.tree.leaves(arguments), strict=True))
+        away = {v: values.pop(v) for v in self._arguments if _is_away(values[v])}
+        values |= self._constants
 
-        def fetch(variables: list[Var]) -> None:
-            values.update({v: jax.device_put(host[v], jax.memory.Space.Device) for v in variables})
+        def fetch(variables: Iterable[Var]) -> dict[Var, Future]:
+            return {v: _FETCHING.submit(_fetched, away[v]) for v in variables if v in away}
 
         def read(atom: Var | Literal) -> Any:
             return atom.val if isinstance(atom, Literal) else values[atom]
 
-        fetch(self._pieces[0].streamed)
-        for number, piece in enumerate(self._pieces, 1):
+        first, *rest = (*(piece.arguments for piece in self._pieces), _variables(self._results))
+        coming = fetch(first)
+        for piece, following in zip(self._pieces, rest, strict=True):
+            here = [*coming]
+            values |= {v: array.result() for v, array in coming.items()}
+            coming = fetch(following)
             results = piece.program(*map(read, piece.inputs))
             values.update(zip(piece.outputs, results, strict=True))
-            for v in piece.done:
+            for v in (*here, *piece.done):
                 del values[v]
-            if host and number < len(self._pieces):
-                fetch(self._pieces[number].streamed)
+            if away:
                 # Else every layer would come to the device before the first has run.
                 jax.block_until_ready(results)
+        values |= {v: array.result() for v, array in coming.items()}
         return jax.tree.unflatten(self._structure, map(read, self._results))
 
 
@@ -106,17 +127,23 @@ def memory_kind(array: Any) -> str | None:
     return getattr(getattr(array, "sharding", None), "memory_kind", None)
 
 
-def _parts(jaxpr: Jaxpr) -> Iterator[tuple[ClosedJaxpr, str, list[Var | Literal], list[Var]]]:
-    """What to compile, a name for it, what it reads and what it gives: each layer by itself, and all that
-    lies between two of them together. Layers alike have the same jaxpr, since JAX traces them once.
-    """
+def _is_away(leaf: Any) -> bool:
+    return hasattr(leaf, "fetch") or memory_kind(leaf) == HOST
+
+
+def _fetched(leaf: Any) -> jax.Array:
+    return leaf.fetch() if hasattr(leaf, "fetch") else jax.device_put(leaf, jax.memory.Space.Device)
+
+
+def _parts(jaxpr: Jaxpr) -> Iterator[Part]:
+    """What to compile: each layer by itself, and all that lies between two of them together."""
     groups = [
         (layers, list(equations))
         for layers, equations in groupby(jaxpr.eqns, lambda e: e.params.get("name") == LAYER)
     ]
     for number, (layers, equations) in enumerate(groups):
         if layers:
-            yield from ((e.params["jaxpr"], LAYER, e.invars, e.outvars) for e in equations)
+            yield from (Part(e.params["jaxpr"], LAYER, e.invars, e.outvars) for e in equations)
             continue
         after = [atom for _, rest in groups[number + 1 :] for e in rest for atom in e.invars]
         given = [v for e in equations for v in e.outvars]
@@ -124,14 +151,28 @@ def _parts(jaxpr: Jaxpr) -> Iterator[tuple[ClosedJaxpr, str, list[Var | Literal]
         wanted = {*_variables([*after, *jaxpr.outvars])}
         outputs = [v for v in given if v in wanted]
         part = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=equations)
-        yield ClosedJaxpr(part, []), "between_layers", inputs, outputs
+        yield Part(ClosedJaxpr(part, []), "between_layers", inputs, outputs)
 
 
-def _compiled(closed: ClosedJaxpr, name: str) -> jax.stages.Compiled:
-    function = jaxpr_as_fun(closed)
-    function.__name__ = name  # as profiles show it
-    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
-    return jax.jit(function).lower(*shapes).compile()
+def _programs(parts: list[Part]) -> list[jax.stages.Compiled]:
+    """The program of each part, compiled once for all that are equal.
+
+    Layers alike have one jaxpr, since JAX traces them once. Where they have not, their programs read alike.
+    """
+    distinct = {id(part.closed.jaxpr): part for part in parts}
+    with ThreadPoolExecutor(8, "compile") as pool:
+        lowered = dict(zip(distinct, pool.map(_lowered, distinct.values()), strict=True))
+        texts = {key: program.as_text() for key, program in lowered.items()}
+        unequal = {texts[key]: program for key, program in lowered.items()}
+        compiled = {text: pool.submit(program.compile) for text, program in unequal.items()}
+    return [compiled[texts[id(part.closed.jaxpr)]].result() for part in parts]
+
+
+def _lowered(part: Part) -> jax.stages.Lowered:
+    function = jaxpr_as_fun(part.closed)
+    function.__name__ = part.name  # as profiles show it
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in part.closed.in_avals]
+    return jax.jit(function).lower(*shapes)
 
 
 def _variables(atoms: Iterable[Var | Literal]) -> list[Var]:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import Linear, run, stack
+from jaxspd.models.layers import Linear, layer, stack
 from jaxspd.models.text.config import pick
 from jaxspd.models.text.layers import (
     Attention,
@@ -108,7 +108,10 @@ class ClipTextModel(nnx.Module):
         if tokens > longest:
             raise UsageError(f"CLIP's text model reads {longest} tokens, not {tokens}; shorten the text")
         x = x + self.positions.embedding[:tokens]
-        return self.norm(run(self.blocks, x, visible(causal(tokens), mask)))
+        seen = visible(causal(tokens), mask)
+        for block in self.blocks:
+            x = layer(block, x, seen)
+        return self.norm(x)
 
     def end(self, ids: jax.Array) -> jax.Array:
         """Where each text of `ids` `[B, T]` ends: `[B]`, the first of its end tokens."""

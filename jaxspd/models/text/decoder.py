@@ -14,25 +14,23 @@ import numpy as np
 from flax import nnx
 
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import each, rms_norm, stack
+from jaxspd.models.layers import Turns, layer, rms_norm, stack, turns_by
 from jaxspd.models.text.decoder_config import DecoderConfig
 from jaxspd.models.text.layers import Attention, GatedMlp, attention, causal, embedding, visible
 
 
-def rotary_angles(tokens: int, head_dim: int, theta: float) -> np.ndarray:
-    """Angles `[T, head_dim / 2]` by which channels turn at positions 0, 1, 2, …, in radians (RoFormer, arXiv
-    2104.09864). Rounded to float32 as in PyTorch, step by step: far into a text one bit of a frequency shows.
+def rotary_turns(tokens: int, head_dim: int, theta: float) -> Turns:
+    """By what channels turn at positions 0, 1, 2, … (RoFormer, arXiv 2104.09864). Angles are rounded to
+    float32 as in PyTorch, step by step: far into a text one bit of a frequency shows.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     periods = (theta ** exponents.astype(np.float64)).astype(np.float32)
-    return np.outer(np.arange(tokens, dtype=np.float32), 1 / periods)
+    return turns_by(np.outer(np.arange(tokens, dtype=np.float32), 1 / periods))
 
 
-def turn(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Rotates `x` `[B, T, heads, head_dim]` by `angles` `[T, head_dim / 2]` in float32; pairs of channels lie
-    half a head apart.
-    """
-    cos, sin = (jnp.asarray(f(angles))[None, :, None, :] for f in (np.cos, np.sin))
+def turn(x: jax.Array, turns: Turns) -> jax.Array:
+    """Rotates `x` `[B, T, heads, head_dim]` in float32; pairs of channels lie half a head apart."""
+    cos, sin = turns
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
@@ -60,12 +58,12 @@ class Block(nnx.Module):
         self.norm_mlp = norm(c.hidden_size)
         self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, c.hidden_act, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: np.ndarray, seen: jax.Array | np.ndarray) -> jax.Array:
-        """`x` `[B, T, D]`; `angles` are those of `rotary_angles`, `seen` is as `layers.visible` gives it."""
+    def __call__(self, x: jax.Array, turns: Turns, seen: jax.Array | np.ndarray) -> jax.Array:
+        """`x` `[B, T, D]`; `turns` are those of `rotary_turns`, `seen` is as `layers.visible` gives it."""
         query, key, value = self.attention.project(self.norm_attention(x))
         if self.norm_q is not None:
             query, key = self.norm_q(query), self.norm_k(key)
-        attended = attention(turn(query, angles), turn(key, angles), value, seen)
+        attended = attention(turn(query, turns), turn(key, turns), value, seen)
         x = x + self.attention.out(attended)
         return x + self.mlp(self.norm_mlp(x))
 
@@ -95,13 +93,13 @@ class Decoder(nnx.Module):
     def encode(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
         """The same of embedded tokens `[B, T, D]`."""
         c, tokens = self.config, x.shape[1]
-        angles = rotary_angles(tokens, c.head_dim, c.rope_theta)
+        turns = rotary_turns(tokens, c.head_dim, c.rope_theta)
         seen = visible(causal(tokens, c.sliding_window), mask)
         found = {0: x}
-        if self.blocks is not None:
-            for number, state in enumerate(each(self.blocks, x, angles, seen), 1):
-                if number in self.states:
-                    found[number] = state
+        for number, block in enumerate(self.blocks, 1):
+            x = layer(block, x, turns, seen)
+            if number in self.states:
+                found[number] = x
         if self.norm is not None:
             found[c.num_hidden_layers] = self.norm(found[c.num_hidden_layers])
         return tuple(found[number] for number in self.states)

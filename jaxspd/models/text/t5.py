@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import Linear, rms_norm, run, stack
+from jaxspd.models.layers import Linear, layer, rms_norm, stack
 from jaxspd.models.text.config import pick
 from jaxspd.models.text.layers import (
     Attention,
@@ -107,7 +107,7 @@ class PositionBias(nnx.Module):
     def __init__(self, c: T5Config, *, dtype, rngs: nnx.Rngs):
         self.table = embedding(c.relative_attention_num_buckets, c.num_heads, dtype=dtype, rngs=rngs)
 
-    def __call__(self, buckets: np.ndarray) -> jax.Array:
+    def __call__(self, buckets: jax.Array | np.ndarray) -> jax.Array:
         """`[1, heads, T, T]` for `buckets` `[T, T]`."""
         return rearrange(self.table(jnp.asarray(buckets)), "q k h -> 1 h q k")
 
@@ -137,11 +137,11 @@ class Block(nnx.Module):
         else:
             self.mlp = Mlp(c, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x: jax.Array, buckets: np.ndarray, bias: jax.Array | None, seen: jax.Array | None
-    ) -> jax.Array:
-        """`x` `[B, T, D]`; `bias` `[1, heads, T, T]` is the one that all blocks share, if they do."""
-        bias = self.bias(buckets) if bias is None else bias
+    def __call__(self, x: jax.Array, distances: jax.Array | np.ndarray, seen: jax.Array | None) -> jax.Array:
+        """`x` `[B, T, D]`; `distances` are the position bias that all blocks share, `[1, heads, T, T]`, or
+        the buckets `[T, T]` of this block's own.
+        """
+        bias = distances if self.bias is None else self.bias(distances)
         # The products are not divided by √d_kv: the weights make up for it.
         attended = attention(*self.attention.project(self.norm_attention(x)), seen, bias, scale=1.0)
         x = x + self.attention.out(attended)
@@ -170,8 +170,10 @@ class T5Encoder(nnx.Module):
         buckets = position_buckets(
             x.shape[1], c.relative_attention_num_buckets, c.relative_attention_max_distance
         )
-        bias = None if self.bias is None else self.bias(buckets)
-        return self.norm(run(self.blocks, x, buckets, bias, visible(None, mask)))
+        distances, seen = buckets if self.bias is None else self.bias(buckets), visible(None, mask)
+        for block in self.blocks:
+            x = layer(block, x, distances, seen)
+        return self.norm(x)
 
 
 def norm(c: T5Config, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:

@@ -16,7 +16,7 @@ from jaxspd.errors import UsageError
 from jaxspd.models.layers import Linear
 from jaxspd.models.packing import patchify, unpatchify
 from jaxspd.models.vae.config import read
-from jaxspd.models.vae.layers import Conv, Downsample, GroupNorm, Upsample, attend, numbered
+from jaxspd.models.vae.layers import Conv, Downsample, GroupNorm, Upsample, attend
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,14 @@ class Level(nnx.Module):
     """A row of resnets at one resolution, then the change to the next."""
 
     def __init__(self, dim_in: int, dim_out: int, length: int, groups: int, resample, *, dtype, rngs):
-        self.resnets = numbered(
+        self.resnets = nnx.List(
             Resnet(dim_out if number else dim_in, dim_out, groups, dtype=dtype, rngs=rngs)
             for number in range(length)
         )
         self.resample = resample
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for resnet in self.resnets.values():
+        for resnet in self.resnets:
             x = resnet(x)
         return x if self.resample is None else self.resample(x)
 
@@ -164,14 +164,14 @@ class Encoder(nnx.Module):
             last = len(levels) == len(widths) - 1
             down = None if last else Downsample(width, dtype=dtype, rngs=rngs)
             levels.append(Level(before, width, config.layers_per_block, groups, down, dtype=dtype, rngs=rngs))
-        self.levels = numbered(levels)
+        self.levels = nnx.List(levels)
         self.middle = Middle(widths[-1], groups, config.mid_block_add_attention, dtype=dtype, rngs=rngs)
         self.norm_out = GroupNorm(groups, widths[-1], dtype=dtype)
         self.conv_out = Conv(widths[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv_in(x)
-        for level in self.levels.values():
+        for level in self.levels:
             x = level(x)
         return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
 
@@ -188,13 +188,13 @@ class Decoder(nnx.Module):
             last = len(levels) == len(widths) - 1
             up = None if last else Upsample(width, width, dtype=dtype, rngs=rngs)
             levels.append(Level(before, width, length, groups, up, dtype=dtype, rngs=rngs))
-        self.levels = numbered(levels)
+        self.levels = nnx.List(levels)
         self.norm_out = GroupNorm(groups, widths[-1], dtype=dtype)
         self.conv_out = Conv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.middle(self.conv_in(x))
-        for level in self.levels.values():
+        for level in self.levels:
             x = level(x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 

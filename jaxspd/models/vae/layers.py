@@ -2,7 +2,6 @@
 store them, `[out, in, kh, kw]`, so that loading turns nothing.
 """
 
-from collections.abc import Iterable
 from math import sqrt
 
 import jax
@@ -15,11 +14,6 @@ from jaxspd.models.layers import CPU_SCORES, SCORES
 EPSILON = 1e-6
 # Rows and columns of zeros around a map: before and after.
 Padding = tuple[int, int]
-
-
-def numbered(modules: Iterable[nnx.Module]) -> nnx.Dict:
-    """Modules by their numbers as text, since a parameter's path is joined by dots."""
-    return nnx.Dict({str(number): module for number, module in enumerate(modules)})
 
 
 def convolve(x: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding | None = None) -> jax.Array:

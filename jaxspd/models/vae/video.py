@@ -27,7 +27,7 @@ from jaxspd.models.vae.causal import (
     frame_by_frame,
 )
 from jaxspd.models.vae.config import read
-from jaxspd.models.vae.layers import Conv, Downsample, Upsample, attend, numbered
+from jaxspd.models.vae.layers import Conv, Downsample, Upsample, attend
 
 LATENTS_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -174,12 +174,12 @@ class Level(nnx.Module):
     """A row of resnets at one resolution."""
 
     def __init__(self, dim_in: int, dim_out: int, length: int, *, dtype, rngs):
-        self.resnets = numbered(
+        self.resnets = nnx.List(
             Resnet(dim_out if number else dim_in, dim_out, dtype=dtype, rngs=rngs) for number in range(length)
         )
 
     def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        for resnet in self.resnets.values():
+        for resnet in self.resnets:
             x = resnet(x, earlier)
         return x
 
@@ -190,11 +190,11 @@ class Encoder(nnx.Module):
     def __init__(self, config: VideoAutoencoderConfig, *, dtype, rngs):
         widths = [config.base_dim * factor for factor in config.dim_mult]
         self.conv_in = CausalConv(config.in_channels, config.base_dim, dtype=dtype, rngs=rngs)
-        self.levels = numbered(
+        self.levels = nnx.List(
             Level(before, width, config.num_res_blocks, dtype=dtype, rngs=rngs)
             for before, width in zip((config.base_dim, *widths), widths, strict=False)
         )
-        self.downs = numbered(
+        self.downs = nnx.List(
             Down(width, time, dtype=dtype, rngs=rngs)
             for width, time in zip(widths, config.temperal_downsample, strict=False)
         )
@@ -203,10 +203,10 @@ class Encoder(nnx.Module):
         self.conv_out = CausalConv(widths[-1], 2 * config.z_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        for number, level in self.levels.items():
-            down = self.downs.get(number)
+        downs = [*self.downs, None]
+        for number, (level, down) in enumerate(zip(self.levels, downs, strict=True)):
 
-            def maps(x, earlier, level=level, first=number == "0", down=down):
+            def maps(x, earlier, level=level, first=number == 0, down=down):
                 x = level(self.conv_in(x, earlier) if first else x, earlier)
                 return x if down is None else each_frame(down.space, x)
 
@@ -224,26 +224,22 @@ class Decoder(nnx.Module):
         self.conv_in = CausalConv(config.z_dim, widths[0], dtype=dtype, rngs=rngs)
         self.middle = Middle(widths[0], dtype=dtype, rngs=rngs)
         befores = (widths[0], *(width // 2 for width in widths))
-        self.levels = numbered(
+        self.levels = nnx.List(
             Level(before, width, config.num_res_blocks + 1, dtype=dtype, rngs=rngs)
             for before, width in zip(befores, widths, strict=False)
         )
-        # The change of resolution that comes before the level of the same number.
-        self.ups = nnx.Dict(
-            {
-                str(number): Up(width, time, dtype=dtype, rngs=rngs)
-                for number, (width, time) in enumerate(
-                    zip(widths, config.temperal_downsample[::-1], strict=False), 1
-                )
-            }
+        # The changes of resolution between levels.
+        self.ups = nnx.List(
+            Up(width, time, dtype=dtype, rngs=rngs)
+            for width, time in zip(widths, config.temperal_downsample[::-1], strict=False)
         )
         self.norm_out = RmsNorm(widths[-1], 3, dtype=dtype)
         self.conv_out = CausalConv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
-        x, end = self.middle(self.conv_in(x, earlier), earlier), str(len(self.ups))
-        for number, level in self.levels.items():
-            up = self.ups.get(number)
+        x, ups = self.middle(self.conv_in(x, earlier), earlier), [None, *self.ups]
+        end = len(self.ups)
+        for number, (level, up) in enumerate(zip(self.levels, ups, strict=True)):
 
             def maps(x, earlier, level=level, up=up, last=number == end):
                 x = level(x if up is None else each_frame(up.space, x), earlier)
