@@ -10,7 +10,7 @@ from einops import rearrange
 from machine import save
 from timing import in_turns
 
-from jaxspd.models.layers import attention
+from jaxspd.models.attention import attention
 
 # Batch, tokens, heads, size of a head: the demo's, a mid-size model's, and 4 of FLUX.1's 24 heads at 1024².
 SIZES = [(1, 288, 6, 32), (20, 288, 6, 32), (1, 1536, 8, 64), (1, 4608, 4, 128)]

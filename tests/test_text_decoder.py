@@ -22,7 +22,7 @@ from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
 from jaxspd.convert.text_names import Renamed
 from jaxspd.errors import UsageError
-from jaxspd.models.text.decoder import rotary_turns
+from jaxspd.models.rotary import text_turns
 from jaxspd.runtime.layerwise import Layerwise
 from tests.text_parity import (
     assert_as_near,
@@ -143,7 +143,7 @@ def test_long_texts_turn_as_far(tmp_path):
 def test_texts_turn_by_the_officials_angles_up_to_rounding(head_dim, theta):
     frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
     expected = torch.arange(1024.0)[:, None] * frequencies
-    cos, sin = (part[0, :, 0] for part in rotary_turns(1024, head_dim, theta))
+    cos, sin = (part[0, :, 0] for part in text_turns(1024, head_dim, theta))
     # Two units in an angle's last place, and one in that of its cosine or sine.
     bound = 2**-23 * (2 * expected + 1).numpy()
     for part, theirs in ((cos, expected.cos()), (sin, expected.sin())):

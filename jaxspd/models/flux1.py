@@ -11,21 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxspd.models.attention import attention
 from jaxspd.models.layers import (
     Linear,
     Mlp,
-    Turns,
-    attention,
     gelu_tanh,
     layer,
     layer_norm,
     modulate,
-    rope_turns,
-    rotate,
     sinusoidal_embedding,
     stack,
 )
 from jaxspd.models.mmdit import MLP_RATIO, DoubleBlock, Modulation, SelfAttentionInputs
+from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
 
 ROPE_THETA = 10_000.0
 TIME_CHANNELS = 256
@@ -67,7 +65,7 @@ class SingleBlock(nnx.Module):
         shift, scale, gate = self.modulation(vector)
         hidden = modulate(self.norm(x), shift, scale)
         query, key, value = self.qkv(hidden)
-        attended = attention(rotate(query, turns), rotate(key, turns), value)
+        attended = attention(rotate_pairs(query, turns), rotate_pairs(key, turns), value)
         branches = jnp.concatenate([attended, gelu_tanh(self.mlp(hidden))], axis=-1)
         return x + gate[:, None] * self.out(branches)
 
@@ -116,7 +114,7 @@ class Flux1Transformer(nnx.Module):
         `[B, T, joint_attention_dim]`; `pooled` `[B, pooled_projection_dim]`; `sigma` and `guidance`
         `[B]`, guidance only where the checkpoint embeds it. Returns `[B, h*w, out_channels]`.
         """
-        turns = rope_turns(position_ids(grid, text.shape[1]), self.config.axes_dims_rope, ROPE_THETA)
+        turns = grid_turns(position_ids(grid, text.shape[1]), self.config.axes_dims_rope, ROPE_THETA)
 
         def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
             # The official model feeds thousandths: σ and guidance both times 1000.

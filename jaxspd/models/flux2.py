@@ -13,21 +13,19 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from jaxspd.models.attention import attention
 from jaxspd.models.layers import (
     Linear,
     Mlp,
-    Turns,
-    attention,
     layer,
     layer_norm,
     modulate,
     rms_norm,
-    rope_turns,
-    rotate,
     sinusoidal_embedding,
     stack,
 )
 from jaxspd.models.mmdit import JointBlock, Modulation
+from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class SingleBlock(nnx.Module):
         shift, scale, gate_out = vectors
         qkv, mlp = jnp.split(self.qkv_mlp(modulate(self.norm(x), shift, scale)), self.splits, axis=-1)
         query, key, value = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.heads)
-        query, key = rotate(self.norm_q(query), turns), rotate(self.norm_k(key), turns)
+        query, key = rotate_pairs(self.norm_q(query), turns), rotate_pairs(self.norm_k(key), turns)
         branches = jnp.concatenate([attention(query, key, value), gate(mlp)], axis=-1)
         return x + gate_out[:, None] * self.out(branches)
 
@@ -155,7 +153,7 @@ class Flux2Transformer(nnx.Module):
         embeds it. Returns `[B, h*w, out_channels]`.
         """
         config = self.config
-        turns = rope_turns(position_ids(grid, text.shape[1]), config.axes_dims_rope, config.rope_theta)
+        turns = grid_turns(position_ids(grid, text.shape[1]), config.axes_dims_rope, config.rope_theta)
 
         def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
             # The official model feeds thousandths: σ and guidance both times 1000.

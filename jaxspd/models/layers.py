@@ -1,115 +1,12 @@
-"""Layers that diffusion transformers share: attention, rotary positions, time embedding, rows of blocks."""
+"""Layers that models share: linear ones, norms, time embedding, rows of blocks."""
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
-
-# Scores of queries against keys that XLA's attention may hold at once, in bytes: of all heads, and of
-# one head on a CPU, about what stays in its caches.
-SCORES, CPU_SCORES = 2**30, 2**24
-
-
-def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
-) -> jax.Array:
-    """Scaled dot-product attention over `[B, N, heads, head_dim]`, softmax in float32.
-
-    `key_lengths` `[B]` counts the keys that are no padding; padding comes last. Returns
-    `[B, N, heads * head_dim]`. cuDNN's fused kernel runs half precision on CUDA. Elsewhere every score is
-    kept in memory, so long sequences go through in blocks of queries.
-    """
-    batch, queries, heads, head_dim = query.shape
-    cpu = jax.default_backend() == "cpu"
-    # cuDNN takes half precision only, and head sizes that are multiples of 8.
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    fused = jax.default_backend() == "gpu" and half and head_dim % 8 == 0
-
-    def attend(block: jax.Array) -> jax.Array:
-        if cpu:
-            return attention_by_head(block, key, value, key_lengths)
-        return jax.nn.dot_product_attention(
-            block,
-            key,
-            value,
-            key_value_seq_lengths=key_lengths,
-            implementation="cudnn" if fused else "xla",
-        )
-
-    scores = 4 * queries * key.shape[1] * (1 if cpu else batch * heads)
-    blocks = 1 if fused else -(-scores // (CPU_SCORES if cpu else SCORES))
-    # The nearest number of equal blocks; the grids that videos are made of have many divisors.
-    blocks = next(n for n in range(blocks, queries + 1) if queries % n == 0)
-    if blocks == 1:
-        out = attend(query)
-    else:
-        out = jax.lax.map(attend, rearrange(query, "b (m n) h d -> m b n h d", m=blocks))
-        out = rearrange(out, "m b n h d -> b (m n) h d")
-    return rearrange(out, "b n h d -> b n (h d)")
-
-
-def attention_by_head(
-    query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
-) -> jax.Array:
-    """Attention `[B, N, heads, head_dim]`, one head of one sample after the other.
-
-    XLA's CPU backend multiplies a batch of matrices several times slower than one matrix after another,
-    whose scores moreover stay in the caches.
-    """
-    batch, _, heads, head_dim = query.shape
-    lengths = jnp.full(batch, key.shape[1]) if key_lengths is None else key_lengths
-
-    def attend(one: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, length = one
-        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
-        if key_lengths is not None:
-            scores = jnp.where(jnp.arange(k.shape[0]) < length, scores, -jnp.inf)
-        return jax.nn.softmax(scores).astype(v.dtype) @ v
-
-    one_by_one = (rearrange(x, "b n h d -> (b h) n d") for x in (query, key, value))
-    out = jax.lax.map(attend, (*one_by_one, jnp.repeat(lengths, heads)))
-    return rearrange(out, "(b h) n d -> b n h d", h=heads)
-
-
-class Turns(NamedTuple):
-    """Cosines and sines `[B or 1, N, 1, head_dim / 2]` by which queries and keys turn, float32."""
-
-    cos: np.ndarray | jax.Array
-    sin: np.ndarray | jax.Array
-
-
-def rope_turns(positions: np.ndarray, axes_dims: tuple[int, ...], theta: float) -> Turns:
-    """A rotary embedding over several position axes (RoFormer, arXiv 2104.09864), for a head of
-    `sum(axes_dims)` channels.
-
-    `positions` is `[N, axes]`. They are static, so angles are made on the host in float64, once for all
-    layers.
-    """
-    angles = [
-        np.outer(positions[:, axis].astype(np.float64), theta ** (-np.arange(0, dim, 2) / dim))
-        for axis, dim in enumerate(axes_dims)
-    ]
-    return turns_by(np.concatenate(angles, axis=-1))
-
-
-def turns_by(angles: np.ndarray) -> Turns:
-    """Turns of every sample and head alike by `angles` `[N, head_dim / 2]`, in radians."""
-    return Turns(*(f(angles).astype(np.float32)[None, :, None] for f in (np.cos, np.sin)))
-
-
-def rotate(x: jax.Array, turns: Turns) -> jax.Array:
-    """Rotates neighbouring channel pairs of `x` `[B, N, heads, head_dim]` in float32."""
-    cos, sin = turns
-    even, odd = jnp.moveaxis(rearrange(x, "b n h (d two) -> b n h d two", two=2), -1, 0)
-    even, odd = even.astype(jnp.float32), odd.astype(jnp.float32)
-    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    return rearrange(rotated, "b n h d two -> b n h (d two)").astype(x.dtype)
 
 
 def sinusoidal_embedding(t: jax.Array, dim: int = 256, max_period: float = 10_000.0) -> jax.Array:

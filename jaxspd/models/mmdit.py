@@ -10,17 +10,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from jaxspd.models.layers import (
-    Linear,
-    Mlp,
-    Turns,
-    attention,
-    gelu_tanh,
-    layer_norm,
-    modulate,
-    rms_norm,
-    rotate,
-)
+from jaxspd.models.attention import attention
+from jaxspd.models.layers import Linear, Mlp, gelu_tanh, layer_norm, modulate, rms_norm
+from jaxspd.models.rotary import Turns, rotate_pairs
 
 MLP_RATIO = 4
 
@@ -118,7 +110,7 @@ class JointBlock(nnx.Module):
                 strict=True,
             )
         )
-        attended = attention(rotate(query, turns), rotate(key, turns), value, lengths)
+        attended = attention(rotate_pairs(query, turns), rotate_pairs(key, turns), value, lengths)
         attended_image, attended_text = jnp.split(attended, [image.shape[1]], axis=1)
         image = self.image.finish(image, attended_image, *image_vectors[2:])
         text = self.text.finish(text, attended_text, *text_vectors[2:])

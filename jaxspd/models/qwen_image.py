@@ -18,11 +18,11 @@ from jaxspd.models.layers import (
     layer_norm,
     modulate,
     rms_norm,
-    rope_turns,
     sinusoidal_embedding,
     stack,
 )
 from jaxspd.models.mmdit import DoubleBlock, Modulation
+from jaxspd.models.rotary import grid_turns
 
 ROPE_THETA = 10_000.0
 TIME_CHANNELS = 256
@@ -81,7 +81,7 @@ class QwenImageTransformer(nnx.Module):
         Returns `[B, h*w, patch_size² * out_channels]`.
         """
         positions = position_ids(grid, text.shape[1])
-        turns = rope_turns(positions, self.config.axes_dims_rope, ROPE_THETA)
+        turns = grid_turns(positions, self.config.axes_dims_rope, ROPE_THETA)
         # The official model feeds thousandths.
         vector = self.time_in(sinusoidal_embedding(1000 * sigma, TIME_CHANNELS).astype(self.dtype))
         text = self.text_in(self.text_norm(text.astype(self.dtype)))

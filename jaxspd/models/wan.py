@@ -13,21 +13,19 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from jaxspd.models.attention import attention
 from jaxspd.models.layers import (
     Linear,
     Mlp,
-    Turns,
-    attention,
     gelu_tanh,
     layer,
     layer_norm,
     modulate,
     rms_norm,
-    rope_turns,
-    rotate,
     sinusoidal_embedding,
     stack,
 )
+from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
 
 ROPE_THETA = 10_000.0
 
@@ -76,7 +74,7 @@ class Attention(nnx.Module):
             for part in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
         )
         if turns is not None:
-            query, key = rotate(query, turns), rotate(key, turns)
+            query, key = rotate_pairs(query, turns), rotate_pairs(key, turns)
         return self.out(attention(query, key, value))
 
 
@@ -148,7 +146,7 @@ class WanTransformer(nnx.Module):
         pt, ph, pw = self.config.patch_size
         frames, height, width = (n // p for n, p in zip(latents.shape[2:], (pt, ph, pw), strict=True))
         positions = np.moveaxis(np.mgrid[:frames, :height, :width], 0, -1).reshape(-1, 3)
-        turns = rope_turns(positions, self.config.rope_axes, ROPE_THETA)
+        turns = grid_turns(positions, self.config.rope_axes, ROPE_THETA)
 
         # The time's vector leaves its float32 embedding in the model's dtype, as officially.
         vector = self.time_in(sinusoidal_embedding(time, self.config.freq_dim)).astype(self.dtype)

@@ -13,19 +13,9 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from jaxspd.models.layers import (
-    Linear,
-    Mlp,
-    Turns,
-    attention,
-    layer,
-    layer_norm,
-    rms_norm,
-    rope_turns,
-    rotate,
-    sinusoidal_embedding,
-    stack,
-)
+from jaxspd.models.attention import attention
+from jaxspd.models.layers import Linear, Mlp, layer, layer_norm, rms_norm, sinusoidal_embedding, stack
+from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
 
 PATCH = 2
 TIME_CHANNELS = 256
@@ -113,7 +103,7 @@ class Block(nnx.Module):
         )
         if self.norm_q is not None:
             query, key = self.norm_q(query), self.norm_k(key)
-        return self.out(attention(rotate(query, turns), rotate(key, turns), value, lengths))
+        return self.out(attention(rotate_pairs(query, turns), rotate_pairs(key, turns), value, lengths))
 
 
 class ZImageTransformer(nnx.Module):
@@ -192,7 +182,7 @@ class ZImageTransformer(nnx.Module):
         axes, theta = self.config.axes_dims, self.config.rope_theta
 
         def table(positions: np.ndarray) -> Turns:
-            return Turns(*(jnp.asarray(part[0]) for part in rope_turns(positions, axes, theta)))
+            return Turns(*(jnp.asarray(part[0]) for part in grid_turns(positions, axes, theta)))
 
         # The axis that text runs along is looked up, so that its angles too are made in float64.
         line = np.arange(text_tokens + 2)[:, None] * np.array([1, 0, 0])

@@ -13,12 +13,12 @@ from flax import nnx
 
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
+from jaxspd.models.attention import masked_attention
 from jaxspd.models.layers import Linear, layer, stack
 from jaxspd.models.text.config import pick
 from jaxspd.models.text.layers import (
     Attention,
     activate,
-    attention,
     causal,
     check_activation,
     embedding,
@@ -78,7 +78,7 @@ class Block(nnx.Module):
         self.activation = c.hidden_act
 
     def __call__(self, x: jax.Array, seen: jax.Array | np.ndarray) -> jax.Array:
-        attended = attention(*self.attention.project(self.norm_attention(x)), seen)
+        attended = masked_attention(*self.attention.project(self.norm_attention(x)), seen)
         x = x + self.attention.out(attended)
         return x + self.linear_2(activate(self.activation, self.linear_1(self.norm_mlp(x))))
 

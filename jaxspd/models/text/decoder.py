@@ -9,30 +9,15 @@ parameter.
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import Turns, layer, rms_norm, stack, turns_by
+from jaxspd.models.attention import masked_attention
+from jaxspd.models.layers import layer, rms_norm, stack
+from jaxspd.models.rotary import Turns, rotate_halves, text_turns
 from jaxspd.models.text.decoder_config import DecoderConfig
-from jaxspd.models.text.layers import Attention, GatedMlp, attention, causal, embedding, visible
-
-
-def rotary_turns(tokens: int, head_dim: int, theta: float) -> Turns:
-    """By what channels turn at positions 0, 1, 2, … (RoFormer, arXiv 2104.09864). Angles are rounded to
-    float32 as in PyTorch, step by step: far into a text one bit of a frequency shows.
-    """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    periods = (theta ** exponents.astype(np.float64)).astype(np.float32)
-    return turns_by(np.outer(np.arange(tokens, dtype=np.float32), 1 / periods))
-
-
-def turn(x: jax.Array, turns: Turns) -> jax.Array:
-    """Rotates `x` `[B, T, heads, head_dim]` in float32; pairs of channels lie half a head apart."""
-    cos, sin = turns
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+from jaxspd.models.text.layers import Attention, GatedMlp, causal, embedding, visible
 
 
 class Block(nnx.Module):
@@ -59,11 +44,11 @@ class Block(nnx.Module):
         self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, c.hidden_act, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, turns: Turns, seen: jax.Array | np.ndarray) -> jax.Array:
-        """`x` `[B, T, D]`; `turns` are those of `rotary_turns`, `seen` is as `layers.visible` gives it."""
+        """`x` `[B, T, D]`; `turns` are those of `text_turns`, `seen` is as `layers.visible` gives it."""
         query, key, value = self.attention.project(self.norm_attention(x))
         if self.norm_q is not None:
             query, key = self.norm_q(query), self.norm_k(key)
-        attended = attention(turn(query, turns), turn(key, turns), value, seen)
+        attended = masked_attention(rotate_halves(query, turns), rotate_halves(key, turns), value, seen)
         x = x + self.attention.out(attended)
         return x + self.mlp(self.norm_mlp(x))
 
@@ -93,7 +78,7 @@ class Decoder(nnx.Module):
     def encode(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
         """The same of embedded tokens `[B, T, D]`."""
         c, tokens = self.config, x.shape[1]
-        turns = rotary_turns(tokens, c.head_dim, c.rope_theta)
+        turns = text_turns(tokens, c.head_dim, c.rope_theta)
         seen = visible(causal(tokens, c.sliding_window), mask)
         found = {0: x}
         for number, block in enumerate(self.blocks, 1):

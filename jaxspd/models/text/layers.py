@@ -1,4 +1,4 @@
-"""Layers that text encoders share: attention under masks, activations by name, gated MLPs, rows of blocks."""
+"""Layers that text encoders share: masks, projections, activations by name, gated MLPs, rows of blocks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -55,30 +55,6 @@ def visible(pattern: np.ndarray | None, mask: jax.Array | None) -> jax.Array | n
         return seen
     keys = jnp.asarray(mask, bool)[:, None, None, :]
     return keys if seen is None else keys & seen
-
-
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    seen: jax.Array | np.ndarray | None,
-    bias: jax.Array | None = None,
-    scale: float | None = None,
-) -> jax.Array:
-    """Attention of queries `[B, T, heads, head_dim]` to keys and values `[B, T, groups, head_dim]`, softmax
-    in float32: `[B, T, heads * head_dim]`.
-
-    Neighbouring heads share the keys of a group. `seen` is as `visible` gives it; a query that sees no key
-    gets zeros, as in PyTorch. `bias` `[1, heads, T, T]` is added to the scores, which are products times
-    `scale` (1/√head_dim). Texts are short, so all scores are held at once.
-    """
-    seen = None if seen is None else jnp.asarray(seen)
-    out = jax.nn.dot_product_attention(
-        query, key, value, bias=bias, mask=seen, scale=scale, implementation="xla"
-    )
-    if seen is not None:
-        out = jnp.where(seen.any(-1)[:, 0, :, None, None], out, 0)
-    return rearrange(out, "b t h d -> b t (h d)")
 
 
 class Attention(nnx.Module):

@@ -16,13 +16,13 @@ from flax import nnx
 
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
+from jaxspd.models.attention import masked_attention
 from jaxspd.models.layers import Linear, layer, rms_norm, stack
 from jaxspd.models.text.config import pick
 from jaxspd.models.text.layers import (
     Attention,
     GatedMlp,
     activate,
-    attention,
     check_activation,
     embedding,
     visible,
@@ -143,7 +143,7 @@ class Block(nnx.Module):
         """
         bias = distances if self.bias is None else self.bias(distances)
         # The products are not divided by √d_kv: the weights make up for it.
-        attended = attention(*self.attention.project(self.norm_attention(x)), seen, bias, scale=1.0)
+        attended = masked_attention(*self.attention.project(self.norm_attention(x)), seen, bias, scale=1.0)
         x = x + self.attention.out(attended)
         return x + self.mlp(self.norm_mlp(x))
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxspd.errors import UsageError
+from jaxspd.models.attention import single_head_attention
 from jaxspd.models.layers import Linear
 from jaxspd.models.packing import patchify, unpatchify
 from jaxspd.models.vae.config import read
-from jaxspd.models.vae.layers import Conv, Downsample, GroupNorm, Upsample, attend
+from jaxspd.models.vae.layers import Conv, Downsample, GroupNorm, Upsample
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         pixels = self.norm(x).reshape(len(x), -1, x.shape[-1])
-        return x + self.out(attend(self.q(pixels), self.k(pixels), self.v(pixels))).reshape(x.shape)
+        attended = single_head_attention(self.q(pixels), self.k(pixels), self.v(pixels))
+        return x + self.out(attended).reshape(x.shape)
 
 
 class Middle(nnx.Module):

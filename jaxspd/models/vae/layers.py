@@ -2,14 +2,10 @@
 store them, `[out, in, kh, kw]`, so that loading turns nothing.
 """
 
-from math import sqrt
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-
-from jaxspd.models.layers import CPU_SCORES, SCORES
 
 EPSILON = 1e-6
 # Rows and columns of zeros around a map: before and after.
@@ -85,25 +81,3 @@ class GroupNorm(nnx.Module):
         channels = x.mean((1, 2))
         groups = channels.reshape(len(x), self.groups, -1).mean(-1)
         return jnp.repeat(groups, x.shape[-1] // self.groups, axis=-1)[:, None, None]
-
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention of one head over `[N, L, D]`, softmax in float32; returns the same shape.
-
-    The heads are too wide for fused kernels, so scores are kept in memory: of a block of queries at a time.
-    """
-    length, dim = query.shape[1:]
-    bound = CPU_SCORES if jax.default_backend() == "cpu" else SCORES
-    blocks = max(1, -(-4 * length * key.shape[1] // bound))
-    blocks = next(n for n in range(blocks, length + 1) if length % n == 0)
-
-    def one(maps: tuple[jax.Array, ...]) -> jax.Array:
-        queries, keys, values = maps
-
-        def block(some: jax.Array) -> jax.Array:
-            scores = jnp.matmul(some, keys.T, preferred_element_type=jnp.float32) / sqrt(dim)
-            return jax.nn.softmax(scores).astype(values.dtype) @ values
-
-        return lax.map(block, queries.reshape(blocks, -1, dim)).reshape(length, dim)
-
-    return lax.map(one, (query, key, value))

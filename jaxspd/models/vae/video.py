@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from jaxspd.errors import UsageError
+from jaxspd.models.attention import single_head_attention
 from jaxspd.models.vae.causal import (
     EARLIER,
     CausalConv,
@@ -27,7 +28,7 @@ from jaxspd.models.vae.causal import (
     frame_by_frame,
 )
 from jaxspd.models.vae.config import read
-from jaxspd.models.vae.layers import Conv, Downsample, Upsample, attend
+from jaxspd.models.vae.layers import Conv, Downsample, Upsample
 
 LATENTS_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         def frames(maps: jax.Array) -> jax.Array:
             qkv = self.qkv(self.norm(maps)).reshape(len(maps), -1, 3 * maps.shape[-1])
-            return self.out(attend(*jnp.split(qkv, 3, axis=-1)).reshape(maps.shape))
+            return self.out(single_head_attention(*jnp.split(qkv, 3, axis=-1)).reshape(maps.shape))
 
         return x + each_frame(frames, x)
 
