@@ -1,0 +1,1 @@
+"""What a pipeline needs beside its transformer: the parts that lie in folders of their own."""

@@ -1,0 +1,168 @@
+"""Tokenizers of text encoders, on the `tokenizers` library: no PyTorch, no transformers.
+
+Ids are those of transformers 5, for the same folder and the class that its configuration names.
+"""
+
+import logging
+import string
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from jaxspd.components.kinds import find_kind, pipeline, token_number
+from jaxspd.components.special import Special, read_special
+from jaxspd.components.vocabulary import Vocabulary, read_vocabulary
+from jaxspd.convert.checkpoint import read_json
+from jaxspd.errors import UsageError, first_line
+
+log = logging.getLogger("jaxspd")
+
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer of a component folder, as `open_tokenizer` returns it. `padding` is the token that fills
+    prompts up, on the side `padding_side`; too long ones lose tokens on the side `truncation_side`.
+    """
+
+    folder: Path
+    backend: tokenizers.Tokenizer
+    special: Special
+    padding: str
+    padding_id: int
+    padding_side: str
+    truncation_side: str
+    template: Any = None  # a compiled chat template, if one was asked for
+
+    @property
+    def size(self) -> int:
+        """The rows that a table for these tokens has at least: one more than the largest token."""
+        return 1 + max(self.backend.get_vocab().values())
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        length: int,
+        before: int = 0,
+        special: bool = True,
+        side: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and attention mask of `texts`, both `[B, before + length]`, int32: 1 where there is text,
+        0 where it is filled up. A warning tells how much is cut; the tokens that the tokenizer itself puts
+        around a text, if `special`, are never cut.
+
+        `before` is how many tokens each text has that are not the prompt's, `side` where to fill up ("left" or
+        "right") if not as configured.
+        """
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        for text in texts:
+            if (count := len(self.backend.encode(text, add_special_tokens=special)) - before) > length:
+                log.warning("the model reads %d of the prompt's %d tokens", length, count)
+        self.backend.enable_truncation(before + length, direction=self.truncation_side)
+        self.backend.enable_padding(
+            direction=side or self.padding_side,
+            pad_id=self.padding_id,
+            pad_token=self.padding,
+            length=before + length,
+        )
+        read = [self.backend.encode(text, add_special_tokens=special) for text in texts]
+        ids, mask = [one.ids for one in read], [one.attention_mask for one in read]
+        shape = (len(texts), before + length)
+        return np.asarray(ids, np.int32).reshape(shape), np.asarray(mask, np.int32).reshape(shape)
+
+    def chat(self, messages: Sequence[dict], **options) -> str:
+        """What the chat template writes of `messages`, dictionaries of "role" and "content", which is text or a
+        list of `{"type": "text", "text": …}`. `options` are variables of the template, such as
+        `add_generation_prompt`. For tokenizers opened with `chat`; UsageError where the template fails.
+        """
+        from jaxspd.components.chat import fill
+
+        names = {name: str(token) for name, token in self.special.named.items()}
+        return fill(self.template, self.folder, messages, **{**names, **options})
+
+
+def open_tokenizer(folder: Path, *, chat: bool = False) -> Tokenizer:
+    """The tokenizer of a component folder; no code of a checkpoint is run. Which kind it is, the `tokenizer_class`
+    of `tokenizer_config.json` says: CLIPTokenizer, T5Tokenizer, Qwen2Tokenizer, with "Fast" or without; any other
+    is what its `tokenizer.json` says.
+
+    UsageError if files are missing or damaged, the configuration is wrong, all letters are alike to it, or it
+    lacks the template of a `chat`.
+    """
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.exists() else {}
+    template = None
+    if chat:
+        from jaxspd.components.chat import read_template
+
+        template = read_template(folder)
+    vocabulary = read_vocabulary(folder)
+    with _readable(folder):
+        tokenizer = _assemble(folder, config, vocabulary, template)
+        told = {tuple(tokenizer.backend.encode(c, add_special_tokens=False).ids) for c in string.ascii_lowercase}
+        # As it will be used: a wrong entry of its configuration shows here, not in the midst of a prompt.
+        tokenizer.encode(["a"], 8)
+    if len(told) == 1:
+        raise UsageError(f"{folder} tells no letters apart; its vocabulary is damaged, download it again")
+    return tokenizer
+
+
+def largest_id(folder: Path) -> int:
+    """The largest token that the tokenizer of a folder gives; UsageError as in `open_tokenizer`."""
+    return open_tokenizer(folder).size - 1
+
+
+def check_vocabulary(folder: Path, rows: int | None, encoder: Path) -> None:
+    """UsageError unless the tokenizer of `folder` can be opened, and its tokens are within the `rows` of the table
+    that the text encoder in the folder `encoder` has, if it has one.
+    """
+    largest = largest_id(folder)
+    if rows is not None and largest >= rows:
+        raise UsageError(
+            f"{folder} has tokens up to {largest}, and {encoder} a table of {rows}; they do not belong together"
+        )
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turns what the library raises for an unusable folder into one line for the user."""
+    try:
+        yield
+    except (UsageError, MemoryError):
+        raise
+    except BaseException as error:
+        # A panic of the library's is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UsageError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
+
+
+def _assemble(folder: Path, config: dict, vocabulary: Vocabulary, template: Any) -> Tokenizer:
+    kind, given = find_kind(config, vocabulary), pipeline(vocabulary)
+    names, sides = dict(kind.names), {"padding_side": "right", "truncation_side": "right"}
+    if given.padding:
+        names.setdefault("pad_token", given.padding["pad_token"])
+        sides["padding_side"] = given.padding["direction"]
+    if given.truncation:
+        sides["truncation_side"] = given.truncation["direction"]
+    for key in sides:
+        sides[key] = config.get(key, sides[key])
+        if sides[key] not in SIDES:
+            raise ValueError(f"its {key} is {sides[key]!r}")
+    limit = config.get("model_max_length")
+    if limit is not None and not isinstance(limit, int | float):
+        raise TypeError(f"its model_max_length is {limit!r}")
+    special = read_special(folder, config, vocabulary, names, kind.extra(config, vocabulary))
+    if "pad_token" not in special.named:
+        raise ValueError("its configuration names no pad_token")
+    backend = kind.build(folder, config, vocabulary, special)
+    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
+    padding = str(special.named["pad_token"])
+    return Tokenizer(folder, backend, special, padding, token_number(backend, special, "pad_token"), **sides, template=template)

@@ -1,0 +1,112 @@
+"""The vocabulary files of a tokenizer's folder, checked as they are read."""
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxspd.convert.checkpoint import read_json
+from jaxspd.errors import UsageError
+
+# Byte-level vocabularies hold letters and special tokens besides what merges make: a few hundred in all.
+UNMERGED = 1000
+# SentencePiece's numbers for the kinds of pieces that no text is split into.
+CONTROL, USER_DEFINED = 3, 4
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What text is split into: for BPE the number of each piece and the `merges`, by rank; for Unigram the
+    pieces in order, with their scores, and the `charsmap` by which SentencePiece normalises text, if any.
+    `whole` is the rest of a `tokenizer.json`, `control` the pieces of a `*.model` that mark something.
+    """
+
+    pieces: dict[str, int] | list[tuple[str, float]]
+    merges: list[tuple[str, str]] = field(default_factory=list)
+    charsmap: bytes | None = None
+    whole: dict | None = None
+    control: list[tuple[str, bool]] = field(default_factory=list)  # (piece, whether it is special)
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of `folder`: of its `tokenizer.json`, or `vocab.json` with `merges.txt`, or `*.model`, the
+    first there is. UsageError if its files are missing or damaged.
+    """
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    models = sorted(folder.glob("*.model"))
+    if whole.exists():
+        return _whole(whole)
+    if vocabulary.exists() or merges.exists():
+        pieces = _numbered(vocabulary, read_json(vocabulary))
+        pairs = _merges(merges)
+        if len(pieces) - len(pairs) > UNMERGED:
+            raise UsageError(f"{merges} is too short for {vocabulary.name}; download it again")
+        return Vocabulary(pieces, pairs)
+    if models:
+        return _sentencepiece(models[0])
+    raise UsageError(
+        f"{folder} has no vocabulary (tokenizer.json, vocab.json with merges.txt, or spiece.model); "
+        "download the folder again"
+    )
+
+
+def _whole(path: Path) -> Vocabulary:
+    values = read_json(path)
+    model = values.pop("model", None)
+    pieces, merges = (model.get(key) for key in ("vocab", "merges")) if isinstance(model, dict) else (None, None)
+    if isinstance(pieces, list) and pieces:
+        return Vocabulary(_scored(path, pieces), charsmap=_charsmap(values.get("normalizer")), whole=values)
+    pairs = [_pair(path, merge) for merge in merges or []]
+    return Vocabulary(_numbered(path, pieces), pairs, whole=values)
+
+
+def _numbered(path: Path, pieces) -> dict[str, int]:
+    if not isinstance(pieces, dict) or not pieces or not all(type(n) is int for n in pieces.values()):
+        raise UsageError(f"{path} holds no vocabulary; download it again")
+    return pieces
+
+
+def _scored(path: Path, pieces: list) -> list[tuple[str, float]]:
+    try:
+        return [(str(piece), float(score)) for piece, score in pieces]
+    except (TypeError, ValueError):
+        raise UsageError(f"{path} holds no vocabulary; download it again") from None
+
+
+def _pair(path: Path, merge) -> tuple[str, str]:
+    """The two sides of a merge, which older files hold as one text."""
+    sides = tuple(merge.split(" ") if isinstance(merge, str) else merge)
+    if len(sides) != 2:
+        raise UsageError(f"{path} holds {merge!r} where two pieces belong; download it again")
+    return sides
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"{path} is missing or damaged; download it again") from None
+    return [_pair(path, line) for line in lines if line.strip() and not line.startswith("#version")]
+
+
+def _charsmap(normalizer: dict | None) -> bytes | None:
+    steps = (normalizer or {}).get("normalizers", [normalizer or {}])
+    maps = (step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled")
+    return base64.b64decode(next(maps, "")) or None
+
+
+def _sentencepiece(path: Path) -> Vocabulary:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (OSError, DecodeError):
+        model.Clear()
+    if not model.pieces:
+        raise UsageError(f"{path} is damaged; download it again")
+    return Vocabulary(
+        [(piece.piece, piece.score) for piece in model.pieces],
+        charsmap=model.normalizer_spec.precompiled_charsmap or None,
+        control=[(p.piece, p.type == CONTROL) for p in model.pieces if p.type in (CONTROL, USER_DEFINED)],
+    )
