@@ -44,8 +44,8 @@ def read_template(folder: Path) -> Template:
 
 
 def fill(template: Template, folder: Path, messages: Sequence[dict], **values) -> str:
-    """The conversation of `messages`, `{"role": …, "content": text or [{"type": "text", "text": …}, …]}`, as the
-    template of `folder` writes it with `values`. UsageError where it cannot.
+    """What the template of `folder` writes of `messages`, with `values` for its other variables. UsageError
+    where it cannot.
     """
     # Templates ask for these by name.
     usual = {"tools": None, "documents": None, "add_generation_prompt": False}

@@ -1,8 +1,10 @@
 """The kinds of tokenizers: how each divides text before its vocabulary splits it further.
 
-As in transformers 5, a class takes pieces, merges and added tokens from the folder's files, and knows the rest by
-itself, whatever a `tokenizer.json` says. Only what is none of these is what its `tokenizer.json` says. Earlier
-releases took all of a `tokenizer.json`; see `T5`.
+As in transformers 5, a class takes pieces, merges and added tokens from the folder's files, and knows the
+rest by itself, whatever a `tokenizer.json` says. Only other classes are what their `tokenizer.json` says.
+
+Releases before took everything from a `tokenizer.json`. For CLIP they mended prompts first where ftfy was
+installed: curly quotes became straight ones.
 """
 
 import json
@@ -15,9 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from jaxspd.components.special import Special, Token
 from jaxspd.components.vocabulary import Vocabulary
 
-CLIP_WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -26,8 +26,8 @@ QWEN_WORDS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """`names` are the special tokens that a class has unless configured, and `extra(config, vocabulary)` further
-    ones; `build(folder, config, vocabulary, special)` makes the tokenizer.
+    """`names` are the special tokens that a class has unless configured, and `extra(config, vocabulary)` are
+    further ones; `build(folder, config, vocabulary, special)` makes the tokenizer.
     """
 
     names: dict[str, str]
@@ -36,12 +36,16 @@ class Kind:
 
 
 def find_kind(config: dict, vocabulary: Vocabulary) -> Kind:
-    """The kind of a folder with the `tokenizer_config.json` `config`."""
-    name = str(config.get("tokenizer_class")).removesuffix("Fast")
-    if name in KINDS:
-        return KINDS[name]
+    """The kind of a folder with the `tokenizer_config.json` `config`; if that names no class, as far as the
+    vocabulary tells. ValueError if the class is not known and there is no `tokenizer.json`.
+    """
+    name = config.get("tokenizer_class")
+    if (kind := KINDS.get(str(name).removesuffix("Fast"))) is not None:
+        return kind
     if vocabulary.whole is not None:
         return AS_IT_SAYS
+    if name is not None:
+        raise ValueError(f"a {name} needs a tokenizer.json")
     if isinstance(vocabulary.pieces, list):
         return T5
     return CLIP if any(piece.endswith("</w>") for piece in vocabulary.pieces) else QWEN2
@@ -54,12 +58,15 @@ def pipeline(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def token_number(tokenizer: Tokenizer, special: Special, name: str) -> int:
-    """The number of a named special token, or of the unknown token if it has none. ValueError if neither has."""
-    for key in (name, "unk_token"):
-        number = tokenizer.token_to_id(str(special.named.get(key)))
-        if number is not None:
+    """The number of a named special token, or of the unknown one where the vocabulary lacks it. ValueError if
+    there is no such token, or neither has a number.
+    """
+    if name not in special.named:
+        raise ValueError(f"tokenizer_config.json names no {name}")
+    for token in (special.named[name], special.named.get("unk_token", "")):
+        if (number := tokenizer.token_to_id(str(token))) is not None:
             return number
-    raise ValueError(f"its {name} has no number")
+    raise ValueError(f"its {name} is not in its vocabulary")
 
 
 def _clip(folder: Path, config: dict, vocabulary: Vocabulary, special: Special) -> Tokenizer:
@@ -121,9 +128,7 @@ def _t5_extra(config: dict, vocabulary: Vocabulary) -> list[Token]:
 
 def _qwen2(folder: Path, config: dict, vocabulary: Vocabulary, special: Special) -> Tokenizer:
     tokenizer = Tokenizer(
-        models.BPE(
-            vocabulary.pieces, vocabulary.merges, continuing_subword_prefix="", end_of_word_suffix=""
-        )
+        models.BPE(vocabulary.pieces, vocabulary.merges, continuing_subword_prefix="", end_of_word_suffix="")
     )
     tokenizer.normalizer = normalizers.NFC()
     prefix = config.get("add_prefix_space") or False
@@ -144,7 +149,9 @@ def _qwen2(folder: Path, config: dict, vocabulary: Vocabulary, special: Special)
 
 def _ends(tokenizer: Tokenizer, config: dict, special: Special) -> processors.PostProcessor:
     """Puts the beginning and the end where `config` asks for them, as far as there are such tokens."""
-    wanted = [name for name in ("bos_token", "eos_token") if config.get(f"add_{name}") and name in special.named]
+    wanted = [
+        name for name in ("bos_token", "eos_token") if config.get(f"add_{name}") and name in special.named
+    ]
     numbers = {name: (str(special.named[name]), token_number(tokenizer, special, name)) for name in wanted}
     single = [numbers[name][0] if name in numbers else None for name in ("bos_token", "eos_token")]
     parts = [part for part in (single[0], "$A", single[1]) if part]
@@ -166,8 +173,8 @@ CLIP = Kind(
     },
     _clip,
 )
-# The unknown token's number is 2 whatever the files say, there are no pieces for single bytes, and each added token
-# is followed by the beginning of a word. Earlier releases took these from the `tokenizer.json`.
+# Whatever the files say: what is unknown is token 2 and never split into bytes, and what follows an added
+# token begins a word. Releases before believed a `tokenizer.json` in this: UMT5's `<unk>` is 3.
 T5 = Kind({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, _t5, _t5_extra)
 QWEN2 = Kind(dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"), _qwen2)
 AS_IT_SAYS = Kind({}, _as_it_says)

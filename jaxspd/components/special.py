@@ -1,8 +1,8 @@
-"""The tokens that a tokenizer's configuration names and adds to its vocabulary: start, end, padding and others,
-which are found in text as they stand.
+"""The tokens that a tokenizer's configuration names and adds to its vocabulary: start, end, padding and more.
+They are found in text as they stand.
 
-Read as transformers 5 reads them, from `tokenizer_config.json` and, where that lists no added tokens, from the
-files of older releases.
+As transformers 5 does, they are read from `tokenizer_config.json` and, where that lists no added tokens, from
+the files of older releases.
 """
 
 from dataclasses import dataclass
@@ -49,16 +49,18 @@ class Special:
 def read_special(
     folder: Path, config: dict, vocabulary: Vocabulary, names: dict[str, str], usual: list[Token]
 ) -> Special:
-    """The added tokens of a folder, whose `tokenizer_config.json` is `config`. Where that says nothing, the
-    tokenizer's class gives `names`, and the `usual` extra tokens. Raises TypeError or ValueError where an entry
-    is no token.
+    """The added tokens of a folder, whose `tokenizer_config.json` is `config`. Where that says nothing,
+    `names` and the `usual` extra tokens are the class's. Raises TypeError or ValueError where an entry is no
+    token.
     """
     config = {key: _token(value) for key, value in config.items()}
     if not config.get("extra_special_tokens") and "additional_special_tokens" in config:
         config["extra_special_tokens"] = config.pop("additional_special_tokens")
     listed: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
-        listed = {int(number): AddedToken(**token) for number, token in config["added_tokens_decoder"].items()}
+        listed = {
+            int(number): AddedToken(**token) for number, token in config["added_tokens_decoder"].items()
+        }
     else:
         config |= _special_tokens_map(folder, config)
         listed = _added_tokens(folder, config)

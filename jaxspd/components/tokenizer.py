@@ -3,6 +3,7 @@
 Ids are those of transformers 5, for the same folder and the class that its configuration names.
 """
 
+import gc
 import logging
 import string
 from collections.abc import Iterator, Sequence
@@ -27,14 +28,13 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer of a component folder, as `open_tokenizer` returns it. `padding` is the token that fills
-    prompts up, on the side `padding_side`; too long ones lose tokens on the side `truncation_side`.
+    """The tokenizer of a component folder, as `open_tokenizer` returns it. `padding_id` fills prompts
+    up, on the side `padding_side`; too long ones lose tokens on the side `truncation_side`.
     """
 
     folder: Path
     backend: tokenizers.Tokenizer
     special: Special
-    padding: str
     padding_id: int
     padding_side: str
     truncation_side: str
@@ -57,29 +57,27 @@ class Tokenizer:
         0 where it is filled up. A warning tells how much is cut; the tokens that the tokenizer itself puts
         around a text, if `special`, are never cut.
 
-        `before` is how many tokens each text has that are not the prompt's, `side` where to fill up ("left" or
-        "right") if not as configured.
+        `before` is how many tokens each text has that are not the prompt's, `side` where to fill up ("left"
+        or "right") if not as configured.
         """
-        self.backend.no_padding()
-        self.backend.no_truncation()
-        for text in texts:
-            if (count := len(self.backend.encode(text, add_special_tokens=special)) - before) > length:
-                log.warning("the model reads %d of the prompt's %d tokens", length, count)
-        self.backend.enable_truncation(before + length, direction=self.truncation_side)
-        self.backend.enable_padding(
-            direction=side or self.padding_side,
-            pad_id=self.padding_id,
-            pad_token=self.padding,
-            length=before + length,
-        )
-        read = [self.backend.encode(text, add_special_tokens=special) for text in texts]
-        ids, mask = [one.ids for one in read], [one.attention_mask for one in read]
-        shape = (len(texts), before + length)
-        return np.asarray(ids, np.int32).reshape(shape), np.asarray(mask, np.int32).reshape(shape)
+        whole = before + length
+        ids = np.full((len(texts), whole), self.padding_id, np.int32)
+        mask = np.zeros_like(ids)
+        for row, text in enumerate(texts):
+            read = self.backend.encode(text, add_special_tokens=special).ids
+            if len(read) > whole:
+                log.warning("the model reads %d of the prompt's %d tokens", length, len(read) - before)
+                self.backend.enable_truncation(whole, direction=self.truncation_side)
+                read = self.backend.encode(text, add_special_tokens=special).ids
+                self.backend.no_truncation()
+            start = whole - len(read) if (side or self.padding_side) == "left" else 0
+            ids[row, start : start + len(read)] = read
+            mask[row, start : start + len(read)] = 1
+        return ids, mask
 
     def chat(self, messages: Sequence[dict], **options) -> str:
-        """What the chat template writes of `messages`, dictionaries of "role" and "content", which is text or a
-        list of `{"type": "text", "text": …}`. `options` are variables of the template, such as
+        """What the chat template writes of `messages`: dictionaries of "role" and "content", which is text or
+        a list of `{"type": "text", "text": …}`. `options` are variables of the template, such as
         `add_generation_prompt`. For tokenizers opened with `chat`; UsageError where the template fails.
         """
         from jaxspd.components.chat import fill
@@ -89,9 +87,9 @@ class Tokenizer:
 
 
 def open_tokenizer(folder: Path, *, chat: bool = False) -> Tokenizer:
-    """The tokenizer of a component folder; no code of a checkpoint is run. Which kind it is, the `tokenizer_class`
-    of `tokenizer_config.json` says: CLIPTokenizer, T5Tokenizer, Qwen2Tokenizer, with "Fast" or without; any other
-    is what its `tokenizer.json` says.
+    """The tokenizer of a component folder; no code of a checkpoint is run. `tokenizer_config.json` names its
+    class: CLIPTokenizer, T5Tokenizer, Qwen2Tokenizer, with "Fast" or without; any other is what its
+    `tokenizer.json` says.
 
     UsageError if files are missing or damaged, the configuration is wrong, all letters are alike to it, or it
     lacks the template of a `chat`.
@@ -103,10 +101,12 @@ def open_tokenizer(folder: Path, *, chat: bool = False) -> Tokenizer:
         from jaxspd.components.chat import read_template
 
         template = read_template(folder)
-    vocabulary = read_vocabulary(folder)
-    with _readable(folder):
+    with _uncollected(), _readable(folder):
+        vocabulary = read_vocabulary(folder)
         tokenizer = _assemble(folder, config, vocabulary, template)
-        told = {tuple(tokenizer.backend.encode(c, add_special_tokens=False).ids) for c in string.ascii_lowercase}
+        told = {
+            tuple(tokenizer.backend.encode(c, add_special_tokens=False).ids) for c in string.ascii_lowercase
+        }
         # As it will be used: a wrong entry of its configuration shows here, not in the midst of a prompt.
         tokenizer.encode(["a"], 8)
     if len(told) == 1:
@@ -120,14 +120,29 @@ def largest_id(folder: Path) -> int:
 
 
 def check_vocabulary(folder: Path, rows: int | None, encoder: Path) -> None:
-    """UsageError unless the tokenizer of `folder` can be opened, and its tokens are within the `rows` of the table
-    that the text encoder in the folder `encoder` has, if it has one.
+    """UsageError unless the tokenizer of `folder` can be opened, and its tokens are within the `rows` of the
+    table that the text encoder in the folder `encoder` has, if it has one.
     """
     largest = largest_id(folder)
     if rows is not None and largest >= rows:
         raise UsageError(
-            f"{folder} has tokens up to {largest}, and {encoder} a table of {rows}; they do not belong together"
+            f"{folder} has tokens up to {largest}, and {encoder} a table of {rows}; they do not "
+            "belong together"
         )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without collecting garbage: among the many pieces of a vocabulary, of which there is none, Python would
+    look for it again and again.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @contextmanager
@@ -160,9 +175,10 @@ def _assemble(folder: Path, config: dict, vocabulary: Vocabulary, template: Any)
     if limit is not None and not isinstance(limit, int | float):
         raise TypeError(f"its model_max_length is {limit!r}")
     special = read_special(folder, config, vocabulary, names, kind.extra(config, vocabulary))
-    if "pad_token" not in special.named:
-        raise ValueError("its configuration names no pad_token")
     backend = kind.build(folder, config, vocabulary, special)
+    # What is filled up and cut, `encode` decides.
+    backend.no_padding()
+    backend.no_truncation()
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
-    padding = str(special.named["pad_token"])
-    return Tokenizer(folder, backend, special, padding, token_number(backend, special, "pad_token"), **sides, template=template)
+    number = token_number(backend, special, "pad_token")
+    return Tokenizer(folder, backend, special, number, **sides, template=template)

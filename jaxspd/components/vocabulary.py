@@ -28,8 +28,8 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of `folder`: of its `tokenizer.json`, or `vocab.json` with `merges.txt`, or `*.model`, the
-    first there is. UsageError if its files are missing or damaged.
+    """The vocabulary of `folder`: the first there is of `tokenizer.json`, `vocab.json` with `merges.txt`, and
+    `*.model`. UsageError if its files are missing or damaged.
     """
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     models = sorted(folder.glob("*.model"))
@@ -52,7 +52,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 def _whole(path: Path) -> Vocabulary:
     values = read_json(path)
     model = values.pop("model", None)
-    pieces, merges = (model.get(key) for key in ("vocab", "merges")) if isinstance(model, dict) else (None, None)
+    pieces, merges = (
+        (model.get(key) for key in ("vocab", "merges")) if isinstance(model, dict) else (None, None)
+    )
     if isinstance(pieces, list) and pieces:
         return Vocabulary(_scored(path, pieces), charsmap=_charsmap(values.get("normalizer")), whole=values)
     pairs = [_pair(path, merge) for merge in merges or []]
