@@ -22,9 +22,44 @@ DEMO = Path(__file__).parents[1] / "jaxspd" / "demo" / "checkpoint"
 PROMPT = "A Snowy mountain lake's  shore, 35mm é"
 
 # What prompts may hold: signs that join, combine, fold, or are no signs; every kind of white space.
-WORDS = """the lake's I'LL 3.14 foo—bar “x” e\u0301 n\u0303o İstanbul ǆ ﬁ Ⅷ ½ ① カ゛ ｶﾞ 한국어 각 日本語 漢字
-العربية हिन्दी ไทย ς ё 👩\u200d👩\u200d👧 👍🏽 🇩🇪 ❤️ \U00020000 \u200b \u200d \ufeff \u00ad \x00 \x01 \x1b \x7f \ufffd
-\ue000 \ufdd0 \U0010ffff ▁ <0x41> </w> Ġ [IMG] <s> </S> <|endoftext|""".split()
+JOINED = [
+    "👩\u200d👩\u200d👧",
+    "👍🏽",
+    "🇩🇪",
+    "❤️",
+    "e\u0301",
+    "n\u0303o",
+    "カ゛",
+    "हिन्दी",
+    "ไทย",
+    "한국어",
+    "각",
+]
+FOLDED = [
+    "“x”",
+    "İstanbul",
+    "ǆ",
+    "ﬁ",
+    "Ⅷ",
+    "½",
+    "①",
+    "ｶﾞ",
+    "ς",
+    "ё",
+    "I'LL",
+    "lake's",
+    "foo—bar",
+    "3.14",
+    "日本語",
+]
+ODD = [
+    *"\0\1\x1b\x7f\ufffd\ufeff\u200b\u00ad\ue000\ufdd0\U0010ffff\U00020000",
+    "▁",
+    "Ġ",
+    "</w>",
+    "<0x41>",
+    "</S>",
+]
 SPACES = " \t\n\r\v\f\x1c\x85\u00a0\u1680\u2009\u2028\u3000"
 RANGES = ((0x20, 0x7F), (0, 0x20), (0x80, 0x600), (0x600, 0x1200), (0x2000, 0x2C00), (0x3000, 0xA000))
 RANGES += ((0xAC00, 0xD7A4), (0xF900, 0x10000), (0x1D400, 0x1D800), (0x1F000, 0x1FB00), (0xE0000, 0xE0080))
@@ -38,7 +73,7 @@ def texts(special: list[str], count: int = 300) -> list[str]:
         start, end = draw.choice(RANGES)
         letters = "".join(chr(draw.randrange(start, end)) for _ in range(draw.randint(1, 4)))
         spaces = "".join(draw.choices(SPACES, k=draw.randint(0, 3)))
-        return draw.choice([draw.choice(WORDS), draw.choice(special), letters]) + spaces
+        return draw.choice([draw.choice(JOINED + FOLDED + ODD), draw.choice(special), letters]) + spaces
 
     return [
         "",
@@ -164,6 +199,7 @@ def spiece(tmp_path_factory):
         sentence_iterator=iter(lines * 3),
         model_prefix=str(path),
         vocab_size=60,
+        hard_vocab_limit=False,
         normalization_rule_name="nmt_nfkc",
         pad_id=0,
         eos_id=1,

@@ -11,13 +11,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from jaxspd.components.vocabulary import Vocabulary
-from jaxspd.convert.checkpoint import read_json
+from jaxspd.components.vocabulary import Vocabulary, read_json
 
 Token = str | AddedToken
 
 # What every tokenizer may name, in the order in which those are numbered that its vocabulary lacks.
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,19 @@ def read_special(
         config["extra_special_tokens"] = config.pop("additional_special_tokens")
     listed: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
-        listed = {
-            int(number): AddedToken(**token) for number, token in config["added_tokens_decoder"].items()
-        }
+        listed = {int(number): _added(token) for number, token in config["added_tokens_decoder"].items()}
     else:
         config |= _special_tokens_map(folder, config)
         listed = _added_tokens(folder, config)
         for token in (vocabulary.whole or {}).get("added_tokens") or []:
-            listed[token["id"]] = AddedToken(**{key: token[key] for key in token if key != "id"})
-    own = {}
-    if isinstance(config.get("extra_special_tokens"), dict):
-        own = config.pop("extra_special_tokens")
-    own |= {
+            listed[token["id"]] = _added(token)
+    own = {
         key: value
         for key, value in config.items()
         if key.endswith("_token") and key not in NAMES and isinstance(value, Token)
     }
+    if isinstance(config.get("extra_special_tokens"), dict):
+        own |= config.pop("extra_special_tokens")
     named = names | {key: config[key] for key in NAMES if key in config}
     named = {key: named[key] for key in NAMES if named.get(key) is not None} | own
     extra = config.get("extra_special_tokens", config.get("additional_special_tokens", usual)) or []
@@ -90,8 +87,16 @@ def _token(value: Any) -> Any:
     if isinstance(value, list):
         return [_token(one) for one in value]
     if isinstance(value, dict) and value.get("__type") == "AddedToken":
-        return AddedToken(**{key: value[key] for key in value if key != "__type"})
+        return _added(value)
     return value
+
+
+def _added(token: dict) -> AddedToken:
+    """The added token that a file describes. What else the description holds, the library would print."""
+    content = token.get("content")
+    if not isinstance(content, str):
+        raise ValueError(f"{token!r} is no token")
+    return AddedToken(content, **{flag: token[flag] for flag in FLAGS if flag in token})
 
 
 def _special_tokens_map(folder: Path, config: dict) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def _special_tokens_map(folder: Path, config: dict) -> dict[str, Any]:
 
 
 def _special(value: Any) -> Any:
-    return AddedToken(**{**value, "special": True}) if isinstance(value, dict) else value
+    return _added({**value, "special": True}) if isinstance(value, dict) else value
 
 
 def _added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
