@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Installed before everything else, and pinned: an unpinned torch may bring gigabytes of CUDA libraries.
+# Only the tests need it. Installed before what asks for it, and pinned: an unpinned torch may bring gigabytes
+# of CUDA libraries.
 TORCH ?= torch==2.13.0
 SEED ?= 7
 PROMPT ?= a serene mountain lake at golden hour with snow
@@ -21,10 +22,10 @@ lint: $(VENV)/installed-test
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
 	touch $@

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import metrics
 import numpy as np
 import sharpness
@@ -24,6 +25,7 @@ from training.attributes import detect
 from training.landscapes import describe, draw
 
 from jaxspd import DiffGenerator
+from jaxspd.components.pipeline import Components
 from jaxspd.hub import DEMO, fetch
 
 RESULTS = Path(__file__).parent / "results" / "demo"
@@ -58,9 +60,9 @@ def measure(pictures: np.ndarray, drawings: np.ndarray, scenes: list) -> dict:
 
 def autoencoded(family, drawings: np.ndarray) -> np.ndarray:
     """The drawings as the checkpoint's VAE gives them back."""
-    with family.latent_encoder() as encode:
-        latents = np.concatenate([encode(picture[None, None]) for picture in drawings])
-    return family.decode(latents)[:, 0]
+    components = Components(family, jnp.float32)
+    latents = np.concatenate([components.encode(picture[None, None]) for picture in drawings])
+    return components.decode(latents)[:, 0]
 
 
 def contact_sheet(columns: list[np.ndarray], rows: int) -> Image.Image:

@@ -26,7 +26,7 @@ from timing import in_turns
 from jaxspd.families import family_class
 from jaxspd.families.base import BaseFamily
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_request, reading
+from jaxspd.planning import plan_request, reading, resolve
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.layerwise import Layerwise
 from jaxspd.sampling.guidance import Guided, guide
@@ -37,19 +37,14 @@ GROWN = {"progressive_mode": "dct_rewind", "progressive_delta": 0.05}
 WAYS = ("layer by layer", "unrolled", "scanned")
 
 
-def stack_as_one(make, length: int, rngs: nnx.Rngs) -> list[nnx.Module]:
-    """In place of `layers.stack`: one block, whose parameters have a leading layer axis; none for zero."""
-    return nnx.List([nnx.vmap(make)(rngs.split(length))] if length else [])
-
-
 def scan(blocks: nnx.Module, carry, *shared):
-    """In place of `layers.layer`, for such a block: runs it layer after layer."""
+    """In place of `layers.layer`, for a block whose parameters have a leading layer axis: runs each."""
     graph, stacked = nnx.split(blocks)
     return jax.lax.scan(lambda carry, own: (nnx.merge(graph, own)(carry, *shared), None), carry, stacked)[0]
 
 
 def stacked(parameters: nnx.State) -> nnx.State:
-    """Parameters as `stack_as_one` has them."""
+    """Parameters of which those of a row's layers are one array each."""
     joined = defaultdict(list)
     for path, parameter in nnx.to_flat_state(parameters):
         joined[tuple(0 if isinstance(part, int) else part for part in path)].append(parameter)
@@ -61,14 +56,25 @@ def stacked(parameters: nnx.State) -> nnx.State:
     )
 
 
+def with_one_layer(model: nnx.Module) -> nnx.Module:
+    """`model` with the first block of each row alone, for parameters as `stacked` has them."""
+    for name, row in vars(model).items():
+        if isinstance(row, nnx.List):
+            setattr(model, name, nnx.List(row[:1]))
+    return model
+
+
 @contextmanager
 def running(way: str, family: BaseFamily) -> Iterator[None]:
     """Meanwhile, the family's models are made and run that way."""
     if way != "scanned":
         yield
         return
-    module = family.transformer.__module__
-    with patch(f"{module}.stack", stack_as_one), patch(f"{module}.layer", scan):
+    module, make = family.transformer.__module__, family.transformer
+    with (
+        patch.object(type(family), "transformer", lambda *a, **options: with_one_layer(make(*a, **options))),
+        patch(f"{module}.layer", scan),
+    ):
         yield
 
 
@@ -91,7 +97,7 @@ def steps(model: Model) -> dict[str, float]:
     known = {field.name for field in fields(family.config)}
     sizes = {name: value for name, value in model.transformer.items() if name in known}
     family = replace(family, config=replace(family.config, **sizes))
-    params = complete(family, SamplingParams(**model.request, **GROWN))
+    params = resolve(family, SamplingParams(**model.request, **GROWN))
     family, plan = reading(family, params), plan_request(family, params)
     conditioning = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), family.abstract_conditioning(1))
     if family.guided(params.guidance_scale):

@@ -63,7 +63,7 @@ def measure(folder: Path, stored: str, target: str) -> dict:
     import torch
 
     from jaxspd.convert.orbax_store import load_transformer
-    from jaxspd.families.base import read_transformer_config
+    from jaxspd.families.configs import read_transformer_config
     from jaxspd.families.flux1 import Family
     from jaxspd.models.flux1 import Flux1Config
 

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from checkpoints import write_checkpoint
 
+from jaxspd.components.pipeline import Components
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_report, plan_request, reading, schedule
+from jaxspd.planning import plan_report, plan_request, reading, resolve, schedule
 from jaxspd.sampling.noise import gaussian, stage_noises
 
 SEED = 42
@@ -34,7 +35,7 @@ WORDS = 64
 def has_encoders(family) -> bool:
     """Whether the checkpoint has its text encoders' weights."""
     try:
-        family.check_weights()
+        _ = Components(family, jnp.float32).texts
     except UsageError:
         return False
     return True
@@ -43,7 +44,8 @@ def has_encoders(family) -> bool:
 def encode(family, count: int, encoders: bool) -> dict[str, np.ndarray]:
     """Text of a prompt and, if `count` is 2, of its negative; N(0, 1) where there are no `encoders`."""
     if encoders:
-        return family.encode([PROMPT, family.default_negative_prompt][:count])
+        components = Components(family, jnp.float32)
+        return components.encode_text([PROMPT, family.default_negative_prompt][:count])
     shapes = {k: v for k, v in family.abstract_conditioning(count).items() if k != "guidance"}
     encoded = {
         name: gaussian(SEED, 1000 + number, shape.shape)
@@ -85,7 +87,7 @@ def growth(family, params: SamplingParams) -> dict:
 
 def describe(family, request: dict) -> dict:
     """A request for either side: jaxspd's parameters and `torch_ref`'s keywords."""
-    params = complete(family, SamplingParams(**request))
+    params = resolve(family, SamplingParams(**request))
     options = {
         "num_inference_steps": params.num_inference_steps,
         "guidance_scale": params.guidance_scale,
@@ -110,7 +112,7 @@ def main(job_file: str, answer_file: str) -> None:
     read = family = reading(open_family(folder), SamplingParams(**request))
     cells, encoded, encoders = {}, None, has_encoders(family)
     for name, cell in job["cells"].items():
-        params = complete(family, SamplingParams(**cell["request"]))
+        params = resolve(family, SamplingParams(**cell["request"]))
         plan, guided = plan_request(family, params), family.guided(params.guidance_scale)
         if encoded is None:
             encoded = encode(family, 1 + guided, encoders)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from training.landscapes import Scene, describe
 from training.landscapes import sample as landscape
 
+from jaxspd.components.pipeline import Components
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
@@ -37,8 +38,9 @@ class Demo:
 
     def __init__(self, count: int):
         self.family = open_family(DEMO)
+        self.components = Components(self.family, jnp.float32)
         self.count, self.leading = count, self.family.leading(1)
-        self.conditioning = self.family.condition(self.family.encode(captions(count)[1]), 0.0)
+        self.conditioning = self.family.condition(self.components.encode_text(captions(count)[1]), 0.0)
         self.parameters = load_transformer(
             self.family.folder,
             self.family.abstract_parameters(jnp.float32),
@@ -75,7 +77,7 @@ class Demo:
             programs.prepare(plan, (size, *self.leading), self.parameters, conditioning)
             noises = programs.noises(plan, seeds, self.leading)
             latents.append(np.asarray(denoise(programs, plan, self.parameters, conditioning, noises)[0]))
-        return self.family.decode(np.concatenate(latents))[:, 0]
+        return self.components.decode(np.concatenate(latents))[:, 0]
 
 
 def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:
@@ -84,11 +86,10 @@ def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:
     """
     path = folder / f"drawn-{first_seed}-{count}.npy"
     if not path.exists():
-        family, pictures = open_family(DEMO), []
-        with family.latent_encoder() as encode:
-            for seed in tqdm(range(first_seed, first_seed + count), desc="drawn"):
-                pictures.append(encode(landscape(seed)[0][None, None]))
-        np.save(path, family.decode(np.concatenate(pictures))[:, 0])
+        components, pictures = Components(open_family(DEMO), jnp.float32), []
+        for seed in tqdm(range(first_seed, first_seed + count), desc="drawn"):
+            pictures.append(components.encode(landscape(seed)[0][None, None]))
+        np.save(path, components.decode(np.concatenate(pictures))[:, 0])
     return np.load(path)
 
 

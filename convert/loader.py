@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from .copying import copy, empty
 from .errors import UsageError
 from .table import Rule, official_keys
 
+# What puts an array where a sharding says.
+Put = Callable[[np.ndarray, jax.sharding.Sharding | None], jax.Array]
 LISTED = 8
 # Arrays copied at the same time, since one alone waits for its file or for fresh memory.
 THREADS = min(8, os.cpu_count() or 1)
@@ -80,27 +83,57 @@ def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[R
     )
 
 
-def load_parameters(
-    checkpoint: Checkpoint,
-    abstract: nnx.State,
-    rules: Sequence[Rule],
-    put: Callable[[np.ndarray, jax.sharding.Sharding | None], jax.Array] = jax.device_put,
-) -> nnx.State:
-    """Fills `abstract` (shapes, target dtypes and, where one is given, shardings) from `checkpoint`.
+@dataclass(frozen=True)
+class StoredWeight:
+    """A parameter that lies in its file: `fetch` brings it to where it belongs, in its dtype."""
 
-    A few arrays at a time are read on the host, in the target dtype, and handed to `put` with their sharding;
-    so the host holds no more than these beside what `put` keeps.
+    checkpoint: Checkpoint
+    key: str
+    target: jax.ShapeDtypeStruct
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.target.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.target.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.target.size * self.target.dtype.itemsize
+
+    def fetch(self, put: Put = jax.device_put) -> jax.Array:
+        """Read on the host, in the target dtype, and handed to `put` with the target's sharding."""
+        array = empty(self.shape, self.dtype)
+        copy(array, self.checkpoint.read(self.key))
+        return jax.block_until_ready(put(array, self.target.sharding))
+
+
+def stored_parameters(checkpoint: Checkpoint, abstract: nnx.State, table: dict[str, str]) -> nnx.State:
+    """`abstract` (shapes, target dtypes and, where one is given, shardings) with a `StoredWeight` in place of
+    each array, by the `table` that `match` gives.
     """
-    parameters = flat_parameters(abstract)
-    table = match(checkpoint, parameters, rules)
+    leaves = [
+        StoredWeight(checkpoint, table[path], target) for path, target in flat_parameters(abstract).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)  # in the order of the tree's leaves
+
+
+def load_parameters(
+    checkpoint: Checkpoint, abstract: nnx.State, rules: Sequence[Rule], put: Put = jax.device_put
+) -> nnx.State:
+    """Fills `abstract` from `checkpoint`.
+
+    A few arrays at a time are read, so the host holds no more than these beside what `put` keeps.
+    """
+    table = match(checkpoint, flat_parameters(abstract), rules)
     checkpoint.check_floats()
+    return load(stored_parameters(checkpoint, abstract, table), put)
 
-    def fill(path: str, target: jax.ShapeDtypeStruct) -> jax.Array:
-        array = empty(target.shape, target.dtype)
-        copy(array, checkpoint.read(table[path]))
-        return jax.block_until_ready(put(array, target.sharding))
 
+def load(stored: nnx.State, put: Put = jax.device_put) -> nnx.State:
+    """A tree of `StoredWeight`, fetched."""
+    leaves, structure = jax.tree.flatten(stored)
     with ThreadPoolExecutor(THREADS) as pool:
-        # In the order of the tree's leaves.
-        filled = pool.map(fill, parameters, parameters.values())
-        return jax.tree.unflatten(jax.tree.structure(abstract), filled)
+        return jax.tree.unflatten(structure, pool.map(lambda leaf: leaf.fetch(put), leaves))

@@ -1,6 +1,6 @@
 """jaxspd: spectral progressive diffusion in JAX.
 
-Importing this imports neither jax nor torch; the names below arrive when they are first used.
+Importing this does not import jax; the names below arrive when they are first used.
 """
 
 from importlib import import_module

@@ -11,14 +11,15 @@ from itertools import islice
 from pathlib import Path
 
 import av
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from jaxspd.components.pipeline import Components
 from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError, first_line
-from jaxspd.families import TORCH
 from jaxspd.files import user_path
 from jaxspd.hub import fetch
 from jaxspd.params import SamplingParams
@@ -122,14 +123,11 @@ def calibrate(
     # Only now, when nothing is left to be refused.
     family = fetch(model_path, ("vae",), revision)
     meter = PowerMeter(latent)
-    with (
-        TORCH,
-        family.latent_encoder() as encode,
-        logging_redirect_tqdm([log]),
-        tqdm(files, unit="file", file=sys.stderr) as bar,
-    ):
+    # In float32: what is encoded is measured.
+    components = Components(family, jnp.float32)
+    with logging_redirect_tqdm([log]), tqdm(files, unit="file", file=sys.stderr) as bar:
         for pixels in readable_files(bar, size, count):
-            meter.add(encode(pixels[None]))
+            meter.add(components.encode(pixels[None]))
     if not meter.samples:
         raise UsageError(f"none of the {len(files)} files in {folder} can be used")
     calibration = fit_spectrum(meter.power())

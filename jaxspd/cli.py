@@ -27,6 +27,7 @@ MODEL_KEYS = {
     "model_path": str,
     "revision": str,
     "dit_cpu_offload": bool,
+    "text_encoder_cpu_offload": bool,
     "compilation_cache": bool,
     "skip_existing": bool,
 }
@@ -80,6 +81,13 @@ def build_parser() -> Parser:
         type=boolean,
         metavar="true|false",
         help="keep the transformer's layers in host memory and stream them to the device (default: false)",
+    )
+    generate.add_argument(
+        "--text-encoder-cpu-offload",
+        type=boolean,
+        metavar="true|false",
+        help="read text encoders layer by layer for each batch of prompts, or keep them on the device "
+        "(default: kept from the second batch on, where memory allows)",
     )
     generate.add_argument(
         "--compilation-cache",

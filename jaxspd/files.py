@@ -1,6 +1,4 @@
-"""Paths and text files that a user gives: one clear line for what is no such thing. Imports neither jax nor
-torch.
-"""
+"""Paths and text files that a user gives: one clear line for what is no such thing. Does not import jax."""
 
 import json
 import os

@@ -14,17 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspd.components.pipeline import Components
 from jaxspd.convert.orbax_store import check_transformer, load_transformer
 from jaxspd.errors import UsageError
-from jaxspd.families import TORCH
-from jaxspd.families.checks import check_modules
-from jaxspd.families.residency import Residency
 from jaxspd.files import lasting_model_path
 from jaxspd.hub import fetch
 from jaxspd.metadata import made_by
 from jaxspd.output import check_writable, output_format, output_paths, write_output
-from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_report, plan_request, reading
+from jaxspd.params import Request, SamplingParams
+from jaxspd.planning import plan_report, plan_request, reading, resolve
 from jaxspd.progress import ProgressBar, aside
 from jaxspd.results import GenerationResult, Output, Outputs, peak_memory, written
 from jaxspd.runtime.backend import start_backend
@@ -33,7 +31,7 @@ from jaxspd.runtime.layerwise import HOST
 from jaxspd.runtime.memory import memory_for
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
-from jaxspd.sampling.programs import Programs
+from jaxspd.sampling.programs import Programs, peak_bytes
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
 
@@ -42,12 +40,13 @@ from jaxspd.spectral.plan import Plan
 TEXT_BATCH = 8
 LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
 
-Request = SamplingParams | Mapping[str, Any]
+# What a user asks for.
+Asked = SamplingParams | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One output to be made: which of the prompts it shows, its complete parameters, and its file, if any."""
+    """One output to be made: which of the prompts it shows, what repeats it, and its file, if any."""
 
     prompt: int
     request: dict[str, Any]
@@ -60,13 +59,16 @@ class DiffGenerator:
     """
 
     def __init__(
-        self, model_path: str | os.PathLike | None, dit_cpu_offload: bool, revision: str | None = None
+        self,
+        model_path: str | os.PathLike | None,
+        revision: str | None = None,
+        dit_cpu_offload: bool = False,
+        text_encoder_cpu_offload: bool | None = None,
     ):
         self.model_path = lasting_model_path(model_path)
         self.revision = revision
         start_backend()
         family = fetch(model_path, revision=revision)
-        family.check_weights()
         if dit_cpu_offload and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
             raise UsageError(
                 f"JAX's {jax.default_backend()} backend streams nothing from host memory; leave "
@@ -74,15 +76,16 @@ class DiffGenerator:
             )
         self.family = family = replace(family, streamed=dit_cpu_offload)
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        self._components = Components(family, self.dtype, text_encoder_cpu_offload)
+        self._components.check()
         self._velocity = family.velocity_function(self.dtype)
         self._programs: dict[tuple[str, str], Programs] = {}
         self._lock = Lock()
         self._abstract = family.abstract_parameters(self.dtype)
         check_transformer(family.folder, self._abstract, family.rules)
-        self._modules_checked = False
         self._pool = ThreadPoolExecutor(1, "load")
         self._loading: Future | None = None
-        self._residency = Residency()
+        self._residency = self._components.residency
 
     @classmethod
     def from_pretrained(
@@ -91,19 +94,22 @@ class DiffGenerator:
         *,
         revision: str | None = None,
         dit_cpu_offload: bool = False,
+        text_encoder_cpu_offload: bool | None = None,
         compilation_cache: bool = True,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
 
         `revision` is a hub id's branch, tag or commit. `dit_cpu_offload` keeps the weights of the
         transformer's layers in host memory; each comes to the device while the layer before it is at work.
-        `compilation_cache` keeps compiled programs in the user's cache folder. Weights are read when the
-        first output needs them, and stay; so do text encoders and VAE where memory allows. UsageError for a
+        `text_encoder_cpu_offload` reads a text encoder's layers from their file, one after the other, for
+        every batch of prompts; where it is false they stay on the device; unless it is given, they stay from
+        the second batch on, where memory allows. `compilation_cache` keeps compiled programs in the user's
+        cache folder. Other weights are read when the first output needs them, and stay. UsageError for a
         folder that cannot be used, what the hub does not give, or a backend that cannot stream.
         """
         if compilation_cache:
             enable_compilation_cache()
-        return cls(model_path, dit_cpu_offload, revision)
+        return cls(model_path, revision, dit_cpu_offload, text_encoder_cpu_offload)
 
     def _load(self):
         begin = time.perf_counter()
@@ -123,13 +129,13 @@ class DiffGenerator:
                 self._loading = self._pool.submit(self._load)
             return self._loading
 
-    def plan(self, params: Request) -> Plan:
+    def plan(self, params: Asked) -> Plan:
         """The stages `params` would run."""
         return plan_request(self.family, self._params(params))
 
     def generate(
         self,
-        sampling_params_kwargs: Request,
+        sampling_params_kwargs: Asked,
         *,
         save_output: bool = True,
         skip_existing: bool = False,
@@ -151,7 +157,7 @@ class DiffGenerator:
 
     def iterate(
         self,
-        params: Request,
+        params: Asked,
         *,
         save_output: bool = True,
         skip_existing: bool = False,
@@ -164,25 +170,25 @@ class DiffGenerator:
         that is all of them, nothing is loaded. Raises UsageError at once, not at the first output, if the
         request cannot be served, and at an output that cannot be written, with how many are.
         """
-        params = complete(self.family, self._params(params))
-        kind = output_format(params.output_format, params.output_file_name, params.num_frames)
-        params = replace(params, output_format=kind)
-        requests = self._requests(params)
-        plan = plan_request(self.family, params)
+        request = resolve(self.family, self._params(params))
+        kind = output_format(request.output_format, request.output_file_name, request.num_frames)
+        request = replace(request, output_format=kind)
+        requests = self._requests(request)
+        plan = plan_request(self.family, request)
         paths: Sequence[Path | None] = [None] * len(requests)
         if save_output:
-            paths = output_paths(params.output_path, params.output_file_name, requests, kind)
+            paths = output_paths(request.output_path, request.output_file_name, requests, kind)
         tasks = [
-            Task(number // params.num_outputs_per_prompt, request, path)
-            for number, (request, path) in enumerate(zip(requests, paths, strict=True))
-            if not (skip_existing and path and made_by(path, request))
+            Task(number // request.num_outputs_per_prompt, own, path)
+            for number, (own, path) in enumerate(zip(requests, paths, strict=True))
+            if not (skip_existing and path and made_by(path, own))
         ]
         check_writable([task.path for task in tasks if task.path])
         left = {task.path for task in tasks}
         result = GenerationResult(
             frames=[],
             requests=[],
-            plan=plan_report(reading(self.family, params), plan),
+            plan=plan_report(reading(self.family, request), plan),
             seconds={"encode": 0.0, "load": 0.0, "compile": 0.0}
             | {"denoise": [0.0] * len(plan.stages), "decode": 0.0},
             programs=0,
@@ -190,12 +196,12 @@ class DiffGenerator:
             resident=self._resident(),
             skipped=[path for path in paths if path not in left],
         )
-        made = self._make(params, plan, tasks, len(requests), result, show_progress)
+        made = self._make(request, plan, tasks, len(requests), result, show_progress)
         return Outputs(result, len(requests), made)
 
     def _make(
         self,
-        params: SamplingParams,
+        request: Request,
         plan: Plan,
         tasks: list[Task],
         asked: int,
@@ -205,33 +211,30 @@ class DiffGenerator:
         """Makes the outputs of `tasks`, and keeps count of them in `result`."""
         if not tasks:
             return
-        family, seconds = reading(self.family, params), result.seconds
-        leading, parameters = family.leading(params.num_frames), None
-        programs, prepared = self._start(params, plan, result)
+        family, seconds = reading(self.family, request), result.seconds
+        leading, parameters = family.leading(request.num_frames), None
+        programs, prepared = self._start(request, plan, result)
         by_prompt = [list(group) for _, group in groupby(tasks, lambda task: task.prompt)]
         texts = [first.request["prompt"] + first.request["prompt_suffix"] for first, *_ in by_prompt]
-        conditionings = self._conditionings(family, texts, params, seconds)
+        conditionings = self._conditionings(family, texts, request, seconds)
         with ProgressBar(plan, len(tasks), show_progress) as progress:
             for group, conditioning in zip(by_prompt, conditionings, strict=True):
                 if parameters is None:  # the first texts are encoded meanwhile
                     parameters, seconds["load"] = self._begin_loading().result()
                     self._residency.to_come = 0
                     seconds["compile"] = programs.wait(prepared)
+                    self._residency.leave(peak_bytes(prepared))
                     progress.begin()
                 for task in group:
                     noises = programs.noises(plan, [task.request["seed"]], leading)
                     clean, taken = denoise(programs, plan, parameters, conditioning, noises, progress)
                     begin = time.perf_counter()
-                    with (
-                        TORCH,
-                        memory_for(f"decoding {params.width}×{params.height} pixels"),
-                        self._residency,
-                    ):
-                        frames = self.family.decode(np.asarray(clean))[0]
+                    with memory_for(f"decoding {request.width}×{request.height} pixels"):
+                        frames = self._components.decode(np.asarray(clean))[0]
                     decoding = time.perf_counter() - begin
                     if task.path:
                         try:
-                            write_output(task.path, frames, task.request, params.fps)
+                            write_output(task.path, frames, task.request, request.fps)
                         except (UsageError, OSError) as error:
                             raise UsageError(f"{error}; {written(result, asked)}") from error
                         result.paths.append(task.path)
@@ -242,37 +245,33 @@ class DiffGenerator:
                     yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
                     del frames  # else they would lie in memory beside the next
 
-    def _start(self, params: SamplingParams, plan: Plan, result: GenerationResult):
+    def _start(self, request: Request, plan: Plan, result: GenerationResult):
         """Begins to read weights and to compile what `plan` needs; the programs, and those that it needs."""
         loading = self._begin_loading()
-        programs = self._programs_for(params)
+        programs = self._programs_for(request)
         before = programs.compiled_steps
-        family = reading(self.family, params)
+        family = reading(self.family, request)
         one = conditioning = family.abstract_conditioning(1)
-        if family.guided(params.guidance_scale):
+        if family.guided(request.guidance_scale):
             conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
-        shape = (1, *family.leading(params.num_frames))
+        shape = (1, *family.leading(request.num_frames))
         prepared = programs.prepare(plan, shape, self._abstract, conditioning)
         result.programs = programs.compiled_steps - before
         if jax.default_backend() != "cpu":
             # The text encoder takes what the weights leave of the device's memory, not the other way round.
             loading.result()
-        with TORCH:
-            if not self._modules_checked:
-                check_modules(self.family)
-                self._modules_checked = True
         return programs, prepared
 
-    def _conditionings(self, family, prompts: list[str], params: SamplingParams, seconds: dict) -> Iterator:
+    def _conditionings(self, family, prompts: list[str], request: Request, seconds: dict) -> Iterator:
         """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed."""
-        scale, negative = params.guidance_scale, None
+        scale, negative = request.guidance_scale, None
         guided = family.guided(scale)
         # The negative prompt, one for all, comes first.
-        texts = [params.negative_prompt] * guided + prompts
+        texts = [request.negative_prompt] * guided + prompts
         for start in range(0, len(texts), TEXT_BATCH):
             begin = time.perf_counter()
-            with aside(), TORCH, memory_for("reading the prompt", LESS_TEXT), self._residency:
-                encoded = family.encode(texts[start : start + TEXT_BATCH])
+            with aside(), memory_for("reading the prompt", LESS_TEXT):
+                encoded = self._components.encode_text(texts[start : start + TEXT_BATCH], family)
             seconds["encode"] += time.perf_counter() - begin
             for row in range(len(texts[start : start + TEXT_BATCH])):
                 with np.errstate(over="ignore"):  # `denoise` tells what comes of an infinite scale
@@ -297,47 +296,47 @@ class DiffGenerator:
         """Whether the transformer's weights, or nearly all of them, lie in the host's memory."""
         return self.family.streamed or jax.default_backend() == "cpu"
 
-    def _params(self, request: Request) -> SamplingParams:
-        """`request`, checked; one that a result or a file holds must be of this model."""
-        if isinstance(request, Mapping):
-            request = dict(request)
+    def _params(self, asked: Asked) -> SamplingParams:
+        """`asked`, checked; one that a result or a file holds must be of this model."""
+        if isinstance(asked, Mapping):
+            asked = dict(asked)
             own = {"model_path": self.model_path, "revision": self.revision}
-            for name in own.keys() & request.keys():
-                given = request.pop(name)
+            for name in own.keys() & asked.keys():
+                given = asked.pop(name)
                 if name == "model_path":
                     given = lasting_model_path(given)
                 if given is not None and given != own[name]:
                     which = given if name == "model_path" else f"revision {given}"
                     raise UsageError(f"this request is for {which}; open that, or leave {name} out")
-        return SamplingParams.of(request)
+        return SamplingParams.of(asked)
 
-    def _programs_for(self, params: SamplingParams) -> Programs:
+    def _programs_for(self, request: Request) -> Programs:
         """The compiled programs that the solver and the grid asked for share."""
-        key, combine = (params.scheduler, params.progressive_grid), self.family.combine
+        key, combine = (request.scheduler, request.progressive_grid), self.family.combine
         with self._lock:
             if key not in self._programs:
                 self._programs[key] = Programs(
                     guide(self._velocity, combine, batched=True),
-                    SOLVERS[params.scheduler],
+                    SOLVERS[request.scheduler],
                     guide(self._velocity, combine, batched=False),
-                    self.family.expansions[params.progressive_grid],
+                    self.family.expansions[request.progressive_grid],
                 )
             return self._programs[key]
 
-    def _requests(self, params: SamplingParams) -> list[dict[str, Any]]:
+    def _requests(self, request: Request) -> list[dict[str, Any]]:
         """Each output's complete parameters: what its file holds and what repeats it."""
-        if not params.prompts:
+        if not request.prompts:
             raise UsageError("a prompt is needed; say what to show")
-        given = params.prompt_suffix
+        given = request.prompt_suffix
         suffix = self.family.default_prompt_suffix if given is None else lambda _: given
-        common = asdict(replace(params, num_outputs_per_prompt=1))
+        common = asdict(replace(request, num_outputs_per_prompt=1))
         del common["output_path"], common["output_file_name"]
         if self.model_path is not None:
             common["model_path"] = self.model_path
         if self.revision is not None:
             common["revision"] = self.revision
         return [
-            {**common, "prompt": prompt, "prompt_suffix": suffix(prompt), "seed": params.seed + number}
-            for prompt in params.prompts
-            for number in range(params.num_outputs_per_prompt)
+            {**common, "prompt": prompt, "prompt_suffix": suffix(prompt), "seed": request.seed + number}
+            for prompt in request.prompts
+            for number in range(request.num_outputs_per_prompt)
         ]

@@ -1,4 +1,4 @@
-"""What a file that jaxspd wrote says of its own making. Imports neither jax nor torch."""
+"""What a file that jaxspd wrote says of its own making. Does not import jax."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 """What a user can ask for: one dataclass is the command's flags, the API's keywords and the config
-file's keys. Imports neither jax nor torch.
+file's keys. Does not import jax.
 """
 
 import contextlib
@@ -166,6 +166,13 @@ class SamplingParams:
         if not isinstance(request, Mapping):
             raise UsageError(f"a request must be SamplingParams or a mapping of its fields, not {request!r}")
         return cls.from_mapping(request)
+
+
+@dataclass(frozen=True)
+class Request(SamplingParams):
+    """What will run: parameters of which every choice is made, by `planning.resolve`. Only what a checkpoint
+    has no use for is None.
+    """
 
 
 def check_keys(values: Mapping[str, Any], known: list[str]) -> None:

@@ -3,13 +3,13 @@
 import itertools
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from jaxspd.errors import UsageError
-from jaxspd.params import SamplingParams
+from jaxspd.params import Request, SamplingParams
 from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
 from jaxspd.spectral.plan import MODES, Plan, activation_thresholds, make_plan
@@ -21,12 +21,14 @@ log = logging.getLogger("jaxspd")
 MOST_TOKENS = 2**21
 
 
-def complete(family, params: SamplingParams) -> SamplingParams:
-    """`params` with the checkpoint's defaults filled in; UsageError for what `family` cannot do.
+def resolve(family, params: SamplingParams) -> Request:
+    """What `family` makes of `params`, with its defaults filled in; UsageError for what it cannot do.
 
     Where the family rounds sizes, or nobody asked for one, height and width come back rounded down, with
     a warning.
     """
+    if isinstance(params, Request):
+        return params
     scheduler = params.scheduler or default_solver(family.scheduler)
     if scheduler not in SOLVERS:
         raise UsageError(f"unknown scheduler {scheduler!r}; use one of {', '.join(sorted(SOLVERS))}")
@@ -73,8 +75,8 @@ def complete(family, params: SamplingParams) -> SamplingParams:
             f"{family.title} reads at most {family.text_tokens} tokens of text; lower max_sequence_length"
         )
     height, width = pixel_size(family, params)
-    return replace(
-        params,
+    given = {item.name: getattr(params, item.name) for item in fields(params)}
+    decided = dict(
         progressive_grid=grid,
         progressive_levels=levels,
         progressive_delta=delta,
@@ -89,6 +91,7 @@ def complete(family, params: SamplingParams) -> SamplingParams:
         height=height,
         width=width,
     )
+    return Request(**given | decided)
 
 
 def reading(family, params: SamplingParams):
@@ -97,68 +100,68 @@ def reading(family, params: SamplingParams):
 
 
 def plan_request(family, params: SamplingParams) -> Plan:
-    """The stages that `params` asks of `family`; UsageError where it asks the impossible."""
-    params = complete(family, params)
-    leading = family.leading(params.num_frames)
+    """The stages that `params`, resolved or not, ask of `family`; UsageError for the impossible."""
+    request = resolve(family, params)
+    leading = family.leading(request.num_frames)
 
     def tokens(grid: tuple[int, int]) -> int:
         return family.tokens((*leading, *grid))
 
-    levels = grids(family, params)
+    levels = grids(family, request)
     sizes = [tokens(level.latent) for level in levels]
     if sizes[-1] > MOST_TOKENS:
         raise UsageError(
-            f"{params.width}×{params.height} pixels"
-            + (f" in {params.num_frames} frames" if params.num_frames > 1 else "")
+            f"{request.width}×{request.height} pixels"
+            + (f" in {request.num_frames} frames" if request.num_frames > 1 else "")
             + f" are {sizes[-1]} tokens for {family.title}; the most is {MOST_TOKENS}"
         )
-    if params.progressive_shift == "full":
+    if request.progressive_shift == "full":
         sizes = sizes[-1:] * len(sizes)
-    schedules = [schedule(family, params, size) for size in sizes]
+    schedules = [schedule(family, request, size) for size in sizes]
     for sigmas in schedules:
         if not sigmas[0] > sigmas[1] or not np.all(np.diff(sigmas) <= 0):
             raise UsageError(
-                f"the noise levels of {params.num_inference_steps} steps at {params.width}×{params.height} "
-                "pixels do not fall; use fewer steps, or a smaller height and width"
+                f"the noise levels of {request.num_inference_steps} steps at {request.width}×"
+                f"{request.height} pixels do not fall; use fewer steps, or a smaller height and width"
             )
     return make_plan(
         levels,
         schedules,
-        thresholds(family, params, levels),
-        mode=params.progressive_mode,
+        thresholds(family, request, levels),
+        mode=request.progressive_mode,
         tokens=tokens,
-        transform=params.progressive_transform,
-        delta=params.progressive_delta,
-        respace=params.progressive_respace,
-        noise=params.progressive_noise,
+        transform=request.progressive_transform,
+        delta=request.progressive_delta,
+        respace=request.progressive_respace,
+        noise=request.progressive_noise,
     )
 
 
-def schedule(family, params: SamplingParams, tokens: int) -> np.ndarray:
-    """σ `[steps + 1]` that complete `params` ask for, where the full grid has `tokens`."""
-    kind = {"noise_levels": params.noise_levels} if family.noise_levels else {}
-    return family.sigmas(params.num_inference_steps, tokens, params.flow_shift, **kind)
+def schedule(family, request: Request, tokens: int) -> np.ndarray:
+    """σ `[steps + 1]` that `request` asks for, where the full grid has `tokens`."""
+    kind = {"noise_levels": request.noise_levels} if family.noise_levels else {}
+    return family.sigmas(request.num_inference_steps, tokens, request.flow_shift, **kind)
 
 
-def grids(family, params: SamplingParams) -> list[Level]:
-    """The levels that complete `params` ask for, coarsest first."""
-    latent = params.height // family.pixels_per_latent, params.width // family.pixels_per_latent
-    if params.progressive_scales is None:
-        return halvings(latent, used_levels(params))
-    scales = parse_scales(params.progressive_scales, params.height)
+def grids(family, request: Request) -> list[Level]:
+    """The levels that `request` asks for, coarsest first."""
+    latent = request.height // family.pixels_per_latent, request.width // family.pixels_per_latent
+    if request.progressive_scales is None:
+        return halvings(latent, used_levels(request))
+    scales = parse_scales(request.progressive_scales, request.height)
     levels = at_scales(latent, scales, family.pixel_multiple // family.pixels_per_latent)
-    return levels[-1:] if params.progressive_mode == "fullres" else levels
+    return levels[-1:] if request.progressive_mode == "fullres" else levels
 
 
-def thresholds(family, params: SamplingParams, levels: list[Level]) -> list[float]:
+def thresholds(family, request: Request, levels: list[Level]) -> list[float]:
     """The σ at which the grid changes: those given, or those that δ makes of the power spectrum."""
-    sigmas = params.progressive_sigmas
+    sigmas = request.progressive_sigmas
     if sigmas is None:
         spectrum = family.spectrum
-        if params.spectrum is not None:
-            spectrum = Spectrum.from_mapping(params.spectrum, "the spectrum given")
-        return activation_thresholds(levels, spectrum, params.progressive_delta)
-    if params.progressive_mode == "fullres":
+        if request.spectrum is not None:
+            spectrum = Spectrum.from_mapping(request.spectrum, "the spectrum given")
+        return activation_thresholds(levels, spectrum, request.progressive_delta)
+    if request.progressive_mode == "fullres":
         return []
     if len(sigmas) != len(levels) - 1:
         raise UsageError(

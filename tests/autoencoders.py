@@ -1,5 +1,6 @@
 """What the tests of both kinds of autoencoders share: official modules, and ours with their weights."""
 
+import json
 from hashlib import md5
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 from flax import nnx
 
 from jaxspd.convert import vae_image, vae_video
-from jaxspd.convert.checkpoint import Checkpoint, read_config
+from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
-from jaxspd.models.vae import Coder, abstract_autoencoder
+from jaxspd.models.vae import READERS, Coder, abstract_autoencoder
 
 # float32, relative to the largest value
 TOLERANCE = 1e-4
@@ -24,10 +25,16 @@ def rules_of(config) -> tuple:
     return vae_image.rules(len(config.block_out_channels), config.layers_per_block)
 
 
+def read(config: dict):
+    """What ours makes of an official configuration."""
+    return READERS[config["_class_name"]](Path("vae/config.json"), config)
+
+
 def coder_of(vae: torch.nn.Module, folder: Path, dtype=jnp.float32, **options) -> Coder:
     """Ours with the weights of diffusers' `vae`, by way of a checkpoint in `folder`."""
     vae.save_pretrained(folder)
-    abstract = abstract_autoencoder(read_config(folder), dtype)
+    config = json.loads((folder / "config.json").read_text())
+    abstract = abstract_autoencoder(read(config), dtype)
     kind = Checkpoint if hasattr(abstract.config, "dim_mult") else vae_image.ImageAutoencoderCheckpoint
     parameters = load_parameters(kind(folder), nnx.state(abstract), rules_of(abstract.config))
     return Coder(abstract, parameters, **options)

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
 from jaxspd.families import open_family
-from jaxspd.families.base import read_transformer_config
+from jaxspd.families.configs import read_transformer_config
 from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
 from jaxspd.sampling.guidance import Guided, guide
@@ -21,6 +21,7 @@ from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.spectrum import Spectrum
 from tests.compare import relative
+from tests.components import components
 
 # Steep enough that 4×6, 8×12 and 16×24 latents all get several of a dozen steps.
 STEEP = (20.0, 3.0)
@@ -31,7 +32,7 @@ def flax_transformer(model_class, config_class, rules, pipeline, dtype=jnp.float
     `static` numbers the arguments that are no arrays.
     """
     config = read_transformer_config(pipeline, config_class)
-    abstract = nnx.eval_shape(lambda: model_class(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract = model_class(config, dtype=dtype)
     graph, state = nnx.split(abstract)
     parameters = load_parameters(Checkpoint(pipeline / "transformer"), state, rules)
     call = jax.jit(
@@ -48,7 +49,7 @@ class Loop:
     def __init__(self, folder, reference, latent=(16, 24), frames=1, texts=None):
         self.texts = texts or (lambda prompts: (reference.encode(prompts),))
         self.family, self.reference, self.latent, self.frames = open_family(folder), reference, latent, frames
-        self.leading = self.family.leading(frames)
+        self.components, self.leading = components(self.family), self.family.leading(frames)
         abstract = self.family.abstract_parameters(jnp.float32)
         self.parameters = load_parameters(Checkpoint(folder / "transformer"), abstract, self.family.rules)
         velocity, combine = self.family.velocity_function(jnp.float32), self.family.combine
@@ -83,10 +84,10 @@ class Loop:
         grids = [stage.latent for stage in plan.stages]
         noises = stage_noises(seeds, self.leading, grids[-1:] if plan.noise == "shared" else grids)
         arguments = self.texts(prompts)
-        conditioning = self.family.condition(self.family.encode(prompts), guidance)
+        conditioning = self.family.condition(self.components.encode_text(prompts), guidance)
         if self.family.guided(guidance):
             arguments = (*arguments, *self.texts(negatives))
-            negative = self.family.condition(self.family.encode(negatives), guidance)
+            negative = self.family.condition(self.components.encode_text(negatives), guidance)
             conditioning = Guided(conditioning, negative, np.full(len(seeds), guidance, np.float32))
         planned = {"mode": plan.mode, "levels": plan.levels, "delta": plan.delta, "noise": plan.noise}
         theirs = self.reference.denoise(

@@ -12,10 +12,12 @@ from training import landscapes
 
 from jaxspd.calibrate import calibrate, fit, read_picture, read_video
 from jaxspd.cli import main
+from jaxspd.components.pipeline import Components
 from jaxspd.families import open_family
 from jaxspd.spectral.calibration import PowerMeter, fit_spectrum
 from jaxspd.spectral.spectrum import Spectrum
 from jaxspd.video import write_mp4
+from tests.components import components
 
 SMALL = ["--height", "64", "--width", "96"]
 
@@ -70,8 +72,7 @@ def test_pictures_become_a_spectrum_and_a_plot(flux1_folder, tmp_path, out, caps
     files = [*sorted(images.glob("*.png")), *sorted(images.glob("below/*.png"))]
     pixels = np.stack([fit(Image.open(path), (64, 96)) for path in files])
     meter = PowerMeter((8, 12))
-    with family.latent_encoder() as encode:
-        meter.add(encode(pixels[:, None]))
+    meter.add(components(family).encode(pixels[:, None]))
     wanted = fit_spectrum(meter.power())
     assert Spectrum.from_file(out).amplitude == pytest.approx(wanted.spectrum.amplitude, rel=1e-6)
     assert Spectrum.from_file(out).exponent == pytest.approx(wanted.spectrum.exponent, rel=1e-6)
@@ -137,11 +138,11 @@ def test_videos_become_a_spectrum(wan_folder, tmp_path, out, capsys):
     values = json.loads(out.read_text())
     assert [values[name] for name in ("family", "num_frames", "latent", "files")] == ["wan", 5, [8, 8], 2]
     meter = PowerMeter((8, 8))
-    with open_family(wan_folder).latent_encoder() as encode:
-        for number in range(2):
-            latents = encode(read_video(clips / f"{number}.mp4", (64, 64), 5)[None])
-            assert latents.shape == (1, 4, 2, 8, 8)
-            meter.add(latents)
+    opened = components(wan_folder)
+    for number in range(2):
+        latents = opened.encode(read_video(clips / f"{number}.mp4", (64, 64), 5)[None])
+        assert latents.shape == (1, 4, 2, 8, 8)
+        meter.add(latents)
     assert values["amplitude"] == pytest.approx(fit_spectrum(meter.power()).spectrum.amplitude, rel=1e-6)
     errors = capsys.readouterr().err
     assert "Wan 2.1 is measured on videos; 3 pictures are left out" in errors
@@ -187,11 +188,10 @@ def test_all_files_unreadable_is_refused(flux1_folder, tmp_path, out, capsys):
 
 @pytest.fixture
 def nothing_is_encoded(monkeypatch):
-    def latent_encoder(self):
+    def encode(self, pixels):
         raise AssertionError("encoding began")
 
-    for name in ("flux1", "wan"):
-        monkeypatch.setattr(f"jaxspd.families.{name}.Family.latent_encoder", latent_encoder)
+    monkeypatch.setattr(Components, "encode", encode)
 
 
 @pytest.mark.usefixtures("nothing_is_encoded")
@@ -251,7 +251,7 @@ def test_a_rising_spectrum_is_refused(flux1_folder, tmp_path, out, capsys, monke
     """It gives no step from which the coarse grid misses something."""
     noise = np.random.default_rng(0).standard_normal((1, 4, 8, 14))
     rising = np.diff(noise, n=2).astype(np.float32)
-    monkeypatch.setattr("jaxspd.families.torch_parts.encode", lambda vae, pixels: rising)
+    monkeypatch.setattr(Components, "encode", lambda self, pixels: rising)
     assert run(flux1_folder, drawings(tmp_path / "images", 1), out, *SMALL) == 2
     assert "does not fall with frequency" in capsys.readouterr().err.splitlines()[-1]
     assert not list(out.parent.iterdir())

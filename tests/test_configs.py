@@ -10,9 +10,9 @@ import pytest
 from jaxspd.convert.orbax_store import check_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.families.checks import check_modules
 from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
+from tests.components import components
 from tests.tiny import change_json
 
 FAMILIES = [
@@ -33,11 +33,10 @@ def opened(folder, part):
     family = open_family(folder)
     frames = 5 if family.default_fps else None
     plan_request(family, SamplingParams(height=64, width=64, num_frames=frames))
-    family.check_weights()
     if part == "transformer":
         check_transformer(folder, family.abstract_parameters(jnp.float32), family.rules)
-    if part in family.weights:
-        check_modules(family)
+    if part in (*family.weights, "tokenizer"):
+        components(family).check()
     return family
 
 

@@ -27,7 +27,7 @@ TORCH = {np.dtype("float32"): torch.float32, np.dtype(jnp.bfloat16): torch.bfloa
 
 def parameters_of(config, dtype=jnp.float32):
     """Shapes and dtypes of the transformer's parameters, nothing allocated."""
-    model = nnx.eval_shape(lambda: Flux1Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    model = Flux1Transformer(config, dtype=dtype)
     return nnx.state(model)
 
 

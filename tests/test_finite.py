@@ -18,6 +18,7 @@ from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import euler
 from jaxspd.spectral.levels import halvings
 from jaxspd.spectral.spectrum import Spectrum
+from tests.components import components
 from tests.plans import plan_of
 
 SMALL = ("--height", "64", "--width", "64", "--num-inference-steps", "6")
@@ -108,7 +109,7 @@ def test_a_broken_weight_of_a_text_encoder(request, tmp_path, family, part, key)
     folder = shutil.copytree(request.getfixturevalue(family), tmp_path / "damaged")
     poison(folder, part, key)
     with pytest.raises(UsageError, match=rf"{part} makes NaN or infinity"):
-        open_family(folder).encode(["a lake"])
+        components(folder).encode_text(["a lake"])
 
 
 VAES = [
@@ -127,12 +128,12 @@ def test_a_broken_weight_of_a_decoder(request, tmp_path, family, key):
     opened = open_family(folder)
     latents = np.zeros((1, *opened.leading(1), 8, 8), np.float32)
     with pytest.raises(UsageError, match="VAE makes NaN or infinity of the latents"):
-        opened.decode(latents)
+        components(opened).decode(latents)
 
 
 @pytest.mark.parametrize("family", ["flux1_folder", "klein_folder", "wan_folder"])
 def test_a_broken_weight_of_an_encoder_is_not_measured(request, tmp_path, family):
     folder = shutil.copytree(request.getfixturevalue(family), tmp_path / "damaged")
     poison(folder, "vae", "encoder.conv_in.bias")
-    with open_family(folder).latent_encoder() as encode, pytest.raises(UsageError, match="of a file"):
-        encode(np.zeros((1, 1, 64, 64, 3), np.uint8))
+    with pytest.raises(UsageError, match="of a file"):
+        components(folder).encode(np.zeros((1, 1, 64, 64, 3), np.uint8))

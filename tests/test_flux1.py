@@ -9,11 +9,10 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import get_timestep_embedding
-from flax import nnx
 
 from jaxspd.convert.flux1 import RULES
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
-from jaxspd.models.layers import layer_norm, rms_norm, sinusoidal_embedding
+from jaxspd.models.layers import LayerNorm, RMSNorm, sinusoidal_embedding
 from jaxspd.models.packing import pack, unpack
 from tests import tiny
 from tests.compare import relative
@@ -109,10 +108,12 @@ def test_norms_treat_faint_activations_as_diffusers_does(dev):
     names = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
     rms_norms = [*(getattr(double.attn, name) for name in names), single.attn.norm_q, single.attn.norm_k]
     with torch.no_grad():
-        ours = layer_norm(48, dtype=jnp.float32, rngs=nnx.Rngs(0))(faint)
+        ours = LayerNorm(48, dtype=jnp.float32)(faint)
         for theirs in layer_norms:
             assert relative(ours, theirs(torch.from_numpy(faint))) <= 1e-6
-        ours = rms_norm(16, dtype=jnp.float32, rngs=nnx.Rngs(0))(per_head)  # its scale starts as 1
+        norm = RMSNorm(16, dtype=jnp.float32)
+        norm.scale.set_value(jnp.ones(16))
+        ours = norm(per_head)
         for theirs in rms_norms:
             assert relative(ours, theirs(torch.from_numpy(per_head)) / theirs.weight) <= 1e-6
 

@@ -15,12 +15,13 @@ from jaxspd.families.flux2 import DEV_SYSTEM, Family
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_request
+from jaxspd.planning import plan_request, resolve
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.schedule import empirical_shift
 from jaxspd.spectral.expansion import expand
 from tests import tiny
 from tests.compare import relative
+from tests.components import components
 from tests.parity import Loop, assert_each_within, assert_matters, flax_transformer
 from torch_ref.flux2 import Flux2Reference
 
@@ -250,7 +251,7 @@ def test_full_resolution_equals_the_official_pipeline(request, folder):
 def test_text_is_encoded_as_the_official_pipeline_does(request, folder):
     folder = request.getfixturevalue(folder)
     prompts = ["a lake", "", "a wide [IMG] meadow " * 60]
-    ours = open_family(folder).encode(prompts)["text"]
+    ours = components(folder).encode_text(prompts)["text"]
     with torch.no_grad():
         theirs, _ = official(folder).encode_prompt(prompts)
     assert_each_within(1e-5, ours, theirs.numpy())
@@ -258,10 +259,10 @@ def test_text_is_encoded_as_the_official_pipeline_does(request, folder):
 
 @pytest.mark.parametrize("folder", ["klein_folder", "flux2_dev_folder"])
 def test_cutting_a_prompt_is_told(request, folder, caplog):
-    family = open_family(request.getfixturevalue(folder))
-    family.encode(["a lake"])
+    opened = components(request.getfixturevalue(folder))
+    opened.encode_text(["a lake"])
     assert not caplog.records
-    family.encode(["a lake", "meadow " * 100])
+    opened.encode_text(["a lake", "meadow " * 100])
     (record,) = caplog.records
     # The chat around the prompt counts, as it takes its share of the tokens.
     assert 700 < record.args[1] < 1000
@@ -275,7 +276,7 @@ def test_the_system_message_is_the_official_one():
 def test_decoding_is_the_official_one(loop):
     latents = np.random.default_rng(0).standard_normal((2, 16, 4, 6), dtype=np.float32)
     theirs = loop.reference.decode(torch.from_numpy(latents))
-    ours = loop.family.decode(latents)
+    ours = components(loop.family).decode(latents)
     assert ours.shape == (2, 1, 64, 96, 3)
     # Nothing but rounding to 256 levels between them.
     assert np.abs(ours[:, 0] / 255 - theirs).max() <= 0.5 / 255 + 1e-4
@@ -330,7 +331,7 @@ def test_the_shift_is_the_pipelines(tokens, steps):
     ("folder", "steps", "guidance"), list(zip(FOLDERS, (4, 50, 50), (1.0, 4.0, 4.0), strict=True))
 )
 def test_defaults_are_the_model_cards_example(request, folder, steps, guidance):
-    params = complete(open_family(request.getfixturevalue(folder)), SamplingParams(prompt="a"))
+    params = resolve(open_family(request.getfixturevalue(folder)), SamplingParams(prompt="a"))
     assert (params.num_inference_steps, params.guidance_scale) == (steps, guidance)
     assert (params.height, params.width) == (1024, 1024)
 

@@ -12,6 +12,7 @@ from jaxspd.convert.checkpoint import Checkpoint, weight_files
 from jaxspd.families import open_family
 from jaxspd.generator import DiffGenerator
 from jaxspd.hub import fetch
+from tests.components import components
 from tests.test_hub import hub  # noqa: F401
 
 PARTS = {
@@ -63,13 +64,14 @@ def test_a_variant_is_used_where_there_is_nothing_else(variant, plain):
 def test_a_variant_is_fetched_where_there_is_nothing_else(hub, variant):  # noqa: F811
     hub.add("maker/half", variant)
     family = fetch("maker/half")
-    family.check_weights()
+    components(family).check()
     assert weight_files(family.folder / "transformer")
     assert {name for name in hub.names() if "safetensors" in name} == {
         path.relative_to(variant).as_posix() for path in variant.rglob("*safetensors*")
     }
     np.testing.assert_array_equal(
-        family.encode(["a lake"])["text"], open_family(variant).encode(["a lake"])["text"]
+        components(family).encode_text(["a lake"])["text"],
+        components(variant).encode_text(["a lake"])["text"],
     )
 
 
@@ -80,8 +82,8 @@ def test_full_precision_goes_first(klein_folder, variant):
     for part, stem in {"transformer": "diffusion_pytorch_model", "text_encoder": "model"}.items():
         checkpoint = Checkpoint(variant / part, stem)
         assert {checkpoint.dtype(key) for key in checkpoint.keys()} == {"F32"}  # noqa: SIM118
-    theirs = open_family(klein_folder).encode(["a lake"])["text"]
-    np.testing.assert_array_equal(open_family(variant).encode(["a lake"])["text"], theirs)
+    theirs = components(klein_folder).encode_text(["a lake"])["text"]
+    np.testing.assert_array_equal(components(variant).encode_text(["a lake"])["text"], theirs)
 
 
 def test_a_conversion_leaves_no_twin_behind(klein_folder, variant, tmp_path, capsys):

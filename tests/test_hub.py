@@ -15,6 +15,7 @@ from jaxspd.convert.checkpoint import weight_files
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import fetch
+from tests.components import components
 from tests.fake_hub import Hub
 from tests.test_calibrate import drawings
 
@@ -99,10 +100,10 @@ def test_all_that_a_pipeline_needs_and_nothing_else_is_fetched(hub, request, fol
     folder = request.getfixturevalue(folder)
     hub.add("maker/model", folder, **dict.fromkeys(CLUTTER, b"clutter"))
     family, local = fetch("maker/model"), open_family(folder)
-    family.check_weights()
+    components(family).check()
     assert weight_files(family.folder / "transformer")
     assert hub.names() == needed(folder)
-    ours, theirs = family.encode(["a lake"]), local.encode(["a lake"])
+    ours, theirs = (components(one).encode_text(["a lake"]) for one in (family, local))
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
 
@@ -298,8 +299,8 @@ def test_a_cache_that_diffusers_filled_suffices(hub, klein_folder, monkeypatch, 
     else:
         hub.refusals["maker/model"] = REFUSALS["forbidden"][0]
     family = fetch("maker/model")
-    family.check_weights()
-    assert family.encode(["a lake"])["text"].shape[0] == 1
+    components(family).check()
+    assert components(family).encode_text(["a lake"])["text"].shape[0] == 1
     assert hub.fetched == []
 
 

@@ -3,13 +3,16 @@
 from types import SimpleNamespace
 
 import diffusers
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from jaxspd.components.pipeline import Components
 from jaxspd.errors import UsageError
-from jaxspd.families import open_family, torch_parts
+from jaxspd.families import open_family
+from jaxspd.models.vae import Coder
 from tests.compare import relative
 
 
@@ -65,8 +68,8 @@ def case(request):
 def test_latents_are_those_of_diffusers(case):
     family, vae_class, judge, frames = case
     given = pixels(2, frames, 32, 64)
-    with family.latent_encoder() as encode:
-        ours, again = encode(given), encode(given)
+    components = Components(family, jnp.float32)
+    ours, again = components.encode(given), components.encode(given)
     scale = family.pixels_per_latent
     assert ours.shape == (2, *family.leading(frames), 32 // scale, 64 // scale)
     assert ours.dtype == np.float32
@@ -85,28 +88,22 @@ def test_latents_are_those_of_diffusers(case):
 def test_encoding_undoes_decoding(case, monkeypatch):
     """With a VAE that does nothing between the two, latents come back."""
     family, _, _, frames = case
+    components = Components(family, jnp.float32)
     latents = np.random.default_rng(1).standard_normal((2, *family.leading(frames), 4, 8), np.float32)
-    seen = []
+    raw = []
     # What the VAE would be given when it decodes is what it gives when it encodes.
-    monkeypatch.setattr(
-        torch_parts, "decode_here", lambda vae, raw: seen.append(raw) or np.zeros((1, 1, 1, 1, 3), np.uint8)
-    )
-    family.decode(latents)
-    given = np.concatenate(seen)
-    monkeypatch.setattr(torch_parts, "encode", lambda vae, pixels: given)
-    with family.latent_encoder() as encode:
-        back = encode(pixels(2, frames, 32, 64))
+    monkeypatch.setattr(Coder, "decode", lambda self, given: raw.append(given) or np.zeros((2, 1, 1, 3)))
+    components.decode(latents)
+    [given] = raw
+    monkeypatch.setattr(Coder, "encode", lambda self, pixels, splits: given)
+    back = components.encode(pixels(2, frames, 32, 64))
     assert relative(given.ravel(), latents.ravel()) > 0.05
     assert relative(back, latents) <= 1e-6
 
 
-def test_too_large_a_picture_is_a_usage_error(flux1_folder, monkeypatch):
-    def encode(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(diffusers.AutoencoderKL, "encode", encode)
-    with (
-        open_family(flux1_folder).latent_encoder() as encode,
-        pytest.raises(UsageError, match="64×32 pixels"),
-    ):
-        encode(pixels(1, 1, 32, 64))
+def test_too_large_a_picture_is_a_usage_error(flux1_folder):
+    components = Components(open_family(flux1_folder), jnp.float32)
+    coder = components.autoencoder._coder
+    coder.budget = coder._compile("encode", (1, 128, 64, 3), (1, 1)).bytes - 1
+    with pytest.raises(UsageError, match="64×128 pixels takes more memory"):
+        components.encode(pixels(1, 1, 128, 64))

@@ -10,7 +10,7 @@ import pytest
 from jaxspd import UsageError
 from jaxspd.families import open_family
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete
+from jaxspd.planning import resolve
 
 FLUX1 = {
     "attention_head_dim": 128,
@@ -178,7 +178,7 @@ def test_a_real_folder_opens_and_runs_what_its_card_says(tmp_path, name):
     read = {key: tuple(v) if isinstance(v, list) else v for key, v in transformer.items() if key in config}
     assert read == {key: config[key] for key in read}
     assert len(read) >= 8
-    params = complete(family, SamplingParams(prompt="a"))
+    params = resolve(family, SamplingParams(prompt="a"))
     runs = params.num_inference_steps, params.guidance_scale, (params.height, params.width)
     assert (*runs, family.text_tokens, params.negative_prompt) == RUNS[name]
     assert family.pixels_per_latent == (16 if index["_class_name"] == "Flux2KleinPipeline" else 8)

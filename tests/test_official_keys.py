@@ -27,9 +27,9 @@ from transformers import (
 
 from jaxspd.convert.loader import flat_parameters
 from jaxspd.convert.table import official_keys
-from jaxspd.families import open_family
 from tests import tiny
 from tests.compare import relative
+from tests.components import components
 from tests.test_full_size import ARCHITECTURES, CHECKPOINTS
 
 # The MD5 of `key:dim0_dim1_…` and `key` of every tensor, sorted and joined by commas: public model managers
@@ -179,9 +179,7 @@ def of_rules(checkpoint: str) -> dict[str, tuple[int, ...]]:
     name, options, *_ = CHECKPOINTS[checkpoint]
     architecture = ARCHITECTURES[name]
     config = architecture.config(**options)
-    parameters = flat_parameters(
-        nnx.state(nnx.eval_shape(lambda: architecture.ours(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
-    )
+    parameters = flat_parameters(nnx.state(architecture.ours(config, dtype=jnp.bfloat16)))
     return {
         key: parameters[path].shape for path, key in official_keys(parameters, architecture.rules).items()
     }
@@ -232,5 +230,5 @@ def test_clip_is_read_by_the_names_in_the_real_file(tmp_path, flux1_folder):
     official = {renamed(key, CLIP_NAMES): tensor for key, tensor in tensors.items()}
     assert not official.keys() & tensors.keys()
     save_file(official, file, {"format": "pt"})
-    ours, expected = (open_family(f).encode(["a lake"])["pooled"] for f in (folder, flux1_folder))
+    ours, expected = (components(f).encode_text(["a lake"])["pooled"] for f in (folder, flux1_folder))
     assert relative(ours, expected) == 0

@@ -15,10 +15,11 @@ from jaxspd.convert.qwen_image import RULES
 from jaxspd.families import family_class, open_family
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
 from jaxspd.params import SamplingParams
-from jaxspd.planning import complete, plan_request
+from jaxspd.planning import plan_request, resolve
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
 from tests.compare import relative
+from tests.components import components
 from tests.parity import Loop, assert_each_within, assert_matters, flax_transformer
 from torch_ref.qwen_image import QwenImageReference
 
@@ -202,7 +203,7 @@ def test_full_resolution_equals_the_official_pipeline(generator, qwen_image_fold
 
 def test_text_is_encoded_as_the_official_pipeline_does(qwen_image_folder):
     family, prompts = open_family(qwen_image_folder), ["a lake", "", "a wide meadow " * 60]
-    ours = family.encode(prompts)
+    ours = components(family).encode_text(prompts)
     pipeline = official(qwen_image_folder)
     assert ours["text"].shape[1] == 512
     for prompt, text, length in zip(prompts, ours["text"], ours["lengths"], strict=True):
@@ -218,7 +219,7 @@ def test_text_is_encoded_as_the_official_pipeline_does(qwen_image_folder):
 def test_decoding_is_the_official_one(qwen_image_folder, loop):
     latents = np.random.default_rng(0).standard_normal((2, 4, 8, 12), dtype=np.float32)
     theirs = loop.reference.decode(torch.from_numpy(latents))
-    ours = loop.family.decode(latents)
+    ours = components(loop.family).decode(latents)
     assert ours.shape == (2, 1, 64, 96, 3)
     # Nothing but rounding to 256 levels between them.
     assert np.abs(ours[:, 0] / 255 - theirs).max() <= 0.5 / 255 + 1e-4
@@ -268,7 +269,7 @@ def test_published_splits_and_flop_limits(delta, split, limit):
 
 
 def test_defaults_are_the_model_cards_example():
-    params = complete(family_class("qwen_image")(), SamplingParams(prompt="a"))
+    params = resolve(family_class("qwen_image")(), SamplingParams(prompt="a"))
     assert (params.width, params.height, params.num_inference_steps) == (1664, 928, 50)
     assert (params.guidance_scale, params.negative_prompt, params.scheduler) == (4.0, " ", "euler")
 
@@ -282,16 +283,16 @@ def test_the_december_model_is_known_by_its_name(qwen_image_folder, tmp_path, ca
     tiny.change_json(saved / "model_index.json", _name_or_path=f"Qwen/{name}")
     for folder in (local, cached, saved):
         caplog.clear()
-        params = complete(open_family(folder), SamplingParams(prompt="a"))
+        params = resolve(open_family(folder), SamplingParams(prompt="a"))
         assert params.negative_prompt.startswith("低分辨率，低画质，肢体畸形")
         assert "by its name this is Qwen-Image-2512" in caplog.text
-    assert complete(open_family(local), SamplingParams(prompt="a", negative_prompt="")).negative_prompt == ""
+    assert resolve(open_family(local), SamplingParams(prompt="a", negative_prompt="")).negative_prompt == ""
 
 
 @pytest.mark.parametrize("name", ["my-qwen-image", "Qwen-Image-20251201", "2512"])
 def test_other_names_are_the_first_model(qwen_image_folder, tmp_path, caplog, name):
     family = open_family(shutil.copytree(qwen_image_folder, tmp_path / name))
-    assert complete(family, SamplingParams(prompt="a", width=64, height=64)).negative_prompt == " "
+    assert resolve(family, SamplingParams(prompt="a", width=64, height=64)).negative_prompt == " "
     assert not caplog.records
 
 

@@ -18,6 +18,7 @@ from jaxspd.cli import main
 from jaxspd.families import open_family
 from jaxspd.metadata import read_request
 from tests.compare import relative
+from tests.components import components
 
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 2}
 PROMPTS = ["a lake", "a meadow", "a hill at dawn", "snow"]
@@ -118,7 +119,9 @@ def encoded(monkeypatch, klein):
     """The texts of every call to the encoders."""
     texts, inner = [], type(klein.family).encode
     monkeypatch.setattr(
-        type(klein.family), "encode", lambda family, prompts: texts.append(prompts) or inner(family, prompts)
+        type(klein.family),
+        "encode",
+        lambda family, prompts, encoders: texts.append(prompts) or inner(family, prompts, encoders),
     )
     return texts
 
@@ -147,9 +150,10 @@ def test_batches_make_the_pictures_that_single_prompts_make(klein, monkeypatch, 
 def test_a_prompt_is_encoded_alike_whatever_is_beside_it(name, request):
     family = open_family(request.getfixturevalue(f"{name}_folder"))
     prompts = ["a lake", "a wide green meadow under the midday sun " * 5, "", "snow " * 600]
-    together = family.encode(prompts)
+    opened = components(family)
+    together = opened.encode_text(prompts)
     for row, prompt in enumerate(prompts):
-        for key, alone in family.encode([prompt]).items():
+        for key, alone in opened.encode_text([prompt]).items():
             assert relative(together[key][row : row + 1], alone) <= 1e-6, (key, prompt)
 
 

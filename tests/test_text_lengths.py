@@ -11,6 +11,7 @@ import torch
 from jaxspd.params import SamplingParams
 from jaxspd.planning import reading
 from tests.compare import relative
+from tests.components import components
 from tests.parity import Loop
 from torch_ref.flux1 import Flux1Reference
 from torch_ref.flux2 import Flux2Reference
@@ -72,9 +73,10 @@ def test_a_prompt_cut_at_any_length_is_diffusers(request, name):
     loop = Loop(folder, case.reference.from_pretrained(folder), (8, 12), case.frames)
     velocity = jax.jit(loop.family.velocity_function(np.float32))
     latents = np.random.default_rng(0).standard_normal((1, *loop.leading, 8, 12), dtype=np.float32)
+    opened = components(loop.family)
     for length in case.lengths:
         family = reading(loop.family, SamplingParams(max_sequence_length=length))
-        conditioning = family.condition(family.encode([PROMPT]), GUIDANCE)
+        conditioning = family.condition(opened.encode_text([PROMPT], family), GUIDANCE)
         expected = family.abstract_conditioning(1)
         assert {k: (v.shape, v.dtype) for k, v in conditioning.items()} == {
             k: (v.shape, v.dtype) for k, v in expected.items()

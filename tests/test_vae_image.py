@@ -16,7 +16,7 @@ from jaxspd.convert.vae_image import UNREAD
 from jaxspd.errors import UsageError
 from jaxspd.models.vae import abstract_autoencoder, tiles
 from jaxspd.models.vae.coder import program_bytes
-from jaxspd.models.vae.image import AutoencoderKLConfig, AutoencoderKLFlux2Config, read_image_config
+from jaxspd.models.vae.image_config import AutoencoderKLConfig, AutoencoderKLFlux2Config
 from tests.autoencoders import (
     assert_near,
     coder_of,
@@ -24,6 +24,7 @@ from tests.autoencoders import (
     official_decode,
     official_encode,
     psnr,
+    read,
     rules_of,
 )
 from tests.tiny import flux1_vae, flux2_vae, randomise
@@ -139,7 +140,7 @@ FLUX2 = OFFICIAL | {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32, 
 )
 def test_official_checkpoints_fit_key_by_key(given, count, total, md5):
     """The hash is that of the published file's keys and shapes."""
-    abstract = abstract_autoencoder(given)
+    abstract = abstract_autoencoder(read(given))
     parameters, rules = flat_parameters(nnx.state(abstract)), rules_of(abstract.config)
     by_path = {rule.path: rule.official for rule in rules}
     shapes = {by_path[path]: array.shape for path, array in parameters.items()}
@@ -163,34 +164,34 @@ def test_no_rule_is_written_twice():
 def test_config_defaults_are_the_official_classs(ours, official):
     with torch.device("meta"):
         theirs = official().config
-    assert vars(ours()) == {name: theirs[name] for name in vars(ours())}
+    own = vars(ours()).keys() - {"sample_size"}  # which only says what size a model is for
+    assert {name: vars(ours())[name] for name in own} == {name: theirs[name] for name in own}
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"act_fn": "gelu"}, "act_fn must be 'silu'"),
+        ({"act_fn": "gelu"}, 'act_fn must be "silu"'),
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types must be"),
         ({"up_block_types": ["UpDecoderBlock2D"] * 3}, "up_block_types must be"),
-        ({"latents_mean": [0.0] * 16}, "latents_mean must be None"),
+        ({"latents_mean": [0.0] * 16}, "latents_mean must be null"),
         ({"norm_num_groups": 48}, "norm_num_groups must divide every width"),
         ({"block_out_channels": 128}, "block_out_channels must be a list"),
-        ({"layers_per_block": 0}, "layers_per_block must be a positive whole number"),
-        ({"scaling_factor": "1"}, "scaling_factor must be a number"),
+        ({"layers_per_block": 0}, "layers_per_block must be 1 or more"),
+        ({"scaling_factor": "1"}, "scaling_factor must be a finite number"),
         ({"use_quant_conv": 1}, "use_quant_conv must be true or false"),
         ({"wavelets": 2}, "wavelets = 2 is not known"),
-        ({"_class_name": "AutoencoderDC"}, "'AutoencoderDC' is not known"),
     ],
 )
 def test_what_is_not_understood_is_refused(change, told):
     with pytest.raises(UsageError, match=told) as error:
-        abstract_autoencoder(FLUX1 | change)
+        read(FLUX1 | change)
     assert "\n" not in str(error.value)
 
 
 def test_what_changes_nothing_is_read_over():
-    assert read_image_config(FLUX1 | {"sample_size": 512, "wavelets": None, "tiles": False}).scale == 8
-    assert read_image_config(FLUX1 | {"shift_factor": None}).shift_factor is None
+    assert read(FLUX1 | {"sample_size": 512, "wavelets": None, "tiles": False}).scale == 8
+    assert read(FLUX1 | {"shift_factor": None}).shift_factor is None
 
 
 @pytest.mark.parametrize(("length", "count"), [(30, 1), (30, 2), (61, 3), (104, 4), (104, 8)])

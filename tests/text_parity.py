@@ -58,7 +58,7 @@ def decoder(folder: Path, states=(-1,)):
 
 def split(make, dtype=jnp.float32):
     """The graph and the abstract parameters of a model."""
-    return nnx.split(nnx.eval_shape(lambda: make(dtype=dtype, rngs=nnx.Rngs(0))))
+    return nnx.split(make(dtype=dtype))
 
 
 def ours(opened, folder: Path, dtype=jnp.float32):

@@ -5,8 +5,7 @@ Its pictures are 3-channel latents at half the resolution, its text encoder coun
 
 import json
 import string
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -17,11 +16,12 @@ import numpy as np
 from einops import rearrange, reduce, repeat
 from flax import nnx
 
-from jaxspd.convert.checkpoint import read_json, write_component
+from jaxspd.convert.checkpoint import write_component
 from jaxspd.convert.loader import flat_parameters
 from jaxspd.convert.table import linear
-from jaxspd.families.base import BaseFamily, check_parts, read_spectrum, read_transformer_config
-from jaxspd.models.layers import Linear, layer, sinusoidal_embedding, stack
+from jaxspd.families.base import BaseFamily, check_parts, read_spectrum
+from jaxspd.families.configs import read_scheduler, read_transformer_config
+from jaxspd.models.layers import Linear, layer, sinusoidal_embedding
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
@@ -45,8 +45,8 @@ class ToyConfig:
 class Block(nnx.Module):
     """One layer, steered by text and time."""
 
-    def __init__(self, config: ToyConfig, *, dtype, rngs):
-        self.layer = Linear(config.dim, config.dim, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ToyConfig, *, dtype):
+        self.layer = Linear(config.dim, config.dim, dtype=dtype)
 
     def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
         return x + jax.nn.silu(self.layer(x + vector[:, None]))
@@ -55,12 +55,12 @@ class Block(nnx.Module):
 class ToyTransformer(nnx.Module):
     """Velocity of `[B, C, h, w]`, pixel by pixel."""
 
-    def __init__(self, config: ToyConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: ToyConfig, *, dtype=jnp.float32):
         self.dim = config.dim
-        self.image_in = Linear(config.in_channels, config.dim, dtype=dtype, rngs=rngs)
-        self.text_in = Linear(len(LETTERS), config.dim, dtype=dtype, rngs=rngs)
-        self.blocks = stack(lambda r: Block(config, dtype=dtype, rngs=r), config.num_layers, rngs)
-        self.out = Linear(config.dim, config.in_channels, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(config.in_channels, config.dim, dtype=dtype)
+        self.text_in = Linear(len(LETTERS), config.dim, dtype=dtype)
+        self.blocks = nnx.List(Block(config, dtype=dtype) for _ in range(config.num_layers))
+        self.out = Linear(config.dim, config.in_channels, dtype=dtype)
 
     def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
         x = self.image_in(rearrange(latents, "b c h w -> b (h w) c"))
@@ -84,6 +84,22 @@ RULES = (
 
 
 @dataclass(frozen=True)
+class Squares:
+    """An autoencoder and its configuration in one: a latent is a square of 2×2 pixels."""
+
+    channels: int = 3
+    pixels_per_latent: int = 2
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        pixels = repeat(latents, "b c h w -> b 1 (h 2) (w 2) c")
+        return np.clip(127.5 * (pixels + 1), 0, 255).astype(np.uint8)
+
+    def encode(self, pixels: np.ndarray, pictures: bool) -> np.ndarray:
+        pool = "b 1 (h 2) (w 2) c -> b c h w"
+        return reduce(pixels.astype(np.float32), pool, "mean") / 127.5 - 1
+
+
+@dataclass(frozen=True)
 class Family(BaseFamily):
     """The toy, with classifier-free guidance."""
 
@@ -92,36 +108,27 @@ class Family(BaseFamily):
     rules: ClassVar = RULES
     transformer: ClassVar = ToyTransformer
     parts: ClassVar = ("scheduler", "transformer")
+    patch: ClassVar = (1, 1)
+    # It has no text encoders, and an autoencoder without weights.
+    texts: ClassVar = ()
     weights: ClassVar = {}
 
     folder: Path | None = None
     config: ToyConfig = ToyConfig()
     scheduler: dict = field(default_factory=lambda: SCHEDULER)
-    vae: dict = field(default_factory=dict)
+    vae: Squares = Squares()
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 1
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Family":
         check_parts(folder, cls.parts)
-        return cls(
-            folder,
-            read_transformer_config(folder, ToyConfig),
-            read_json(folder / "scheduler" / "scheduler_config.json"),
-            {},
-            read_spectrum(folder, SPECTRUM),
-        )
+        config, scheduler = read_transformer_config(folder, ToyConfig), read_scheduler(folder)
+        return cls(folder, config, scheduler, spectrum=read_spectrum(folder, SPECTRUM))
 
     default_steps: ClassVar[int] = 12
     default_guidance: ClassVar[float] = 2.0
     default_size: ClassVar[tuple[int, int]] = (32, 48)
-
-    latents_per_token: ClassVar[int] = 1
-    pixels_per_latent: ClassVar[int] = 2
-    pixel_multiple: ClassVar[int] = 2
-
-    def leading(self, frames: int) -> tuple[int, ...]:
-        return (self.config.in_channels,)
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
         return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
@@ -129,32 +136,17 @@ class Family(BaseFamily):
     def forward_flops(self, tokens: int) -> float:
         return 2.0 * tokens * self.config.dim * (2 * self.config.in_channels + self.config.dim)
 
-    def velocity_function(self, dtype):
-        graph, _ = nnx.split(self.abstract_transformer(dtype))
-
-        def velocity(parameters, latents, sigma, conditioning):
-            time = jnp.broadcast_to(1000 * sigma, latents.shape[:1])
-            return nnx.merge(graph, parameters)(latents, conditioning["text"], time)
-
-        return velocity
+    def velocity(self, model, latents, sigma, conditioning):
+        return model(latents, conditioning["text"], jnp.broadcast_to(1000 * sigma, latents.shape[:1]))
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"text": jax.ShapeDtypeStruct((batch, len(LETTERS)), jnp.float32)}
 
-    @staticmethod
-    def encode(prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, prompts: Sequence[str], encoders: Sequence) -> dict[str, np.ndarray]:
         return {"text": np.array([[p.count(letter) for letter in LETTERS] for p in prompts], np.float32)}
 
-    @staticmethod
-    def decode(latents: np.ndarray) -> np.ndarray:
-        pixels = repeat(latents, "b c h w -> b 1 (h 2) (w 2) c")
-        return np.clip(127.5 * (pixels + 1), 0, 255).astype(np.uint8)
-
-    @staticmethod
-    @contextmanager
-    def latent_encoder() -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-        pool = "b 1 (h 2) (w 2) c -> b c h w"
-        yield lambda pixels: reduce(pixels.astype(np.float32), pool, "mean") / 127.5 - 1
+    def open_autoencoder(self, dtype, residency) -> Squares:
+        return self.vae
 
 
 # tests/tiny/toy.py
@@ -165,8 +157,9 @@ def write_toy(folder: Path) -> Path:
     (folder / "scheduler").mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    transformer = nnx.state(ToyTransformer(ToyConfig(), rngs=nnx.Rngs(0)))
-    values = flat_parameters(transformer)
+    rng = np.random.default_rng(0)
+    shapes = flat_parameters(nnx.state(ToyTransformer(ToyConfig())))
+    values = {path: rng.normal(size=p.shape) / p.shape[-1] ** 0.5 for path, p in shapes.items()}
     config = {"in_channels": 3, "dim": 16, "num_layers": 2}
     write_component(folder / "transformer", "ToyTransformer", config, RULES, values, np.float32)
     return folder

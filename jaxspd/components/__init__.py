@@ -1,1 +1,1 @@
-"""What a pipeline needs beside its transformer: the parts that lie in folders of their own."""
+"""What a pipeline has beside its transformer: tokenizers, text encoders and the autoencoder."""

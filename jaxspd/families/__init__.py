@@ -2,7 +2,6 @@
 
 from importlib import import_module
 from pathlib import Path
-from threading import RLock
 
 from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError
@@ -17,11 +16,6 @@ PIPELINES = {
     "WanPipeline": "wan",
     "ZImagePipeline": "z_image",
 }
-
-# Held by whoever uses PyTorch's parts, which one thread may do at a time: transformers and diffusers import
-# their modules when these are first named, and loading one sets switches of the whole process. It also keeps
-# two text encoders from lying in memory together.
-TORCH = RLock()
 
 
 def family_class(name: str) -> type:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,13 +13,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from jaxspd.convert.checkpoint import Checkpoint, read_json
+from jaxspd.components.autoencoder import Autoencoder
+from jaxspd.components.text_encoder import TextEncoder, TextPart
+from jaxspd.convert.checkpoint import STEM, read_json
 from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError, first_line
-from jaxspd.families.checks import Autoencoder, TextPart, check_tokenizer
-from jaxspd.families.configs import read_fields, wrong
-from jaxspd.models.layers import abstract
+from jaxspd.models.vae import VaeConfig
 from jaxspd.runtime.layerwise import HOST
+from jaxspd.runtime.residency import Residency
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.spectrum import Spectrum
@@ -32,19 +33,21 @@ FLUX1_SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
 
 @dataclass(frozen=True)
 class BaseFamily:
-    """A checkpoint's configuration, without weights.
+    """A recipe: how the components of a pipeline make pictures or videos, from their configurations alone.
 
-    A family adds its defaults, geometry, σ schedule, denoiser, text encoders and decoder. Latents are
-    `[B, *leading, h, w]`, leading being (channels,) for pictures and (channels, frames) for videos.
+    A family adds its defaults, its σ schedule, its denoiser and what this reads of texts. Latents are
+    `[B, *leading, h, w]`, leading being (channels,) for pictures and (channels, frames) for videos. Without a
+    folder a family is its published checkpoint, good for planning and counting.
     """
 
     name: ClassVar[str]  # as in `jaxspd plan --family`
     title: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]]
     transformer: ClassVar[type[nnx.Module]]
-    # Folders of the pipeline, and the stem of the weight files in those that PyTorch loads.
-    parts: ClassVar[tuple[str, ...]]
-    weights: ClassVar[Mapping[str, str]]
+    # Folders of the pipeline.
+    parts: ClassVar[tuple[str, ...]] = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    # In what the autoencoder works: None is what the transformer works in.
+    vae_dtype: ClassVar[Any] = None
     # A family of videos sets both; one of pictures has a single frame and no rate.
     default_frames: ClassVar[int] = 1
     default_fps: ClassVar[int | None] = None
@@ -58,34 +61,43 @@ class BaseFamily:
     noise_levels: ClassVar[tuple[str, ...]] = ()
     # Whether a size that does not fit is rounded down, with a notice, or refused.
     aligns_size: ClassVar[bool] = False
+    # Of the transformer's tokens, their sides in latents.
+    patch: ClassVar[tuple[int, ...]] = (2, 2)
 
     folder: Path | None
     config: Any
     scheduler: dict
-    vae: dict
+    vae: VaeConfig
     spectrum: Spectrum
     text_tokens: int
     # Whether the layers' parameters stay in host memory, and come to the device when their turn is near.
     streamed: bool = False
 
-    # What PyTorch runs: nothing, for a family that brings its own.
-    texts: ClassVar[tuple[TextPart, ...]] = ()
-    autoencoder: ClassVar[Autoencoder | None] = None
+    # What a family adds, beside `default_steps`, `default_guidance` and `default_size`, (height, width) in
+    # pixels, and `sigmas(steps, tokens, flow_shift)`, σ `[steps + 1]` for `tokens` at full resolution.
 
-    def check_weights(self) -> None:
-        """UsageError if the weights of an encoder or the VAE are missing, truncated, pickled or quantised, or
-        a tokenizer's vocabulary is missing or damaged: better now than when the latents are ready to be
-        decoded.
-        """
-        checkpoints = {part: Checkpoint(self.folder / part, stem) for part, stem in self.weights.items()}
-        for checkpoint in checkpoints.values():
-            checkpoint.check_floats()
-        for text in self.texts:
-            check_tokenizer(self.folder / text.tokenizer, checkpoints[text.part])
+    @property
+    def texts(self) -> tuple[TextPart, ...]:
+        """The text encoders, and what is asked of them."""
+        raise NotImplementedError
 
-    def tokens(self, shape: tuple[int, ...]) -> int:
-        """The transformer's tokens for latents of `shape`, (channels, …, h, w): one for each patch."""
-        return prod(shape[1:]) // self.latents_per_token
+    def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
+        """What the denoiser reads of each prompt, by the text encoders in the order of `texts`."""
+        raise NotImplementedError
+
+    def velocity(self, model: nnx.Module, latents: jax.Array, sigma: jax.Array, conditioning) -> jax.Array:
+        """The velocity of `latents` at σ, a scalar; `conditioning` is as `encode` and `condition` make it."""
+        raise NotImplementedError
+
+    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of `condition`'s result: the same for every prompt."""
+        raise NotImplementedError
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of one forward of one sample: matrix products and attention, text included."""
+        raise NotImplementedError
+
+    # What most do alike.
 
     def guided(self, guidance_scale: float) -> bool:
         """Whether there is a second pass with a negative prompt: as most official pipelines do, above 1."""
@@ -99,10 +111,50 @@ class BaseFamily:
         """What the denoiser wants for a batch of encoded prompts."""
         return encoded
 
+    def open_autoencoder(self, dtype, residency: Residency) -> Autoencoder:
+        """The VAE, whose files are checked, for a transformer that works in `dtype`."""
+        return Autoencoder(self.folder / "vae", self.vae, self.vae_dtype or dtype, residency)
+
+    # Geometry.
+
+    def leading(self, frames: int) -> tuple[int, ...]:
+        """The axes of latents between batch and grid."""
+        return (self.vae.channels,)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along an edge of a latent."""
+        return self.vae.pixels_per_latent
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What height and width must divide by on every grid."""
+        return self.pixels_per_latent * max(self.patch)
+
+    def tokens(self, shape: tuple[int, ...]) -> int:
+        """The transformer's tokens for latents of `shape`, (channels, …, h, w): one for each patch."""
+        return prod(shape[1:]) // prod(self.patch)
+
+    # The transformer.
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """The components beside the transformer that have weights, and the stem of these files' names."""
+        return {text.part: "model" for text in self.texts} | {"vae": STEM}
+
+    def velocity_function(self, dtype) -> Callable[..., jax.Array]:
+        """`velocity(parameters, latents, sigma, conditioning)`, pure."""
+        graph, _ = nnx.split(self.abstract_transformer(dtype))
+
+        def velocity(parameters, latents, sigma, conditioning):
+            return self.velocity(nnx.merge(graph, parameters), latents, sigma, conditioning)
+
+        return velocity
+
     def abstract_transformer(self, dtype) -> nnx.Module:
-        """The transformer with shapes and dtypes in place of arrays; UsageError if there is none such."""
+        """The transformer without weights; UsageError if there is none such."""
         try:
-            return abstract(lambda: self.transformer(self.config, dtype=dtype, rngs=nnx.Rngs(0)))
+            return self.transformer(self.config, dtype=dtype)
         except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
             line = first_line(error)
             raise UsageError(f"no transformer can be made of transformer/config.json ({line})") from error
@@ -126,18 +178,6 @@ def check_parts(folder: Path, parts: tuple[str, ...]) -> None:
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise UsageError(f"{folder} lacks {', '.join(missing)}; the folder is incomplete")
-
-
-def read_transformer_config(folder: Path, config_class: type) -> Any:
-    """`config_class` with those of its fields that `transformer/config.json` holds; UsageError for a value of
-    another type, or a number that is not positive.
-    """
-    path = folder / "transformer" / "config.json"
-    config = read_fields(path, config_class)
-    for name, value in vars(config).items():
-        if isinstance(value, float) and value <= 0:
-            raise wrong(path, name, value, "a number above 0")
-    return config
 
 
 def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:

@@ -1,7 +1,6 @@
 """FLUX.1 [dev] and [schnell] (Black Forest Labs, 2024)."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -9,22 +8,15 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from jaxspd.components.text_encoder import TextEncoder, TextPart
 from jaxspd.convert.flux1 import RULES
 from jaxspd.errors import UsageError
-from jaxspd.families.base import (
-    FLUX1_SPECTRUM,
-    BaseFamily,
-    check_parts,
-    is_named,
-    read_spectrum,
-    read_transformer_config,
-)
-from jaxspd.families.checks import SIDE, Autoencoder, TextPart
-from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, read_text_length
+from jaxspd.families.base import FLUX1_SPECTRUM, BaseFamily, check_parts, is_named, read_spectrum
+from jaxspd.families.configs import check_rope, read_scheduler, read_text_length, read_transformer_config
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.packing import pack, unpack
+from jaxspd.models.vae import AutoencoderKLConfig, read_autoencoder
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
@@ -37,7 +29,7 @@ DEV_SCHEDULER = {
     "max_image_seq_len": 4096,
 }
 CLIP_TOKENS = 77
-OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+OFFICIAL_VAE = AutoencoderKLConfig(latent_channels=16, block_out_channels=(128, 256, 512, 512))
 
 
 @dataclass(frozen=True)
@@ -60,16 +52,11 @@ class Family(BaseFamily):
         "transformer",
         "vae",
     )
-    weights: ClassVar = {
-        "text_encoder": "model",
-        "text_encoder_2": "model",
-        "vae": "diffusion_pytorch_model",
-    }
 
     folder: Path | None = None
     config: Flux1Config = Flux1Config(guidance_embeds=True)
     scheduler: dict = field(default_factory=lambda: DEV_SCHEDULER)
-    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
+    vae: AutoencoderKLConfig = OFFICIAL_VAE
     spectrum: Spectrum = FLUX1_SPECTRUM
     text_tokens: int = 512
     # FLUX.1-Krea, whose files are like [dev]'s.
@@ -79,9 +66,10 @@ class Family(BaseFamily):
     def from_folder(cls, folder: Path) -> "Family":
         """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
         check_parts(folder, cls.parts)
-        config, vae = read_transformer_config(folder, Flux1Config), read_autoencoder_kl(folder)
+        config = read_transformer_config(folder, Flux1Config)
+        vae = read_autoencoder(folder / "vae", "AutoencoderKL")
         check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
-        tokens = 4 * vae["latent_channels"]
+        tokens = 4 * vae.channels
         if (config.in_channels, config.patch_size) != (tokens, 1):
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels in patches of "
@@ -123,25 +111,9 @@ class Family(BaseFamily):
     @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        size = self.vae.get("sample_size", 1024)
-        return size, size
+        return self.vae.sample_size, self.vae.sample_size
 
-    # Geometry and schedule.
-
-    latents_per_token: ClassVar[int] = 4  # 2×2 patches
-
-    def leading(self, frames: int) -> tuple[int, ...]:
-        """The axes of latents between batch and grid."""
-        return (self.vae["latent_channels"],)
-
-    @property
-    def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.vae["block_out_channels"]) - 1)
-
-    @property
-    def pixel_multiple(self) -> int:
-        """What height and width must divide by on every grid: the VAE's factor times the packing's."""
-        return 2 * self.pixels_per_latent
+    # Schedule and cost.
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
         """σ `[steps + 1]` for a picture of `tokens` at full resolution."""
@@ -165,25 +137,18 @@ class Family(BaseFamily):
 
     # The denoiser.
 
-    def velocity_function(self, dtype):
-        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, H, W]`, σ a
-        scalar, conditioning as `encode` and `condition` make it.
-        """
-        graph, _ = nnx.split(self.abstract_transformer(dtype))
-
-        def velocity(parameters, latents, sigma, conditioning):
-            grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
-            tokens = nnx.merge(graph, parameters)(
-                pack(latents),
-                grid,
-                conditioning["text"],
-                conditioning["pooled"],
-                jnp.broadcast_to(sigma, latents.shape[:1]),
-                conditioning.get("guidance"),
-            )
-            return unpack(tokens, grid)
-
-        return velocity
+    def velocity(self, model, latents, sigma, conditioning):
+        """The velocity of `latents` `[B, C, H, W]`."""
+        grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
+        tokens = model(
+            pack(latents),
+            grid,
+            conditioning["text"],
+            conditioning["pooled"],
+            jnp.broadcast_to(sigma, latents.shape[:1]),
+            conditioning.get("guidance"),
+        )
+        return unpack(tokens, grid)
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of `condition`'s result: the same for every prompt."""
@@ -202,15 +167,15 @@ class Family(BaseFamily):
             return encoded
         return {**encoded, "guidance": np.full(len(encoded["text"]), guidance, np.float32)}
 
-    # Text encoders and VAE.
+    # Texts.
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
         c = self.config
         return (
-            TextPart("CLIPTextModel", c.pooled_projection_dim, CLIP_TOKENS),
+            TextPart("clip", c.pooled_projection_dim, CLIP_TOKENS),
             TextPart(
-                "T5EncoderModel",
+                "t5",
                 c.joint_attention_dim,
                 self.text_tokens,
                 part="text_encoder_2",
@@ -218,42 +183,13 @@ class Family(BaseFamily):
             ),
         )
 
-    @property
-    def autoencoder(self) -> Autoencoder:
-        side = SIDE * self.pixels_per_latent
-        return Autoencoder("AutoencoderKL", (*self.leading(1), SIDE, SIDE), (3, side, side))
-
-    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """T5's last hidden states `text` `[B, T, joint_attention_dim]` and CLIP's `pooled`
         `[B, pooled_projection_dim]`, float32.
         """
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
-
-        tokenizer = open_tokenizer(self.folder / "tokenizer", CLIPTokenizer)
-        ids = tokenize(tokenizer, prompts, CLIP_TOKENS).input_ids
-        part = self.folder / "text_encoder"
-        with torch_module(CLIPTextModel, part) as clip:
-            pooled = embedding(clip(ids.to(clip.device)).pooler_output, part)
-        tokenizer = open_tokenizer(self.folder / "tokenizer_2", T5TokenizerFast)
-        ids = tokenize(tokenizer, prompts, self.text_tokens).input_ids
-        part = self.folder / "text_encoder_2"
-        with torch_module(T5EncoderModel, part) as t5:
-            # No attention mask: the official model was trained on padding that can be seen.
-            text = embedding(t5(ids.to(t5.device)).last_hidden_state, part)
-        return {"text": text, "pooled": pooled}
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        from jaxspd.families.torch_parts import decode_autoencoder_kl
-
-        return decode_autoencoder_kl(self.folder / "vae", latents)[:, None]
-
-    def latent_encoder(self) -> AbstractContextManager[Callable[[np.ndarray], np.ndarray]]:
-        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents
-        `[B, C, h, w]`, float32.
-        """
-        from jaxspd.families.torch_parts import autoencoder_kl_encoder
-
-        return autoencoder_kl_encoder(self.folder / "vae")
+        clip, t5 = encoders
+        ids, _ = clip.tokenizer.encode(prompts, CLIP_TOKENS)
+        pooled = clip(ids)
+        # No attention mask: the official model was trained on padding that can be seen.
+        ids, _ = t5.tokenizer.encode(prompts, self.text_tokens)
+        return {"text": t5(ids), "pooled": pooled}

@@ -1,8 +1,7 @@
 """Qwen-Image (Alibaba, arXiv 2508.02324)."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -10,23 +9,16 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from jaxspd.components.text_encoder import TextEncoder, TextPart
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.convert.qwen_image import RULES
 from jaxspd.errors import UsageError
-from jaxspd.families.base import (
-    FLUX1_SPECTRUM,
-    BaseFamily,
-    check_parts,
-    is_named,
-    read_spectrum,
-    read_transformer_config,
-)
-from jaxspd.families.checks import SIDE, Autoencoder, TextPart
-from jaxspd.families.configs import check_rope, read_scheduler, read_video_autoencoder
+from jaxspd.families.base import FLUX1_SPECTRUM, BaseFamily, check_parts, is_named, read_spectrum
+from jaxspd.families.configs import check_rope, read_scheduler, read_transformer_config
 from jaxspd.models.packing import pack, unpack
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
+from jaxspd.models.vae import VideoAutoencoderConfig, read_autoencoder
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -42,7 +34,6 @@ OFFICIAL_SCHEDULER = {
     "max_image_seq_len": 8192,
     "shift_terminal": 0.02,
 }
-OFFICIAL_VAE = {"z_dim": 16, "temperal_downsample": [False, True, True]}
 SUFFIX, SUFFIX_CHINESE = ", Ultra HD, 4K, cinematic composition.", ", 超清，4K，电影级构图."
 # Options of the official class that serve editing and layered pictures.
 FOREIGN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
@@ -72,13 +63,12 @@ class Family(BaseFamily):
     title: ClassVar[str] = "Qwen-Image"
     rules: ClassVar = RULES
     transformer: ClassVar = QwenImageTransformer
-    parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
-    weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
 
     folder: Path | None = None
     config: QwenImageConfig = QwenImageConfig()
     scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
-    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
+    # One of videos: a picture has one frame.
+    vae: VideoAutoencoderConfig = VideoAutoencoderConfig()
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
     # Qwen-Image of August 2025 and Qwen-Image-2512, whose files are alike.
@@ -93,9 +83,10 @@ class Family(BaseFamily):
         foreign = [name for name in FOREIGN if given.get(name)]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config, vae = read_transformer_config(folder, QwenImageConfig), read_video_autoencoder(folder)
+        config = read_transformer_config(folder, QwenImageConfig)
+        vae = read_autoencoder(folder / "vae", "AutoencoderKLQwenImage")
         check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
-        channels = vae["z_dim"]
+        channels = vae.channels
         ours = (config.in_channels, config.out_channels, config.patch_size)
         if ours != (4 * channels, channels, 2):
             raise UsageError(
@@ -129,22 +120,7 @@ class Family(BaseFamily):
             return ""
         return SUFFIX_CHINESE if re.search("[\u4e00-\u9fff]", prompt) else SUFFIX
 
-    # Geometry and schedule.
-
-    latents_per_token: ClassVar[int] = 4  # 2×2 patches
-
-    def leading(self, frames: int) -> tuple[int, ...]:
-        """The axes of latents between batch and grid."""
-        return (self.vae.get("z_dim", 16),)
-
-    @property
-    def pixels_per_latent(self) -> int:
-        return 2 ** len(self.vae.get("temperal_downsample", OFFICIAL_VAE["temperal_downsample"]))
-
-    @property
-    def pixel_multiple(self) -> int:
-        """What height and width must divide by on every grid: the VAE's factor times the packing's."""
-        return 2 * self.pixels_per_latent
+    # Schedule, cost and guidance.
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
         """σ `[steps + 1]` for a picture of `tokens` at full resolution."""
@@ -169,24 +145,17 @@ class Family(BaseFamily):
 
     # The denoiser.
 
-    def velocity_function(self, dtype):
-        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, H, W]`, σ a
-        scalar, conditioning as `encode` and `condition` make it.
-        """
-        graph, _ = nnx.split(self.abstract_transformer(dtype))
-
-        def velocity(parameters, latents, sigma, conditioning):
-            grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
-            tokens = nnx.merge(graph, parameters)(
-                pack(latents),
-                grid,
-                conditioning["text"],
-                conditioning["lengths"],
-                jnp.broadcast_to(sigma, latents.shape[:1]),
-            )
-            return unpack(tokens, grid)
-
-        return velocity
+    def velocity(self, model, latents, sigma, conditioning):
+        """The velocity of `latents` `[B, C, H, W]`."""
+        grid = (latents.shape[-2] // 2, latents.shape[-1] // 2)
+        tokens = model(
+            pack(latents),
+            grid,
+            conditioning["text"],
+            conditioning["lengths"],
+            jnp.broadcast_to(sigma, latents.shape[:1]),
+        )
+        return unpack(tokens, grid)
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of `condition`'s result: the same for every prompt."""
@@ -196,56 +165,18 @@ class Family(BaseFamily):
             "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
         }
 
-    # Text encoder and VAE.
+    # Texts.
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
-        width, tokens = self.config.joint_attention_dim, TEMPLATE_TOKENS + self.text_tokens
-        return (TextPart("Qwen2_5_VLForConditionalGeneration", width, tokens),)
+        return (TextPart("decoder", self.config.joint_attention_dim, TEMPLATE_TOKENS + self.text_tokens),)
 
-    @property
-    def autoencoder(self) -> Autoencoder:
-        side = SIDE * self.pixels_per_latent
-        return Autoencoder("AutoencoderKLQwenImage", (*self.leading(1), 1, SIDE, SIDE), (3, 1, side, side))
-
-    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """Qwen2.5-VL's last hidden states `text` `[B, T, joint_attention_dim]`, float32, after the
         template's beginning, zero after the prompts' ends, and their `lengths` `[B]`.
         """
-        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-
-        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
-
-        tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer)
+        [encoder] = encoders
         filled = [TEMPLATE.format(prompt) for prompt in prompts]
-        tokens = tokenize(tokenizer, filled, self.text_tokens, TEMPLATE_TOKENS, padding_side="right")
-        part = self.folder / "text_encoder"
-        with torch_module(Qwen2_5_VLForConditionalGeneration, part) as qwen:
-            mask = tokens.attention_mask.to(qwen.device)
-            hidden = qwen.model(tokens.input_ids.to(qwen.device), mask).last_hidden_state
-            text = embedding((hidden * mask[:, :, None])[:, TEMPLATE_TOKENS:], part)
-        lengths = tokens.attention_mask.sum(1).numpy() - TEMPLATE_TOKENS
-        return {"text": text, "lengths": lengths.astype(np.int32)}
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        from diffusers import AutoencoderKLQwenImage
-
-        from jaxspd.families.torch_parts import channel_statistics, decode, torch_module, vae_dtype
-
-        with torch_module(AutoencoderKLQwenImage, self.folder / "vae", vae_dtype()) as vae:
-            mean, std = channel_statistics(vae)
-            # The VAE is one of videos: a picture has one frame.
-            return decode(vae, latents[:, :, None] * std + mean)
-
-    @contextmanager
-    def latent_encoder(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents
-        `[B, C, h, w]`, float32.
-        """
-        from diffusers import AutoencoderKLQwenImage
-
-        from jaxspd.families.torch_parts import video_encoder
-
-        with video_encoder(AutoencoderKLQwenImage, self.folder / "vae") as encode:
-            yield lambda pixels: encode(pixels)[:, :, 0]
+        ids, mask = encoder.tokenizer.encode(filled, self.text_tokens, TEMPLATE_TOKENS, side="right")
+        text = np.where(mask[:, :, None], encoder(ids, mask), 0)[:, TEMPLATE_TOKENS:]
+        return {"text": text, "lengths": mask.sum(1, dtype=np.int32) - TEMPLATE_TOKENS}

@@ -1,8 +1,7 @@
 """Wan 2.1 text-to-video, 1.3B and 14B (Alibaba, arXiv 2503.20314)."""
 
 import html
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -12,19 +11,15 @@ import ftfy
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from jaxspd.components.text_encoder import TextEncoder, TextPart
+from jaxspd.configs import wrong
 from jaxspd.convert.checkpoint import read_config, read_json
 from jaxspd.convert.wan import RULES
 from jaxspd.errors import UsageError
-from jaxspd.families.base import (
-    BaseFamily,
-    check_parts,
-    read_spectrum,
-    read_transformer_config,
-)
-from jaxspd.families.checks import SIDE, Autoencoder, TextPart
-from jaxspd.families.configs import read_scheduler, read_text_length, read_video_autoencoder, wrong
+from jaxspd.families.base import BaseFamily, check_parts, read_spectrum
+from jaxspd.families.configs import read_scheduler, read_text_length, read_transformer_config
+from jaxspd.models.vae import VideoAutoencoderConfig, read_autoencoder
 from jaxspd.models.wan import WanConfig, WanTransformer
 from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -37,7 +32,6 @@ OFFICIAL_SCHEDULER = {
     "use_flow_sigmas": True,
     "flow_shift": 3.0,
 }
-OFFICIAL_VAE = {"z_dim": 16}
 CONFIG_1_3B = WanConfig(num_attention_heads=12, num_layers=30, ffn_dim=8960)
 # What the authors' own program leads away from where nothing is said: garish colours, overexposure, still
 # frames, blur, subtitles, artefacts, misshapen bodies. The example of the model card says it in English.
@@ -46,9 +40,6 @@ NEGATIVE = (
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
     "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
-# Above this many pixels a frame is decoded in tiles, below it only where memory is short: where tiles
-# overlap they are blended, which the whole picture is better without.
-UNTILED = 480 * 832
 
 
 @dataclass(frozen=True)
@@ -62,14 +53,13 @@ class Family(BaseFamily):
     title: ClassVar[str] = "Wan 2.1"
     rules: ClassVar = RULES
     transformer: ClassVar = WanTransformer
-    parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
-    weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
+    vae_dtype: ClassVar = jnp.float32  # as the model card loads it
     aligns_size: ClassVar[bool] = True
 
     folder: Path | None = None
     config: WanConfig = CONFIG_1_3B
     scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
-    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
+    vae: VideoAutoencoderConfig = VideoAutoencoderConfig()
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
 
@@ -80,7 +70,8 @@ class Family(BaseFamily):
         if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
             raise UsageError(f"{folder} is a Wan 2.2 checkpoint; jaxspd runs Wan 2.1 text-to-video")
         check_parts(folder, cls.parts)
-        config, vae = read_transformer_config(folder, WanConfig), read_video_autoencoder(folder)
+        config = read_transformer_config(folder, WanConfig)
+        vae = read_autoencoder(folder / "vae", "AutoencoderKLWan")
         whole = read_config(folder / "transformer")
         if whole.get("image_dim") or whole.get("added_kv_proj_dim"):
             raise UsageError(f"{folder} animates pictures; jaxspd runs Wan 2.1 text-to-video")
@@ -89,7 +80,7 @@ class Family(BaseFamily):
             raise wrong(path, "attention_head_dim", config.attention_head_dim, "an even number")
         if config.patch_size[0] != 1:
             raise wrong(path, "patch_size", config.patch_size, "1 in time")
-        channels = vae["z_dim"]
+        channels = vae.channels
         if not config.in_channels == (config.out_channels or config.in_channels) == channels:
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
@@ -113,29 +104,20 @@ class Family(BaseFamily):
     default_frames: ClassVar[int] = 81
     default_fps: ClassVar[int] = 16
 
-    # Geometry and schedule.
+    # Geometry, schedule and cost.
 
     @property
-    def latents_per_token(self) -> int:
-        return prod(self.config.patch_size)
+    def patch(self) -> tuple[int, ...]:
+        return self.config.patch_size
 
     @property
     def frames_per_latent(self) -> int:
         """The first latent frame holds one frame of video, every other this many."""
-        return self.vae.get("scale_factor_temporal") or 4
+        return self.vae.frames_per_latent
 
     def leading(self, frames: int) -> tuple[int, ...]:
         """The axes of latents between batch and grid: channels and latent frames."""
-        return self.vae.get("z_dim", 16), (frames - 1) // self.frames_per_latent + 1
-
-    @property
-    def pixels_per_latent(self) -> int:
-        return self.vae.get("scale_factor_spatial") or 8
-
-    @property
-    def pixel_multiple(self) -> int:
-        """What height and width must divide by on every grid: the VAE's factor times the patch's."""
-        return self.pixels_per_latent * max(self.config.patch_size[1:])
+        return self.vae.channels, (frames - 1) // self.frames_per_latent + 1
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
         """σ `[steps + 1]`: of the checkpoint's scheduler, whichever solver steps through them."""
@@ -153,82 +135,28 @@ class Family(BaseFamily):
 
     # The denoiser.
 
-    def velocity_function(self, dtype):
-        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, T, H, W]`, σ a
-        scalar, conditioning as `encode` and `condition` make it.
-        """
-        graph, _ = nnx.split(self.abstract_transformer(dtype))
+    def velocity(self, model, latents, sigma, conditioning):
+        """The velocity of `latents` `[B, C, T, H, W]`."""
         # The official UniPC scheduler counts its time steps in whole thousandths; Euler's does not.
-        whole = is_unipc(self.scheduler)
-
-        def velocity(parameters, latents, sigma, conditioning):
-            time = jnp.floor(1000 * sigma) if whole else 1000 * sigma
-            return nnx.merge(graph, parameters)(
-                latents, conditioning["text"], jnp.broadcast_to(time, latents.shape[:1])
-            )
-
-        return velocity
+        time = jnp.floor(1000 * sigma) if is_unipc(self.scheduler) else 1000 * sigma
+        return model(latents, conditioning["text"], jnp.broadcast_to(time, latents.shape[:1]))
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of `condition`'s result: the same for every prompt."""
         shape = (batch, self.text_tokens, self.config.text_dim)
         return {"text": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
-    # Text encoder and VAE.
+    # Texts.
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
-        return (TextPart("UMT5EncoderModel", self.config.text_dim, self.text_tokens),)
+        return (TextPart("t5", self.config.text_dim, self.text_tokens),)
 
-    @property
-    def autoencoder(self) -> Autoencoder:
-        side, frames = SIDE * self.pixels_per_latent, 1 + self.frames_per_latent
-        return Autoencoder("AutoencoderKLWan", (*self.leading(frames), SIDE, SIDE), (3, frames, side, side))
-
-    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""
-        from transformers import T5TokenizerFast, UMT5EncoderModel
-
-        from jaxspd.families.torch_parts import embedding, open_tokenizer, tokenize, torch_module
-
-        tokenizer = open_tokenizer(self.folder / "tokenizer", T5TokenizerFast)
-        tokens = tokenize(tokenizer, [clean(prompt) for prompt in prompts], self.text_tokens)
-        part = self.folder / "text_encoder"
-        with torch_module(UMT5EncoderModel, part) as umt5:
-            mask = tokens.attention_mask.to(umt5.device)
-            hidden = umt5(tokens.input_ids.to(umt5.device), mask).last_hidden_state
-            return {"text": embedding(hidden * mask[:, :, None], part)}
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Videos `[B, F, H, W, 3]`, uint8, of clean latents `[B, C, T, h, w]`."""
-        import torch
-        from diffusers import AutoencoderKLWan
-
-        from jaxspd.families.torch_parts import channel_statistics, decode, decode_here, torch_module
-
-        # In float32, as the model card loads it.
-        with torch_module(AutoencoderKLWan, self.folder / "vae", torch.float32) as vae:
-            mean, std = channel_statistics(vae)
-            scaled = latents * std + mean
-            vae.disable_tiling()  # it may have stayed in memory from larger frames
-            if prod(latents.shape[-2:]) * self.pixels_per_latent**2 > UNTILED:
-                vae.enable_tiling()
-            try:
-                return np.concatenate([decode_here(vae, one[None]) for one in scaled])
-            except torch.OutOfMemoryError:
-                vae.enable_tiling()
-                torch.cuda.empty_cache()
-                return decode(vae, scaled)
-
-    def latent_encoder(self) -> AbstractContextManager[Callable[[np.ndarray], np.ndarray]]:
-        """Opens the VAE for a function from videos `[B, F, H, W, 3]`, uint8, to clean latents
-        `[B, C, T, h, w]`, float32. Never in tiles: their blended seams would be measured with the rest.
-        """
-        from diffusers import AutoencoderKLWan
-
-        from jaxspd.families.torch_parts import video_encoder
-
-        return video_encoder(AutoencoderKLWan, self.folder / "vae")
+        [umt5] = encoders
+        ids, mask = umt5.tokenizer.encode([clean(prompt) for prompt in prompts], self.text_tokens)
+        return {"text": np.where(mask[:, :, None], umt5(ids, mask), 0)}
 
 
 def clean(prompt: str) -> str:

@@ -1,7 +1,6 @@
 """Z-Image and Z-Image-Turbo (Alibaba, arXiv 2511.22699)."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -9,20 +8,15 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from jaxspd.components.text_encoder import TextEncoder, TextPart
+from jaxspd.configs import wrong
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.convert.z_image import RULES
 from jaxspd.errors import UsageError
-from jaxspd.families.base import (
-    FLUX1_SPECTRUM,
-    BaseFamily,
-    check_parts,
-    read_spectrum,
-    read_transformer_config,
-)
-from jaxspd.families.checks import SIDE, Autoencoder, TextPart
-from jaxspd.families.configs import check_rope, read_autoencoder_kl, read_scheduler, wrong
+from jaxspd.families.base import FLUX1_SPECTRUM, BaseFamily, check_parts, read_spectrum
+from jaxspd.families.configs import check_rope, read_scheduler, read_transformer_config
+from jaxspd.models.vae import AutoencoderKLConfig, read_autoencoder
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -31,7 +25,7 @@ from jaxspd.spectral.spectrum import Spectrum
 SPECTRUM = FLUX1_SPECTRUM
 OFFICIAL_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0}
 TURBO_SHIFT = 3.0
-OFFICIAL_VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+OFFICIAL_VAE = AutoencoderKLConfig(latent_channels=16, block_out_channels=(128, 256, 512, 512))
 # Options of the official class and what text-to-image has: others edit, or cut into other patches.
 FIXED = {"all_patch_size": [PATCH], "all_f_patch_size": [1], "siglip_feat_dim": None}
 
@@ -47,14 +41,13 @@ class Family(BaseFamily):
     title: ClassVar[str] = "Z-Image"
     rules: ClassVar = RULES
     transformer: ClassVar = ZImageTransformer
-    parts: ClassVar = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
-    weights: ClassVar = {"text_encoder": "model", "vae": "diffusion_pytorch_model"}
+    patch: ClassVar = (PATCH, PATCH)
     noise_levels: ClassVar[tuple[str, ...]] = ("official", "scheduler")
 
     folder: Path | None = None
     config: ZImageConfig = ZImageConfig()
     scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
-    vae: dict = field(default_factory=lambda: OFFICIAL_VAE)
+    vae: AutoencoderKLConfig = OFFICIAL_VAE
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
 
@@ -66,12 +59,13 @@ class Family(BaseFamily):
         foreign = [name for name, wanted in FIXED.items() if given.get(name, wanted) != wanted]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config, vae = read_transformer_config(folder, ZImageConfig), read_autoencoder_kl(folder)
+        config = read_transformer_config(folder, ZImageConfig)
+        vae = read_autoencoder(folder / "vae", "AutoencoderKL")
         if config.dim % config.n_heads:
             path = folder / "transformer" / "config.json"
             raise wrong(path, "n_heads", config.n_heads, f"a divisor of dim, {config.dim}")
         check_rope(folder, config.dim // config.n_heads, config.axes_dims, 3)
-        channels = vae["latent_channels"]
+        channels = vae.channels
         if config.in_channels != channels:
             raise UsageError(
                 f"{folder}: transformer/config.json wants {config.in_channels} channels, the VAE's latents "
@@ -102,22 +96,7 @@ class Family(BaseFamily):
         """(height, width) in pixels."""
         return (1024, 1024) if self.distilled else (1280, 720)
 
-    # Geometry and schedule.
-
-    latents_per_token: ClassVar[int] = PATCH**2
-
-    def leading(self, frames: int) -> tuple[int, ...]:
-        """The axes of latents between batch and grid."""
-        return (self.vae["latent_channels"],)
-
-    @property
-    def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.vae["block_out_channels"]) - 1)
-
-    @property
-    def pixel_multiple(self) -> int:
-        """What height and width must divide by on every grid: the VAE's factor times the patch's side."""
-        return PATCH * self.pixels_per_latent
+    # Schedule, cost and guidance.
 
     def sigmas(
         self, steps: int, tokens: int, flow_shift: float | None = None, noise_levels: str = "official"
@@ -156,18 +135,11 @@ class Family(BaseFamily):
 
     # The denoiser.
 
-    def velocity_function(self, dtype):
-        """`velocity(parameters, latents, sigma, conditioning)`, pure; latents `[B, C, H, W]`, σ a
-        scalar, conditioning as `encode` and `condition` make it.
-        """
-        graph, _ = nnx.split(self.abstract_transformer(dtype))
-
-        def velocity(parameters, latents, sigma, conditioning):
-            time = jnp.broadcast_to(1 - sigma, latents.shape[:1])
-            # The model goes from noise to picture, in time and in what it predicts.
-            return -nnx.merge(graph, parameters)(latents, conditioning["text"], conditioning["lengths"], time)
-
-        return velocity
+    def velocity(self, model, latents, sigma, conditioning):
+        """The velocity of `latents` `[B, C, H, W]`."""
+        time = jnp.broadcast_to(1 - sigma, latents.shape[:1])
+        # The model goes from noise to picture, in time and in what it predicts.
+        return -model(latents, conditioning["text"], conditioning["lengths"], time)
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of `condition`'s result: the same for every prompt. The text has room for the learned
@@ -179,53 +151,25 @@ class Family(BaseFamily):
             "lengths": jax.ShapeDtypeStruct((batch,), jnp.int32),
         }
 
-    # Text encoder and VAE.
+    # Texts.
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
-        return (TextPart("Qwen3Model", self.config.cap_feat_dim, self.text_tokens, layers=1),)
+        return (TextPart("decoder", self.config.cap_feat_dim, self.text_tokens, (-2,), chat=True),)
 
-    @property
-    def autoencoder(self) -> Autoencoder:
-        side = SIDE * self.pixels_per_latent
-        return Autoencoder("AutoencoderKL", (*self.leading(1), SIDE, SIDE), (3, side, side))
-
-    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after
         the prompts' ends, and the prompts' `lengths` `[B]`, at most `text_tokens`; T is that, padded.
         """
-        from transformers import Qwen2Tokenizer, Qwen3Model
-
-        from jaxspd.families.torch_parts import embedding, open_tokenizer, readable, tokenize, torch_module
-
-        tokenizer = open_tokenizer(self.folder / "tokenizer", Qwen2Tokenizer, chat=True)
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        with readable(self.folder / "tokenizer"):
-            filled = tokenizer.apply_chat_template(
-                chats, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        [encoder] = encoders
+        filled = [
+            encoder.tokenizer.chat(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, enable_thinking=True
             )
-        tokens = tokenize(tokenizer, filled, self.text_tokens, padding_side="right")
-        part = self.folder / "text_encoder"
-        with torch_module(Qwen3Model, part) as qwen:
-            mask = tokens.attention_mask.to(qwen.device)
-            states = qwen(
-                tokens.input_ids.to(qwen.device), mask, output_hidden_states=True, use_cache=False
-            ).hidden_states
-            text = embedding(states[-2] * mask[:, :, None], part)
+            for prompt in prompts
+        ]
+        ids, mask = encoder.tokenizer.encode(filled, self.text_tokens, side="right")
+        text = np.where(mask[:, :, None], encoder(ids, mask), 0)
         # Only prompts are cut at `text_tokens`: what fills them up to a multiple of 32 is attended too.
         text = np.pad(text, [(0, 0), (0, padded(self.text_tokens) - self.text_tokens), (0, 0)])
-        return {"text": text, "lengths": tokens.attention_mask.sum(1).numpy().astype(np.int32)}
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures `[B, 1, H, W, 3]`, uint8, of clean latents `[B, C, h, w]`."""
-        from jaxspd.families.torch_parts import decode_autoencoder_kl
-
-        return decode_autoencoder_kl(self.folder / "vae", latents)[:, None]
-
-    def latent_encoder(self) -> AbstractContextManager[Callable[[np.ndarray], np.ndarray]]:
-        """Opens the VAE for a function from pictures `[B, 1, H, W, 3]`, uint8, to clean latents
-        `[B, C, h, w]`, float32.
-        """
-        from jaxspd.families.torch_parts import autoencoder_kl_encoder
-
-        return autoencoder_kl_encoder(self.folder / "vae")
+        return {"text": text, "lengths": mask.sum(1, dtype=np.int32)}

@@ -13,14 +13,13 @@ from flax import nnx
 
 from jaxspd.models.attention import attention
 from jaxspd.models.layers import (
+    LayerNorm,
     Linear,
     Mlp,
     gelu_tanh,
     layer,
-    layer_norm,
     modulate,
     sinusoidal_embedding,
-    stack,
 )
 from jaxspd.models.mmdit import MLP_RATIO, DoubleBlock, Modulation, SelfAttentionInputs
 from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
@@ -53,13 +52,13 @@ class Flux1Config:
 class SingleBlock(nnx.Module):
     """Attention and MLP side by side over the joined sequence (arXiv 2302.05442)."""
 
-    def __init__(self, config: Flux1Config, *, dtype, rngs):
+    def __init__(self, config: Flux1Config, *, dtype):
         dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
-        self.modulation = Modulation(dim, 3, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.qkv = SelfAttentionInputs(heads, head_dim, dtype=dtype, rngs=rngs)
-        self.mlp = Linear(dim, MLP_RATIO * dim, dtype=dtype, rngs=rngs)
-        self.out = Linear((1 + MLP_RATIO) * dim, dim, dtype=dtype, rngs=rngs)
+        self.modulation = Modulation(dim, 3, dtype=dtype)
+        self.norm = LayerNorm(dim, dtype=dtype)
+        self.qkv = SelfAttentionInputs(heads, head_dim, dtype=dtype)
+        self.mlp = Linear(dim, MLP_RATIO * dim, dtype=dtype)
+        self.out = Linear((1 + MLP_RATIO) * dim, dim, dtype=dtype)
 
     def __call__(self, x: jax.Array, vector: jax.Array, turns: Turns) -> jax.Array:
         shift, scale, gate = self.modulation(vector)
@@ -77,29 +76,29 @@ class Flux1Transformer(nnx.Module):
     embedding's sinusoids are computed in float32 whatever it is.
     """
 
-    def __init__(self, config: Flux1Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Flux1Config, *, dtype=jnp.float32):
         dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
         self.config = config
         self.dtype = dtype
-        self.image_in = Linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
-        self.text_in = Linear(config.joint_attention_dim, dim, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(config.in_channels, dim, dtype=dtype)
+        self.text_in = Linear(config.joint_attention_dim, dim, dtype=dtype)
 
         def embedder(dim_in: int) -> Mlp:
-            return Mlp(dim_in, dim, dim, jax.nn.silu, dtype=dtype, rngs=rngs)
+            return Mlp(dim_in, dim, dim, jax.nn.silu, dtype=dtype)
 
         self.time_in = embedder(TIME_CHANNELS)
         self.guidance_in = embedder(TIME_CHANNELS) if config.guidance_embeds else None
         self.pooled_in = embedder(config.pooled_projection_dim)
-        self.double_blocks = stack(
-            lambda r: DoubleBlock(heads, head_dim, dtype=dtype, rngs=r), config.num_layers, rngs
+        self.double_blocks = nnx.List(
+            DoubleBlock(heads, head_dim, dtype=dtype) for _ in range(config.num_layers)
         )
-        self.single_blocks = stack(
-            lambda r: SingleBlock(config, dtype=dtype, rngs=r), config.num_single_layers, rngs
+        self.single_blocks = nnx.List(
+            SingleBlock(config, dtype=dtype) for _ in range(config.num_single_layers)
         )
-        self.modulation_out = Modulation(dim, 2, dtype=dtype, rngs=rngs)
-        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.modulation_out = Modulation(dim, 2, dtype=dtype)
+        self.norm_out = LayerNorm(dim, dtype=dtype)
         out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
-        self.out = Linear(dim, out_channels, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, out_channels, dtype=dtype)
 
     def __call__(
         self,

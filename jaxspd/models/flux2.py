@@ -15,14 +15,13 @@ from flax import nnx
 
 from jaxspd.models.attention import attention
 from jaxspd.models.layers import (
+    LayerNorm,
     Linear,
     Mlp,
+    RMSNorm,
     layer,
-    layer_norm,
     modulate,
-    rms_norm,
     sinusoidal_embedding,
-    stack,
 )
 from jaxspd.models.mmdit import JointBlock, Modulation
 from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
@@ -65,9 +64,9 @@ def gate(x: jax.Array) -> jax.Array:
 class GatedMlp(nnx.Module):
     """Two linear layers with a gate between them."""
 
-    def __init__(self, config: Flux2Config, *, dtype, rngs):
-        self.linear_1 = Linear(config.dim, 2 * config.mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
-        self.linear_2 = Linear(config.mlp_dim, config.dim, dtype=dtype, rngs=rngs, use_bias=False)
+    def __init__(self, config: Flux2Config, *, dtype):
+        self.linear_1 = Linear(config.dim, 2 * config.mlp_dim, dtype=dtype, use_bias=False)
+        self.linear_2 = Linear(config.mlp_dim, config.dim, dtype=dtype, use_bias=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear_2(gate(self.linear_1(x)))
@@ -78,15 +77,15 @@ class SingleBlock(nnx.Module):
     in as one and out as one.
     """
 
-    def __init__(self, config: Flux2Config, *, dtype, rngs):
+    def __init__(self, config: Flux2Config, *, dtype):
         dim, mlp_dim = config.dim, config.mlp_dim
         self.splits = (3 * dim,)
         self.heads = config.num_attention_heads
-        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
-        self.qkv_mlp = Linear(dim, 3 * dim + 2 * mlp_dim, dtype=dtype, rngs=rngs, use_bias=False)
-        self.norm_q = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
-        self.norm_k = rms_norm(config.attention_head_dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
-        self.out = Linear(dim + mlp_dim, dim, dtype=dtype, rngs=rngs, use_bias=False)
+        self.norm = LayerNorm(dim, dtype=dtype, epsilon=config.eps)
+        self.qkv_mlp = Linear(dim, 3 * dim + 2 * mlp_dim, dtype=dtype, use_bias=False)
+        self.norm_q = RMSNorm(config.attention_head_dim, dtype=dtype, epsilon=config.eps)
+        self.norm_k = RMSNorm(config.attention_head_dim, dtype=dtype, epsilon=config.eps)
+        self.out = Linear(dim + mlp_dim, dim, dtype=dtype, use_bias=False)
 
     def __call__(self, x: jax.Array, vectors: list[jax.Array], turns: Turns) -> jax.Array:
         shift, scale, gate_out = vectors
@@ -104,10 +103,10 @@ class Flux2Transformer(nnx.Module):
     embedding's sinusoids are computed in float32 whatever it is.
     """
 
-    def __init__(self, config: Flux2Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: Flux2Config, *, dtype=jnp.float32):
         dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
         self.config, self.dtype = config, dtype
-        bare = {"dtype": dtype, "rngs": rngs, "use_bias": False}
+        bare = {"dtype": dtype, "use_bias": False}
 
         def embedder() -> Mlp:
             return Mlp(config.timestep_guidance_channels, dim, dim, jax.nn.silu, **bare)
@@ -120,23 +119,22 @@ class Flux2Transformer(nnx.Module):
         self.text_modulation = Modulation(dim, 6, **bare)
         self.single_modulation = Modulation(dim, 3, **bare)
 
-        def double_block(rngs: nnx.Rngs) -> JointBlock:
+        def double_block() -> JointBlock:
             return JointBlock(
                 heads,
                 head_dim,
-                lambda: GatedMlp(config, dtype=dtype, rngs=rngs),
+                lambda: GatedMlp(config, dtype=dtype),
                 dtype=dtype,
-                rngs=rngs,
                 use_bias=False,
                 epsilon=config.eps,
             )
 
-        self.double_blocks = stack(double_block, config.num_layers, rngs)
-        self.single_blocks = stack(
-            lambda r: SingleBlock(config, dtype=dtype, rngs=r), config.num_single_layers, rngs
+        self.double_blocks = nnx.List(double_block() for _ in range(config.num_layers))
+        self.single_blocks = nnx.List(
+            SingleBlock(config, dtype=dtype) for _ in range(config.num_single_layers)
         )
         self.modulation_out = Modulation(dim, 2, **bare)
-        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+        self.norm_out = LayerNorm(dim, dtype=dtype, epsilon=config.eps)
         out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
         self.out = Linear(dim, out_channels, **bare)
 

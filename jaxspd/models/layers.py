@@ -1,6 +1,8 @@
-"""Layers that models share: linear ones, norms, time embedding, rows of blocks."""
+"""Layers that models share: linear ones, norms, time embedding; and how a block of a row is called.
 
-from collections.abc import Callable
+Models are made without weights: `parameter` says what each is to be. `nnx.merge` fills them.
+"""
+
 from functools import partial
 
 import jax
@@ -20,9 +22,9 @@ def sinusoidal_embedding(t: jax.Array, dim: int = 256, max_period: float = 10_00
 class Mlp(nnx.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, dim_in, dim_hidden, dim_out, activation, *, dtype, rngs, use_bias=True):
-        self.linear_1 = Linear(dim_in, dim_hidden, dtype=dtype, rngs=rngs, use_bias=use_bias)
-        self.linear_2 = Linear(dim_hidden, dim_out, dtype=dtype, rngs=rngs, use_bias=use_bias)
+    def __init__(self, dim_in, dim_hidden, dim_out, activation, *, dtype, use_bias=True):
+        self.linear_1 = Linear(dim_in, dim_hidden, dtype=dtype, use_bias=use_bias)
+        self.linear_2 = Linear(dim_hidden, dim_out, dtype=dtype, use_bias=use_bias)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -33,6 +35,11 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+def parameter(*shape: int, dtype) -> nnx.Param:
+    """A parameter of a model that is not filled yet: its shape and dtype in place of an array."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
+
+
 class Linear(nnx.Module):
     """A linear layer whose parameters and products are in `dtype`.
 
@@ -40,12 +47,11 @@ class Linear(nnx.Module):
     checkpoints store it: loading then need not turn matrices, and a product takes as long either way.
     """
 
-    def __init__(self, dims_in: int | tuple[int, ...], dim_out: int, *, dtype, rngs: nnx.Rngs, use_bias=True):
-        shape = (dim_out, *dims_in) if isinstance(dims_in, tuple) else (dim_out, dims_in)
-        self.summed = len(shape) - 1
-        init = nnx.initializers.lecun_normal(in_axis=range(1, len(shape)), out_axis=0)
-        self.weight = nnx.Param(init(rngs.params(), shape, dtype))
-        self.bias = nnx.Param(jnp.zeros(dim_out, dtype)) if use_bias else None
+    def __init__(self, dims_in: int | tuple[int, ...], dim_out: int, *, dtype, use_bias=True):
+        dims = dims_in if isinstance(dims_in, tuple) else (dims_in,)
+        self.summed = len(dims)
+        self.weight = parameter(dim_out, *dims, dtype=dtype)
+        self.bias = parameter(dim_out, dtype=dtype) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., *dims_in]` to `[..., out]`."""
@@ -55,49 +61,45 @@ class Linear(nnx.Module):
         return out if self.bias is None else out + self.bias[...]
 
 
-def layer_norm(dim: int, *, dtype, rngs: nnx.Rngs, epsilon=1e-6) -> nnx.LayerNorm:
-    """LayerNorm without scale and bias, as adaptive normalisation wants it; statistics in float32."""
-    return nnx.LayerNorm(dim, epsilon=epsilon, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis (arXiv 1607.06450), computed in float32; what it gives is in `dtype`.
+
+    Adaptive normalisation wants it without scale and bias, which is `affine=False`.
+    """
+
+    def __init__(self, dim: int, *, dtype, epsilon=1e-6, affine=False):
+        self.dtype, self.epsilon = dtype, epsilon
+        self.scale = parameter(dim, dtype=dtype) if affine else None
+        self.bias = parameter(dim, dtype=dtype) if affine else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        exact = x.astype(jnp.float32)
+        centred = exact - exact.mean(-1, keepdims=True)
+        factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        if self.scale is None:
+            return (centred * factor).astype(self.dtype)
+        scale, bias = (p[...].astype(jnp.float32) for p in (self.scale, self.bias))
+        return (centred * (factor * scale) + bias).astype(self.dtype)
 
 
-def rms_norm(dim: int, *, dtype, rngs: nnx.Rngs, epsilon=1e-6) -> nnx.RMSNorm:
-    """RMSNorm over the last axis with a learned scale; statistics in float32."""
-    return nnx.RMSNorm(dim, epsilon=epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs)
+class RMSNorm(nnx.Module):
+    """RMSNorm over the last axis (arXiv 1910.07467) with a learned scale, computed in float32; what it gives
+    is in `dtype`.
+    """
+
+    def __init__(self, dim: int, *, dtype, epsilon=1e-6):
+        self.dtype, self.epsilon = dtype, epsilon
+        self.scale = parameter(dim, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        exact = x.astype(jnp.float32)
+        factor = jax.lax.rsqrt(jnp.square(exact).mean(-1, keepdims=True) + self.epsilon)
+        return (exact * (factor * self.scale[...].astype(jnp.float32))).astype(self.dtype)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """`x` `[B, N, D]` scaled and shifted by vectors `[B, D]` (adaptive LayerNorm, arXiv 2212.09748)."""
     return x * (1 + scale[:, None]) + shift[:, None]
-
-
-def stack(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.List:
-    """`length` modules as `make(rngs)` gives them, equal but for their parameters."""
-    if length == 0:
-        return nnx.List()
-    # All at once, and then told apart: tracing one after the other takes seconds with deep models.
-    graph, state = nnx.split(nnx.vmap(make)(rngs.split(length)))
-    parameters = [(path, p, jnp.unstack(p.get_value())) for path, p in nnx.to_flat_state(state)]
-    return nnx.List(
-        nnx.merge(graph, nnx.from_flat_state([(path, p.replace(own[n])) for path, p, own in parameters]))
-        for n in range(length)
-    )
-
-
-def abstract(make: Callable[[], nnx.Module]) -> nnx.Module:
-    """What `make()` gives, with shapes and dtypes in place of arrays: as `nnx.eval_shape`, which takes three
-    times as long with deep models.
-    """
-    kept = []
-
-    def arrays() -> list[jax.Array]:
-        graph, state = nnx.split(make())
-        kept.append((graph, nnx.to_flat_state(state)))
-        return [parameter.get_value() for _, parameter in kept[0][1]]
-
-    shapes = jax.eval_shape(arrays)
-    [(graph, parameters)] = kept
-    filled = [(path, p.replace(shape)) for (path, p), shape in zip(parameters, shapes, strict=True)]
-    return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
 def layer(block: nnx.Module, *arguments):

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 
 from jaxspd.models.attention import attention
-from jaxspd.models.layers import Linear, Mlp, gelu_tanh, layer_norm, modulate, rms_norm
+from jaxspd.models.layers import LayerNorm, Linear, Mlp, RMSNorm, gelu_tanh, modulate
 from jaxspd.models.rotary import Turns, rotate_pairs
 
 MLP_RATIO = 4
@@ -20,12 +20,12 @@ MLP_RATIO = 4
 class SelfAttentionInputs(nnx.Module):
     """Queries, keys and values `[B, N, heads, head_dim]` of one stream, queries and keys normalised."""
 
-    def __init__(self, heads: int, head_dim: int, *, dtype, rngs, use_bias=True, epsilon=1e-6):
+    def __init__(self, heads: int, head_dim: int, *, dtype, use_bias=True, epsilon=1e-6):
         dim = heads * head_dim
         for name in ("q", "k", "v"):
-            setattr(self, name, Linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias))
-        self.norm_q = rms_norm(head_dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
-        self.norm_k = rms_norm(head_dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
+            setattr(self, name, Linear(dim, dim, dtype=dtype, use_bias=use_bias))
+        self.norm_q = RMSNorm(head_dim, dtype=dtype, epsilon=epsilon)
+        self.norm_k = RMSNorm(head_dim, dtype=dtype, epsilon=epsilon)
         self.heads = heads
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -39,8 +39,8 @@ class SelfAttentionInputs(nnx.Module):
 class Modulation(nnx.Module):
     """`count` vectors `[B, D]` computed from the conditioning vector."""
 
-    def __init__(self, dim: int, count: int, *, dtype, rngs, use_bias=True):
-        self.linear = Linear(dim, count * dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
+    def __init__(self, dim: int, count: int, *, dtype, use_bias=True):
+        self.linear = Linear(dim, count * dim, dtype=dtype, use_bias=use_bias)
         self.count = count
 
     def __call__(self, vector: jax.Array) -> list[jax.Array]:
@@ -50,13 +50,11 @@ class Modulation(nnx.Module):
 class Stream(nnx.Module):
     """One modality's half of a block: everything but the joint attention."""
 
-    def __init__(self, heads: int, head_dim: int, mlp: nnx.Module, *, dtype, rngs, use_bias, epsilon):
+    def __init__(self, heads: int, head_dim: int, mlp: nnx.Module, *, dtype, use_bias, epsilon):
         dim = heads * head_dim
-        self.norm = layer_norm(dim, dtype=dtype, rngs=rngs, epsilon=epsilon)
-        self.qkv = SelfAttentionInputs(
-            heads, head_dim, dtype=dtype, rngs=rngs, use_bias=use_bias, epsilon=epsilon
-        )
-        self.out = Linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=use_bias)
+        self.norm = LayerNorm(dim, dtype=dtype, epsilon=epsilon)
+        self.qkv = SelfAttentionInputs(heads, head_dim, dtype=dtype, use_bias=use_bias, epsilon=epsilon)
+        self.out = Linear(dim, dim, dtype=dtype, use_bias=use_bias)
         self.mlp = mlp
 
     def attend(self, x: jax.Array, shift: jax.Array, scale: jax.Array):
@@ -79,14 +77,11 @@ class JointBlock(nnx.Module):
         make_mlp: Callable[[], nnx.Module],
         *,
         dtype,
-        rngs,
         use_bias=True,
         epsilon=1e-6,
     ):
         for name in ("image", "text"):
-            stream = Stream(
-                heads, head_dim, make_mlp(), dtype=dtype, rngs=rngs, use_bias=use_bias, epsilon=epsilon
-            )
+            stream = Stream(heads, head_dim, make_mlp(), dtype=dtype, use_bias=use_bias, epsilon=epsilon)
             setattr(self, name, stream)
 
     def __call__(
@@ -120,15 +115,15 @@ class JointBlock(nnx.Module):
 class DoubleBlock(JointBlock):
     """A block that computes its own modulation, as FLUX.1 and Qwen-Image have it."""
 
-    def __init__(self, heads: int, head_dim: int, *, dtype, rngs):
+    def __init__(self, heads: int, head_dim: int, *, dtype):
         dim = heads * head_dim
 
         def make_mlp() -> Mlp:
-            return Mlp(dim, MLP_RATIO * dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
+            return Mlp(dim, MLP_RATIO * dim, dim, gelu_tanh, dtype=dtype)
 
-        super().__init__(heads, head_dim, make_mlp, dtype=dtype, rngs=rngs)
-        self.image_modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
-        self.text_modulation = Modulation(dim, 6, dtype=dtype, rngs=rngs)
+        super().__init__(heads, head_dim, make_mlp, dtype=dtype)
+        self.image_modulation = Modulation(dim, 6, dtype=dtype)
+        self.text_modulation = Modulation(dim, 6, dtype=dtype)
 
     def __call__(self, carry, vector: jax.Array, turns: Turns, lengths: jax.Array | None = None):
         """As `JointBlock`, of the conditioning vector `[B, D]`."""

@@ -12,14 +12,13 @@ import numpy as np
 from flax import nnx
 
 from jaxspd.models.layers import (
+    LayerNorm,
     Linear,
     Mlp,
+    RMSNorm,
     layer,
-    layer_norm,
     modulate,
-    rms_norm,
     sinusoidal_embedding,
-    stack,
 )
 from jaxspd.models.mmdit import DoubleBlock, Modulation
 from jaxspd.models.rotary import grid_turns
@@ -53,20 +52,18 @@ class QwenImageTransformer(nnx.Module):
     embedding's sinusoids are computed in float32 whatever it is.
     """
 
-    def __init__(self, config: QwenImageConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: QwenImageConfig, *, dtype=jnp.float32):
         dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
         self.config, self.dtype = config, dtype
-        self.image_in = Linear(config.in_channels, dim, dtype=dtype, rngs=rngs)
-        self.text_norm = rms_norm(config.joint_attention_dim, dtype=dtype, rngs=rngs)
-        self.text_in = Linear(config.joint_attention_dim, dim, dtype=dtype, rngs=rngs)
-        self.time_in = Mlp(TIME_CHANNELS, dim, dim, jax.nn.silu, dtype=dtype, rngs=rngs)
-        self.blocks = stack(
-            lambda r: DoubleBlock(heads, head_dim, dtype=dtype, rngs=r), config.num_layers, rngs
-        )
-        self.modulation_out = Modulation(dim, 2, dtype=dtype, rngs=rngs)
-        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(config.in_channels, dim, dtype=dtype)
+        self.text_norm = RMSNorm(config.joint_attention_dim, dtype=dtype)
+        self.text_in = Linear(config.joint_attention_dim, dim, dtype=dtype)
+        self.time_in = Mlp(TIME_CHANNELS, dim, dim, jax.nn.silu, dtype=dtype)
+        self.blocks = nnx.List(DoubleBlock(heads, head_dim, dtype=dtype) for _ in range(config.num_layers))
+        self.modulation_out = Modulation(dim, 2, dtype=dtype)
+        self.norm_out = LayerNorm(dim, dtype=dtype)
         out_channels = config.patch_size**2 * (config.out_channels or config.in_channels)
-        self.out = Linear(dim, out_channels, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, out_channels, dtype=dtype)
 
     def __call__(
         self,

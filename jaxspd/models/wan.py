@@ -15,15 +15,15 @@ from flax import nnx
 
 from jaxspd.models.attention import attention
 from jaxspd.models.layers import (
+    LayerNorm,
     Linear,
     Mlp,
+    RMSNorm,
     gelu_tanh,
     layer,
-    layer_norm,
     modulate,
-    rms_norm,
+    parameter,
     sinusoidal_embedding,
-    stack,
 )
 from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
 
@@ -60,11 +60,11 @@ class WanConfig:
 class Attention(nnx.Module):
     """Multi-head attention; queries and keys are normalised across all heads together."""
 
-    def __init__(self, config: WanConfig, *, dtype, rngs):
+    def __init__(self, config: WanConfig, *, dtype):
         for name in ("q", "k", "v", "out"):
-            setattr(self, name, Linear(config.dim, config.dim, dtype=dtype, rngs=rngs))
-        self.norm_q = rms_norm(config.dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
-        self.norm_k = rms_norm(config.dim, dtype=dtype, rngs=rngs, epsilon=config.eps)
+            setattr(self, name, Linear(config.dim, config.dim, dtype=dtype))
+        self.norm_q = RMSNorm(config.dim, dtype=dtype, epsilon=config.eps)
+        self.norm_k = RMSNorm(config.dim, dtype=dtype, epsilon=config.eps)
         self.heads = config.num_attention_heads
 
     def __call__(self, x: jax.Array, context: jax.Array, turns: Turns | None = None) -> jax.Array:
@@ -83,18 +83,18 @@ class Block(nnx.Module):
     are in float32.
     """
 
-    def __init__(self, config: WanConfig, *, dtype, rngs):
+    def __init__(self, config: WanConfig, *, dtype):
         dim, self.dtype = config.dim, dtype
-        self.modulation = Table(6, dim, rngs=rngs)
-        self.norm = layer_norm(dim, dtype=jnp.float32, rngs=rngs, epsilon=config.eps)
-        self.self_attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.modulation = Table(6, dim)
+        self.norm = LayerNorm(dim, dtype=jnp.float32, epsilon=config.eps)
+        self.self_attention = Attention(config, dtype=dtype)
         self.cross_norm = (
-            nnx.LayerNorm(dim, epsilon=config.eps, dtype=jnp.float32, rngs=rngs)
+            LayerNorm(dim, dtype=jnp.float32, epsilon=config.eps, affine=True)
             if config.cross_attn_norm
             else None
         )
-        self.cross_attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, config.ffn_dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
+        self.cross_attention = Attention(config, dtype=dtype)
+        self.mlp = Mlp(dim, config.ffn_dim, dim, gelu_tanh, dtype=dtype)
 
     def __call__(self, x: jax.Array, text: jax.Array, time: jax.Array, turns: Turns) -> jax.Array:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(time)
@@ -110,9 +110,9 @@ class Block(nnx.Module):
 class Table(nnx.Module):
     """`count` learned vectors, to which the time's are added: `[B, D]` each, float32."""
 
-    def __init__(self, count: int, dim: int, *, rngs):
+    def __init__(self, count: int, dim: int):
         # In float32 whatever the model's dtype, as the official model keeps them.
-        self.vectors = nnx.Param(jax.random.normal(rngs.params(), (1, count, dim), jnp.float32) / dim**0.5)
+        self.vectors = parameter(1, count, dim, dtype=jnp.float32)
 
     def __call__(self, time: jax.Array) -> list[jax.Array]:
         """`time` is `[B, count, D]`, or `[B, 1, D]` for the same vector everywhere."""
@@ -126,18 +126,18 @@ class WanTransformer(nnx.Module):
     the time embedding are float32 whatever it is, and so are the weights of the last two.
     """
 
-    def __init__(self, config: WanConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: WanConfig, *, dtype=jnp.float32):
         dim = config.dim
         self.config, self.dtype = config, dtype
-        self.patch_in = Linear((config.in_channels, *config.patch_size), dim, dtype=dtype, rngs=rngs)
-        self.time_in = Mlp(config.freq_dim, dim, dim, jax.nn.silu, dtype=jnp.float32, rngs=rngs)
-        self.time_out = Linear(dim, 6 * dim, dtype=dtype, rngs=rngs)
-        self.text_in = Mlp(config.text_dim, dim, dim, gelu_tanh, dtype=dtype, rngs=rngs)
-        self.blocks = stack(lambda r: Block(config, dtype=dtype, rngs=r), config.num_layers, rngs)
-        self.modulation_out = Table(2, dim, rngs=rngs)
-        self.norm_out = layer_norm(dim, dtype=jnp.float32, rngs=rngs, epsilon=config.eps)
+        self.patch_in = Linear((config.in_channels, *config.patch_size), dim, dtype=dtype)
+        self.time_in = Mlp(config.freq_dim, dim, dim, jax.nn.silu, dtype=jnp.float32)
+        self.time_out = Linear(dim, 6 * dim, dtype=dtype)
+        self.text_in = Mlp(config.text_dim, dim, dim, gelu_tanh, dtype=dtype)
+        self.blocks = nnx.List(Block(config, dtype=dtype) for _ in range(config.num_layers))
+        self.modulation_out = Table(2, dim)
+        self.norm_out = LayerNorm(dim, dtype=jnp.float32, epsilon=config.eps)
         out_channels = config.out_channels or config.in_channels
-        self.out = Linear(dim, out_channels * prod(config.patch_size), dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, out_channels * prod(config.patch_size), dtype=dtype)
 
     def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
         """`latents` `[B, C, T, H, W]`, `text` `[B, S, text_dim]` (zeros where it is padding), `time`

@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 
 from jaxspd.models.attention import attention
-from jaxspd.models.layers import Linear, Mlp, layer, layer_norm, rms_norm, sinusoidal_embedding, stack
+from jaxspd.models.layers import LayerNorm, Linear, Mlp, RMSNorm, layer, parameter, sinusoidal_embedding
 from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
 
 PATCH = 2
@@ -55,10 +55,10 @@ class ZImageConfig:
 class GatedMlp(nnx.Module):
     """SwiGLU (arXiv 2002.05202), without biases."""
 
-    def __init__(self, dim: int, hidden: int, *, dtype, rngs):
-        self.gate = Linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
-        self.up = Linear(dim, hidden, dtype=dtype, rngs=rngs, use_bias=False)
-        self.down = Linear(hidden, dim, dtype=dtype, rngs=rngs, use_bias=False)
+    def __init__(self, dim: int, hidden: int, *, dtype):
+        self.gate = Linear(dim, hidden, dtype=dtype, use_bias=False)
+        self.up = Linear(dim, hidden, dtype=dtype, use_bias=False)
+        self.down = Linear(hidden, dim, dtype=dtype, use_bias=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -69,17 +69,17 @@ class Block(nnx.Module):
     first's result and gates the second's.
     """
 
-    def __init__(self, config: ZImageConfig, modulated: bool, *, dtype, rngs):
+    def __init__(self, config: ZImageConfig, modulated: bool, *, dtype):
         dim, self.heads = config.dim, config.n_heads
         for name in ("q", "k", "v", "out"):
-            setattr(self, name, Linear(dim, dim, dtype=dtype, rngs=rngs, use_bias=False))
+            setattr(self, name, Linear(dim, dim, dtype=dtype, use_bias=False))
         for name in ("norm_q", "norm_k"):
-            norm = rms_norm(dim // self.heads, dtype=dtype, rngs=rngs, epsilon=QK_EPSILON)
+            norm = RMSNorm(dim // self.heads, dtype=dtype, epsilon=QK_EPSILON)
             setattr(self, name, norm if config.qk_norm else None)
         for name in ("norm_attention_in", "norm_attention_out", "norm_mlp_in", "norm_mlp_out"):
-            setattr(self, name, rms_norm(dim, dtype=dtype, rngs=rngs, epsilon=config.norm_eps))
-        self.mlp = GatedMlp(dim, config.mlp_dim, dtype=dtype, rngs=rngs)
-        self.modulation = Linear(config.vector_dim, 4 * dim, dtype=dtype, rngs=rngs) if modulated else None
+            setattr(self, name, RMSNorm(dim, dtype=dtype, epsilon=config.norm_eps))
+        self.mlp = GatedMlp(dim, config.mlp_dim, dtype=dtype)
+        self.modulation = Linear(config.vector_dim, 4 * dim, dtype=dtype) if modulated else None
 
     def __call__(self, x: jax.Array, vector: jax.Array, turns: Turns, lengths: jax.Array | None) -> jax.Array:
         """`x` `[B, N, D]`, of which the first `lengths` `[B]` are attended, all if that is None; `vector`
@@ -113,26 +113,24 @@ class ZImageTransformer(nnx.Module):
     embedding's sinusoids are computed in float32 whatever it is.
     """
 
-    def __init__(self, config: ZImageConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: ZImageConfig, *, dtype=jnp.float32):
         dim, channels = config.dim, PATCH**2 * config.in_channels
         self.config, self.dtype = config, dtype
-        self.image_in = Linear(channels, dim, dtype=dtype, rngs=rngs)
-        self.text_norm = rms_norm(config.cap_feat_dim, dtype=dtype, rngs=rngs, epsilon=config.norm_eps)
-        self.text_in = Linear(config.cap_feat_dim, dim, dtype=dtype, rngs=rngs)
-        self.image_padding, self.text_padding = (
-            nnx.Param(jax.random.normal(rngs.params(), (1, dim), dtype)) for _ in range(2)
-        )
-        self.time_in = Mlp(TIME_CHANNELS, TIME_HIDDEN, config.vector_dim, jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.image_in = Linear(channels, dim, dtype=dtype)
+        self.text_norm = RMSNorm(config.cap_feat_dim, dtype=dtype, epsilon=config.norm_eps)
+        self.text_in = Linear(config.cap_feat_dim, dim, dtype=dtype)
+        self.image_padding, self.text_padding = (parameter(1, dim, dtype=dtype) for _ in range(2))
+        self.time_in = Mlp(TIME_CHANNELS, TIME_HIDDEN, config.vector_dim, jax.nn.silu, dtype=dtype)
 
         def blocks(length: int, modulated: bool):
-            return stack(lambda r: Block(config, modulated, dtype=dtype, rngs=r), length, rngs)
+            return nnx.List(Block(config, modulated, dtype=dtype) for _ in range(length))
 
         self.image_blocks = blocks(config.n_refiner_layers, modulated=True)
         self.text_blocks = blocks(config.n_refiner_layers, modulated=False)
         self.blocks = blocks(config.n_layers, modulated=True)
-        self.norm_out = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.modulation_out = Linear(config.vector_dim, dim, dtype=dtype, rngs=rngs)
-        self.out = Linear(dim, channels, dtype=dtype, rngs=rngs)
+        self.norm_out = LayerNorm(dim, dtype=dtype)
+        self.modulation_out = Linear(config.vector_dim, dim, dtype=dtype)
+        self.out = Linear(dim, channels, dtype=dtype)
 
     def __call__(
         self, latents: jax.Array, text: jax.Array, text_lengths: jax.Array, time: jax.Array

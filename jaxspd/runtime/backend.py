@@ -10,13 +10,13 @@ from jaxspd.runtime.malloc import keep_freed_memory
 # JAX reads these when its backend starts, which is when a device is first asked for, not when it is imported;
 # so they are set as soon as this module is. What the user has set stays.
 #
-# Text encoders and VAE work beside JAX on the same device, in PyTorch: JAX takes memory as it needs it.
+# JAX takes memory as it needs it, since others may work on the same device: a desktop, or a comparison.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # At most this share, where JAX's own limit is 0.75. Qwen-Image's step takes 41.4 GB: 81 % of an RTX A6000's
 # 51.0 GB, 86 % of the 48.3 GB that are left of them with error correction on. The tenth that remains, about
-# 5 GB there, holds the contexts of JAX and PyTorch (some 0.5 GB each), a desktop (up to 1 GB) and the work of
-# the VAE, which goes to the CPU where that does not suffice. JAX's pool grows by doubling and gives nothing
-# back, so a model that takes over half of the limit may well come to hold all of it.
+# 5 GB there, holds JAX's context (some 0.5 GB), workspaces of kernels and a desktop (up to 1 GB). JAX's pool
+# grows by doubling and gives nothing back, so a model that takes over half of the limit may well come to hold
+# all of it.
 MEMORY_SHARE = 0.9
 # The name of today and the old one: JAX refuses to start where both are set.
 SHARE_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")

@@ -43,6 +43,15 @@ def memory_limit() -> int:
     return host_memory()[1] + swap
 
 
+def coding_memory() -> int | None:
+    """Bytes that decoding may take on a CPU: half of the host's memory, and no more than 8 GiB. None for a
+    device with memory of its own, which tells what is free.
+
+    Not what is free on the host: that changes from hour to hour, and tiles, which save memory, show.
+    """
+    return min(host_memory()[1] // 2, 8 * 2**30) if jax.default_backend() == "cpu" else None
+
+
 @contextmanager
 def memory_for(what: str, cure: str = LESS_MEMORY) -> Iterator[None]:
     """Meanwhile, running out of memory is a UsageError that says that `what` took it, and the cure."""

@@ -148,6 +148,15 @@ class Programs:
         return self._submit(_share_key(plan, noise), lambda: jax.jit(share).lower(noise).compile())
 
 
+def peak_bytes(prepared: Iterable[Future]) -> int:
+    """Bytes that the compiled steps among what `Programs.prepare` returned take at most, with all they work
+    on.
+    """
+    return max(
+        program.peak_bytes for program in (p.result() for p in prepared) if isinstance(program, Layerwise)
+    )
+
+
 def _share_key(plan: Plan, noise) -> tuple:
     return *_key(f"noise in {plan.transform}", noise), *(stage.latent for stage in plan.stages)
 

@@ -6,11 +6,17 @@ import json
 import string
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer, T5TokenizerFast
 
 CLIP_LENGTH = 77
+# Tests of the command look at what it writes, in which libraries' progress has no place.
+for library in (diffusers, transformers):
+    library.utils.logging.disable_progress_bar()
+    library.utils.logging.set_verbosity_error()
 
 
 @torch.no_grad()

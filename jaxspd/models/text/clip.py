@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxspd.configs import checked_fields, wrong
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
 from jaxspd.models.attention import masked_attention
-from jaxspd.models.layers import Linear, layer, stack
-from jaxspd.models.text.config import pick
+from jaxspd.models.layers import LayerNorm, Linear, layer
 from jaxspd.models.text.layers import (
     Attention,
+    Embedding,
     activate,
     causal,
     check_activation,
-    embedding,
     visible,
 )
 
@@ -51,30 +51,29 @@ class ClipTextConfig:
         given = read_config(folder)
         if given.get("model_type") not in KINDS:
             raise UsageError(f"{folder}/config.json is of {given.get('model_type')!r}, not of CLIP")
-        config = cls(**pick(cls, given.get("text_config") or given))
+        text = given.get("text_config") or given
+        if not isinstance(text, dict):
+            raise wrong(folder / "config.json", "text_config", text, "an object")
+        config = cls(**checked_fields(folder / "config.json", text, cls))
         check_activation(config.hidden_act, folder)
         if config.hidden_size % config.num_attention_heads:
             raise UsageError(
                 f"{folder}/config.json: hidden_size {config.hidden_size} does not divide into "
                 f"num_attention_heads {config.num_attention_heads}"
             )
-        if not isinstance(config.eos_token_id, int):
-            raise UsageError(f"{folder}/config.json: eos_token_id must be one number")
         return config
 
 
 class Block(nnx.Module):
     """Causal attention, then an MLP, each of normalised states and added to them."""
 
-    def __init__(self, c: ClipTextConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, c: ClipTextConfig, *, dtype):
         dim, heads = c.hidden_size, c.num_attention_heads
-        self.norm_attention = layer_norm(c, dtype=dtype, rngs=rngs)
-        self.attention = Attention(
-            dim, heads, heads, dim // heads, dtype=dtype, rngs=rngs, qkv_bias=True, out_bias=True
-        )
-        self.norm_mlp = layer_norm(c, dtype=dtype, rngs=rngs)
-        self.linear_1 = Linear(dim, c.intermediate_size, dtype=dtype, rngs=rngs)
-        self.linear_2 = Linear(c.intermediate_size, dim, dtype=dtype, rngs=rngs)
+        self.norm_attention = LayerNorm(dim, dtype=dtype, epsilon=c.layer_norm_eps, affine=True)
+        self.attention = Attention(dim, heads, heads, dim // heads, dtype=dtype, qkv_bias=True, out_bias=True)
+        self.norm_mlp = LayerNorm(dim, dtype=dtype, epsilon=c.layer_norm_eps, affine=True)
+        self.linear_1 = Linear(dim, c.intermediate_size, dtype=dtype)
+        self.linear_2 = Linear(c.intermediate_size, dim, dtype=dtype)
         self.activation = c.hidden_act
 
     def __call__(self, x: jax.Array, seen: jax.Array | np.ndarray) -> jax.Array:
@@ -86,46 +85,36 @@ class Block(nnx.Module):
 class ClipTextModel(nnx.Module):
     """`model(ids, mask)`: the last hidden states and the pooled vector, both in `dtype`."""
 
-    def __init__(self, config: ClipTextConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ClipTextConfig, *, dtype):
         self.config, dim = config, config.hidden_size
-        self.embedding = embedding(config.vocab_size, dim, dtype=dtype, rngs=rngs)
-        self.positions = embedding(config.max_position_embeddings, dim, dtype=dtype, rngs=rngs)
-        self.blocks = stack(
-            lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs
-        )
-        self.norm = layer_norm(config, dtype=dtype, rngs=rngs)
+        self.embedding = Embedding(config.vocab_size, dim, dtype=dtype)
+        self.positions = Embedding(config.max_position_embeddings, dim, dtype=dtype)
+        self.blocks = nnx.List(Block(config, dtype=dtype) for _ in range(config.num_hidden_layers))
+        self.norm = LayerNorm(dim, dtype=dtype, epsilon=config.layer_norm_eps, affine=True)
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """`ids` `[B, T]` to states `[B, T, D]` and pooled vectors `[B, D]`; `mask` `[B, T]` is nonzero where
         a text is no padding. UsageError for more tokens than there are positions.
         """
         states = self.encode(self.embedding(ids), mask)
-        return states, jnp.take_along_axis(states, self.end(ids)[:, None, None], axis=1)[:, 0]
+        return states, self.pool(states, ids)
 
     def encode(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """The last hidden states of embedded tokens `[B, T, D]`."""
         tokens, longest = x.shape[1], self.config.max_position_embeddings
         if tokens > longest:
             raise UsageError(f"CLIP's text model reads {longest} tokens, not {tokens}; shorten the text")
-        x = x + self.positions.embedding[:tokens]
+        x = x + self.positions.embedding[...][:tokens]
         seen = visible(causal(tokens), mask)
         for block in self.blocks:
             x = layer(block, x, seen)
         return self.norm(x)
 
+    def pool(self, states: jax.Array, ids: jax.Array) -> jax.Array:
+        """The pooled vectors `[B, D]` of the last hidden states `[B, T, D]` of `ids` `[B, T]`."""
+        return jnp.take_along_axis(states, self.end(ids)[:, None, None], axis=1)[:, 0]
+
     def end(self, ids: jax.Array) -> jax.Array:
         """Where each text of `ids` `[B, T]` ends: `[B]`, the first of its end tokens."""
         wanted = self.config.eos_token_id
         return jnp.argmax(ids if wanted == WRONG_END else ids == wanted, axis=-1)
-
-
-def layer_norm(config: ClipTextConfig, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with scale and bias; statistics in float32, of what the mean is subtracted from first."""
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.layer_norm_eps,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=dtype,
-        rngs=rngs,
-    )

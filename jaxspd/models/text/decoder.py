@@ -14,18 +14,18 @@ from flax import nnx
 
 from jaxspd.errors import UsageError
 from jaxspd.models.attention import masked_attention
-from jaxspd.models.layers import layer, rms_norm, stack
+from jaxspd.models.layers import RMSNorm, layer
 from jaxspd.models.rotary import Turns, rotate_halves, text_turns
 from jaxspd.models.text.decoder_config import DecoderConfig
-from jaxspd.models.text.layers import Attention, GatedMlp, causal, embedding, visible
+from jaxspd.models.text.layers import Attention, Embedding, GatedMlp, causal, visible
 
 
 class Block(nnx.Module):
     """Causal attention, then a gated MLP, each of normalised states and added to them."""
 
-    def __init__(self, c: DecoderConfig, *, dtype, rngs: nnx.Rngs):
-        def norm(dim: int) -> nnx.RMSNorm:
-            return rms_norm(dim, dtype=dtype, rngs=rngs, epsilon=c.rms_norm_eps)
+    def __init__(self, c: DecoderConfig, *, dtype):
+        def norm(dim: int) -> RMSNorm:
+            return RMSNorm(dim, dtype=dtype, epsilon=c.rms_norm_eps)
 
         self.norm_attention = norm(c.hidden_size)
         self.attention = Attention(
@@ -34,14 +34,13 @@ class Block(nnx.Module):
             c.num_key_value_heads,
             c.head_dim,
             dtype=dtype,
-            rngs=rngs,
             qkv_bias=c.qkv_bias,
             out_bias=c.out_bias,
         )
         self.norm_q = norm(c.head_dim) if c.qk_norm else None
         self.norm_k = norm(c.head_dim) if c.qk_norm else None
         self.norm_mlp = norm(c.hidden_size)
-        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, c.hidden_act, dtype=dtype, rngs=rngs)
+        self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, c.hidden_act, dtype=dtype)
 
     def __call__(self, x: jax.Array, turns: Turns, seen: jax.Array | np.ndarray) -> jax.Array:
         """`x` `[B, T, D]`; `turns` are those of `text_turns`, `seen` is as `layers.visible` gives it."""
@@ -60,14 +59,14 @@ class Decoder(nnx.Module):
     Negative numbers count from the end. Of the layers only those that the states need exist.
     """
 
-    def __init__(self, config: DecoderConfig, states: Sequence[int] = (-1,), *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, states: Sequence[int] = (-1,), *, dtype):
         """UsageError if the model has too few layers for `states`."""
         self.config, self.states = config, resolve(states, config.num_hidden_layers)
-        self.embedding = embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         depth = max(self.states)
-        self.blocks = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), depth, rngs)
+        self.blocks = nnx.List(Block(config, dtype=dtype) for _ in range(depth))
         whole = depth == config.num_hidden_layers
-        self.norm = last_norm(config, dtype=dtype, rngs=rngs) if whole else None
+        self.norm = last_norm(config, dtype=dtype) if whole else None
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
         """`ids` `[B, T]` to states `[B, T, D]`, in the order asked for; `mask` `[B, T]` is nonzero where a
@@ -90,9 +89,9 @@ class Decoder(nnx.Module):
         return tuple(found[number] for number in self.states)
 
 
-def last_norm(c: DecoderConfig, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def last_norm(c: DecoderConfig, *, dtype) -> RMSNorm:
     """What follows the last of all layers."""
-    return rms_norm(c.hidden_size, dtype=dtype, rngs=rngs, epsilon=c.rms_norm_eps)
+    return RMSNorm(c.hidden_size, dtype=dtype, epsilon=c.rms_norm_eps)
 
 
 def resolve(states: Sequence[int], layers: int) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jaxspd.configs import checked_fields, wrong
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
-from jaxspd.models.text.config import pick
 from jaxspd.models.text.layers import check_activation
 
 
@@ -40,9 +40,14 @@ class DecoderConfig:
         """
         path = folder / "config.json"
         half, text = text_half(read_config(folder), path)
-        if text.get("use_sliding_window") or {*(text.get("layer_types") or ())} - {"full_attention"}:
+        kinds = text.get("layer_types") or []
+        if (
+            text.get("use_sliding_window")
+            or not isinstance(kinds, list)
+            or any(k != "full_attention" for k in kinds)
+        ):
             raise UsageError(f"{path} wants sliding windows in some of the layers, which is not supported")
-        options = pick(cls, text)
+        options = checked_fields(path, text, cls)
         if half.startswith("qwen"):
             # Without the option above, the number says nothing.
             options["sliding_window"] = None
@@ -78,9 +83,11 @@ DEFAULTS = {
 def text_half(given: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
     """What a pipeline's configuration calls its text half, a key of `DEFAULTS`, and that half's options."""
     kind, text = given.get("model_type"), given.get("text_config")
-    if kind not in TEXT_HALVES:
+    if not isinstance(kind, str) or kind not in TEXT_HALVES:
         raise UsageError(f"{path} is of {kind!r}, not of {', '.join(TEXT_HALVES)}")
     half = TEXT_HALVES[kind]
+    if text and not isinstance(text, dict):
+        raise wrong(path, "text_config", text, "an object")
     if text and text.get("model_type", half) != half:
         raise UsageError(f"{path}: the text half is of {text['model_type']!r}, not of {half!r}")
     if kind == "mistral3" and not text:
@@ -92,9 +99,15 @@ def text_half(given: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
 def theta(text: dict[str, Any], path: Path) -> float | None:
     """The rotary embedding's base, wherever `text` has it; UsageError if positions are to be scaled."""
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise wrong(path, "rope_parameters", rope, "an object")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     # Qwen2.5-VL's positions on several axes are one and the same where there are no pictures.
     if kind not in ("default", "mrope"):
         raise UsageError(f"{path} wants rotary positions scaled by {kind!r}, which is not supported")
     base = rope.get("rope_theta") or text.get("rope_theta")
-    return base and float(base)
+    if base is None:
+        return None
+    if type(base) not in (int, float) or not 1 < base < 1e30:
+        raise wrong(path, "rope_theta", base, "a number above 1")
+    return float(base)

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 
 from jaxspd.errors import UsageError
-from jaxspd.models.layers import Linear, gelu_tanh
+from jaxspd.models.layers import Linear, gelu_tanh, parameter
 
 # By the names that configurations use; two of them are of one function.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -68,14 +68,13 @@ class Attention(nnx.Module):
         head_dim: int,
         *,
         dtype,
-        rngs: nnx.Rngs,
         qkv_bias=False,
         out_bias=False,
     ):
         for name, count in (("q", heads), ("k", groups), ("v", groups)):
-            linear = Linear(dim, count * head_dim, dtype=dtype, rngs=rngs, use_bias=qkv_bias)
+            linear = Linear(dim, count * head_dim, dtype=dtype, use_bias=qkv_bias)
             setattr(self, name, linear)
-        self.out = Linear(heads * head_dim, dim, dtype=dtype, rngs=rngs, use_bias=out_bias)
+        self.out = Linear(heads * head_dim, dim, dtype=dtype, use_bias=out_bias)
         self.head_dim = head_dim
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -89,16 +88,22 @@ class Attention(nnx.Module):
 class GatedMlp(nnx.Module):
     """An MLP whose hidden units are switched by others, without biases (arXiv 2002.05202)."""
 
-    def __init__(self, dim: int, dim_hidden: int, activation: str, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, dim: int, dim_hidden: int, activation: str, *, dtype):
         for name in ("gate", "up"):
-            setattr(self, name, Linear(dim, dim_hidden, dtype=dtype, rngs=rngs, use_bias=False))
-        self.down = Linear(dim_hidden, dim, dtype=dtype, rngs=rngs, use_bias=False)
+            setattr(self, name, Linear(dim, dim_hidden, dtype=dtype, use_bias=False))
+        self.down = Linear(dim_hidden, dim, dtype=dtype, use_bias=False)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(activate(self.activation, self.gate(x)) * self.up(x))
 
 
-def embedding(count: int, dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.Embed:
+class Embedding(nnx.Module):
     """A table of `count` vectors."""
-    return nnx.Embed(count, dim, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+    def __init__(self, count: int, dim: int, *, dtype):
+        self.embedding = parameter(count, dim, dtype=dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """`[...]` to `[..., dim]`."""
+        return jnp.take(self.embedding[...], ids, axis=0)

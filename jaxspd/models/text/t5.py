@@ -14,17 +14,17 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from jaxspd.configs import checked_fields
 from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
 from jaxspd.models.attention import masked_attention
-from jaxspd.models.layers import Linear, layer, rms_norm, stack
-from jaxspd.models.text.config import pick
+from jaxspd.models.layers import Linear, RMSNorm, layer
 from jaxspd.models.text.layers import (
     Attention,
+    Embedding,
     GatedMlp,
     activate,
     check_activation,
-    embedding,
     visible,
 )
 
@@ -53,10 +53,10 @@ class T5Config:
     def from_folder(cls, folder: Path) -> "T5Config":
         """Reads `config.json`; UsageError if it is of another kind of model or cannot be served."""
         given = read_config(folder)
-        kind = given.get("model_type")
-        if kind not in DEFAULTS:
-            raise UsageError(f"{folder}/config.json is of {kind!r}, not of {' or '.join(DEFAULTS)}")
-        config = replace(DEFAULTS[kind], **feed_forward(given) | pick(cls, given))
+        path, kind = folder / "config.json", given.get("model_type")
+        if not isinstance(kind, str) or kind not in DEFAULTS:
+            raise UsageError(f"{path} is of {kind!r}, not of {' or '.join(DEFAULTS)}")
+        config = replace(DEFAULTS[kind], **checked_fields(path, feed_forward(given) | given, cls))
         check_activation(config.dense_act_fn, folder)
         return config
 
@@ -79,7 +79,7 @@ def feed_forward(given: dict) -> dict:
     """What `feed_forward_proj`, such as "gated-gelu", says of the MLPs."""
     if "feed_forward_proj" not in given:
         return {}
-    *gated, name = given["feed_forward_proj"].split("-")
+    *gated, name = str(given["feed_forward_proj"]).split("-")
     # The gated models' "gelu" is the tanh formula.
     name = "gelu_new" if gated and name == "gelu" else name
     return {"is_gated_act": gated == ["gated"], "dense_act_fn": name}
@@ -104,8 +104,8 @@ def position_buckets(tokens: int, buckets: int, longest: int) -> np.ndarray:
 class PositionBias(nnx.Module):
     """What is added to the scores of keys at each distance, for each head."""
 
-    def __init__(self, c: T5Config, *, dtype, rngs: nnx.Rngs):
-        self.table = embedding(c.relative_attention_num_buckets, c.num_heads, dtype=dtype, rngs=rngs)
+    def __init__(self, c: T5Config, *, dtype):
+        self.table = Embedding(c.relative_attention_num_buckets, c.num_heads, dtype=dtype)
 
     def __call__(self, buckets: jax.Array | np.ndarray) -> jax.Array:
         """`[1, heads, T, T]` for `buckets` `[T, T]`."""
@@ -115,9 +115,9 @@ class PositionBias(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers without biases, an activation between them."""
 
-    def __init__(self, c: T5Config, *, dtype, rngs: nnx.Rngs):
-        self.linear_1 = Linear(c.d_model, c.d_ff, dtype=dtype, rngs=rngs, use_bias=False)
-        self.linear_2 = Linear(c.d_ff, c.d_model, dtype=dtype, rngs=rngs, use_bias=False)
+    def __init__(self, c: T5Config, *, dtype):
+        self.linear_1 = Linear(c.d_model, c.d_ff, dtype=dtype, use_bias=False)
+        self.linear_2 = Linear(c.d_ff, c.d_model, dtype=dtype, use_bias=False)
         self.activation = c.dense_act_fn
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -127,15 +127,15 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Attention, then an MLP, each of normalised states and added to them."""
 
-    def __init__(self, c: T5Config, *, dtype, rngs: nnx.Rngs):
-        self.norm_attention = norm(c, dtype=dtype, rngs=rngs)
-        self.attention = Attention(c.d_model, c.num_heads, c.num_heads, c.d_kv, dtype=dtype, rngs=rngs)
-        self.bias = PositionBias(c, dtype=dtype, rngs=rngs) if c.bias_per_layer else None
-        self.norm_mlp = norm(c, dtype=dtype, rngs=rngs)
+    def __init__(self, c: T5Config, *, dtype):
+        self.norm_attention = norm(c, dtype=dtype)
+        self.attention = Attention(c.d_model, c.num_heads, c.num_heads, c.d_kv, dtype=dtype)
+        self.bias = PositionBias(c, dtype=dtype) if c.bias_per_layer else None
+        self.norm_mlp = norm(c, dtype=dtype)
         if c.is_gated_act:
-            self.mlp = GatedMlp(c.d_model, c.d_ff, c.dense_act_fn, dtype=dtype, rngs=rngs)
+            self.mlp = GatedMlp(c.d_model, c.d_ff, c.dense_act_fn, dtype=dtype)
         else:
-            self.mlp = Mlp(c, dtype=dtype, rngs=rngs)
+            self.mlp = Mlp(c, dtype=dtype)
 
     def __call__(self, x: jax.Array, distances: jax.Array | np.ndarray, seen: jax.Array | None) -> jax.Array:
         """`x` `[B, T, D]`; `distances` are the position bias that all blocks share, `[1, heads, T, T]`, or
@@ -151,12 +151,12 @@ class Block(nnx.Module):
 class T5Encoder(nnx.Module):
     """`model(ids, mask)`: the last hidden states, in `dtype`."""
 
-    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, dtype):
         self.config = config
-        self.embedding = embedding(config.vocab_size, config.d_model, dtype=dtype, rngs=rngs)
-        self.bias = None if config.bias_per_layer else PositionBias(config, dtype=dtype, rngs=rngs)
-        self.blocks = stack(lambda rngs: Block(config, dtype=dtype, rngs=rngs), config.num_layers, rngs)
-        self.norm = norm(config, dtype=dtype, rngs=rngs)
+        self.embedding = Embedding(config.vocab_size, config.d_model, dtype=dtype)
+        self.bias = None if config.bias_per_layer else PositionBias(config, dtype=dtype)
+        self.blocks = nnx.List(Block(config, dtype=dtype) for _ in range(config.num_layers))
+        self.norm = norm(config, dtype=dtype)
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """`ids` `[B, T]` to `[B, T, D]`; `mask` `[B, T]` is nonzero where a text is no padding, and without
@@ -176,6 +176,6 @@ class T5Encoder(nnx.Module):
         return self.norm(x)
 
 
-def norm(c: T5Config, *, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def norm(c: T5Config, *, dtype) -> RMSNorm:
     """RMSNorm of the model's width."""
-    return rms_norm(c.d_model, dtype=dtype, rngs=rngs, epsilon=c.layer_norm_epsilon)
+    return RMSNorm(c.d_model, dtype=dtype, epsilon=c.layer_norm_epsilon)

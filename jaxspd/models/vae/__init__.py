@@ -1,34 +1,53 @@
 """Autoencoders between pixels and latents."""
 
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxspd.convert.checkpoint import read_config
 from jaxspd.errors import UsageError
 from jaxspd.models.vae.coder import Coder
-from jaxspd.models.vae.image import AutoencoderKL, AutoencoderKLFlux2, read_image_config
-from jaxspd.models.vae.video import VideoAutoencoder, read_video_config
+from jaxspd.models.vae.image import AutoencoderKL, AutoencoderKLFlux2
+from jaxspd.models.vae.image_config import AutoencoderKLConfig, AutoencoderKLFlux2Config, read_image_config
+from jaxspd.models.vae.video import VideoAutoencoder
+from jaxspd.models.vae.video_config import VideoAutoencoderConfig, read_video_config
 
-# By the official classes' names: the module, and how its configuration is read.
-AUTOENCODERS = {
-    "AutoencoderKL": (AutoencoderKL, read_image_config),
-    "AutoencoderKLFlux2": (AutoencoderKLFlux2, read_image_config),
-    "AutoencoderKLQwenImage": (VideoAutoencoder, read_video_config),
-    "AutoencoderKLWan": (VideoAutoencoder, read_video_config),
+__all__ = [
+    "AutoencoderKLConfig",
+    "AutoencoderKLFlux2Config",
+    "Coder",
+    "VaeConfig",
+    "VideoAutoencoderConfig",
+    "abstract_autoencoder",
+    "read_autoencoder",
+]
+VaeConfig = AutoencoderKLConfig | AutoencoderKLFlux2Config | VideoAutoencoderConfig
+MODULES = {
+    AutoencoderKLConfig: AutoencoderKL,
+    AutoencoderKLFlux2Config: AutoencoderKLFlux2,
+    VideoAutoencoderConfig: VideoAutoencoder,
 }
-__all__ = ["AUTOENCODERS", "Coder", "abstract_autoencoder"]
+# By the official classes' names, how their configuration is read.
+READERS = {
+    "AutoencoderKL": read_image_config,
+    "AutoencoderKLFlux2": read_image_config,
+    "AutoencoderKLQwenImage": read_video_config,
+    "AutoencoderKLWan": read_video_config,
+}
 
 
-def abstract_autoencoder(given: Mapping[str, Any], dtype=jnp.float32) -> nnx.Module:
-    """The autoencoder that a `vae/config.json` describes, with shapes and dtypes in place of arrays;
-    UsageError for one that is not understood.
+def read_autoencoder(folder: Path, kind: str) -> VaeConfig:
+    """The configuration in the folder of a VAE, of the official class `kind`, a key of `READERS`; UsageError
+    for another, or one that is not understood.
     """
-    name = given.get("_class_name")
-    if name not in AUTOENCODERS:
-        known = ", ".join(AUTOENCODERS)
-        raise UsageError(f"vae/config.json: the class {name!r} is not known; use a checkpoint with {known}")
-    module, read = AUTOENCODERS[name]
-    config = read(given)
-    return nnx.eval_shape(lambda: module(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    path, given = folder / "config.json", read_config(folder)
+    name = given.get("_class_name", kind)
+    if name != kind:
+        raise UsageError(f"{path} is of {name!r}, not of {kind}; they do not belong together")
+    return READERS[kind](path, {**given, "_class_name": kind})
+
+
+def abstract_autoencoder(config: VaeConfig, dtype=jnp.float32) -> nnx.Module:
+    """The autoencoder of a configuration, without weights."""
+    return MODULES[type(config)](config, dtype=dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxspd.models.layers import parameter
 from jaxspd.models.vae.layers import convolve
 
 # Earlier frames that a convolution over three sees.
@@ -70,11 +71,9 @@ def each_frame(layer, x: jax.Array) -> jax.Array:
 class CausalConv(nnx.Module):
     """A convolution over this frame and the two before it. Weight `[out, in, 3, k, k]`."""
 
-    def __init__(self, dim_in: int, dim_out: int, kernel: int = 3, *, dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal(in_axis=range(1, 5), out_axis=0)
-        shape = (dim_out, dim_in, 1 + EARLIER, kernel, kernel)
-        self.weight = nnx.Param(init(rngs.params(), shape, dtype))
-        self.bias = nnx.Param(jnp.zeros(dim_out, dtype))
+    def __init__(self, dim_in: int, dim_out: int, kernel: int = 3, *, dtype):
+        self.weight = parameter(dim_out, dim_in, 1 + EARLIER, kernel, kernel, dtype=dtype)
+        self.bias = parameter(dim_out, dtype=dtype)
 
     def __call__(self, x: jax.Array, earlier: Earlier) -> jax.Array:
         """`[B, T, H, W, in]` to `[B, T, H, W, out]`."""
@@ -101,23 +100,22 @@ class CausalConv(nnx.Module):
 class PointwiseConv(nnx.Module):
     """A linear map of channels, stored as a convolution: weight `[out, in, 1, 1, 1]`."""
 
-    def __init__(self, dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal(in_axis=1, out_axis=0)
-        self.weight = nnx.Param(init(rngs.params(), (dim_out, dim_in, 1, 1, 1), dtype))
-        self.bias = nnx.Param(jnp.zeros(dim_out, dtype))
+    def __init__(self, dim_in: int, dim_out: int, *, dtype):
+        self.weight = parameter(dim_out, dim_in, 1, 1, 1, dtype=dtype)
+        self.bias = parameter(dim_out, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.einsum("...i,oi->...o", x, self.weight[...][:, :, 0, 0, 0]) + self.bias[...]
 
 
-class RmsNorm(nnx.Module):
+class ChannelNorm(nnx.Module):
     """Each pixel's channels scaled to a mean square of one, then by a weight; in float32.
 
     The weight has `axes` axes of one behind its channels, as stored.
     """
 
     def __init__(self, dim: int, axes: int, *, dtype):
-        self.gamma = nnx.Param(jnp.ones((dim, *[1] * axes), dtype))
+        self.gamma = parameter(dim, *[1] * axes, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         exact = x.astype(jnp.float32)

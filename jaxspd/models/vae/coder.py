@@ -43,14 +43,20 @@ class Coder:
     """
 
     def __init__(self, autoencoder: nnx.Module, parameters: nnx.State, budget: int | None = None):
-        """`autoencoder` may be abstract, `parameters` fill it. `budget` is in bytes, parameters included; by
-        default what is free on the device that holds them.
+        """`autoencoder` may be abstract, `parameters` fill it; they may be put in and taken out between uses.
+        `budget` is in bytes, parameters included; by default what is free on the device that holds them, or
+        `BUDGET` where that does not tell.
         """
         self.graph, _ = nnx.split(autoencoder)
         self.parameters, self.config = parameters, autoencoder.config
-        self.budget = free_bytes(parameters) if budget is None else budget
+        self.budget = budget
         self.compiled_programs = 0
         self._programs: dict[Any, jax.stages.Compiled] = {}
+
+    @property
+    def room(self) -> int:
+        """Bytes that a program may take, with the parameters."""
+        return free_bytes(self.parameters) if self.budget is None else self.budget
 
     def decode(self, latents: np.ndarray, splits: tuple[int, int] | None = None) -> np.ndarray:
         """Pixels `[B, (T,) H, W, 3]`, float32 in [-1, 1], of raw latents `[B, C, (t,) h, w]`.
@@ -86,25 +92,29 @@ class Coder:
         """The transformer's latents as `decode` wants them: `normalise`'s reverse."""
         return np.asarray(nnx.merge(self.graph, self.parameters).denormalise(latents))
 
+    def fits(self, way: str, shape: tuple[int, ...]) -> bool:
+        """Whether maps of `shape`, `[1, (T,) H, W, C]`, go through at once. Compiles what would be run."""
+        return self._compile(way, shape, (1, 1)).bytes <= self.room
+
     def plan(self, way: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """Into how many tiles, from top to bottom and from left to right, maps of `shape` are split to `way`:
         "decode", or "encode". A shape is `[1, (T,) H, W, C]`. Compiles what will be run.
         """
         lengths = self._latents(way, shape)
-        fixed, splits = parameter_bytes(self.parameters), (1, 1)
-        while (needed := self._compile(way, shape, splits).bytes) > self.budget:
+        fixed, room, splits = parameter_bytes(self.parameters), self.room, (1, 1)
+        while (needed := self._compile(way, shape, splits).bytes) > room:
             each = (needed - fixed) / _area(lengths, splits)
             # Memory goes with the area, so what cannot fit is passed over without being compiled.
-            while needed > self.budget:
+            while needed > room:
                 splits = _halved(lengths, splits)
                 if splits is None:
                     raise UsageError(
                         f"to {way} even the smallest tile, the VAE needs {needed / 2**30:.1f} GB of memory, "
-                        f"of which {self.budget / 2**30:.1f} GB are free; free some more"
+                        f"of which {room / 2**30:.1f} GB are free; free some more"
                     )
                 needed = fixed + each * _area(lengths, splits)
         if splits != (1, 1):
-            log.info("to %s in %.1f GB, the VAE works in %d×%d tiles", way, self.budget / 2**30, *splits)
+            log.info("to %s in %.1f GB, the VAE works in %d×%d tiles", way, room / 2**30, *splits)
         return splits
 
     def _latents(self, way: str, shape: tuple[int, ...]) -> tuple[int, int]:

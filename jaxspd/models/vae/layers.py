@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxspd.models.layers import parameter
+
 EPSILON = 1e-6
 # Rows and columns of zeros around a map: before and after.
 Padding = tuple[int, int]
@@ -25,12 +27,9 @@ def convolve(x: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding 
 class Conv(nnx.Module):
     """A convolution over maps, with bias; parameters and products in `dtype`."""
 
-    def __init__(
-        self, dim_in: int, dim_out: int, kernel: int = 3, *, stride=1, padding=None, dtype, rngs: nnx.Rngs
-    ):
-        init = nnx.initializers.lecun_normal(in_axis=range(1, 4), out_axis=0)
-        self.weight = nnx.Param(init(rngs.params(), (dim_out, dim_in, kernel, kernel), dtype))
-        self.bias = nnx.Param(jnp.zeros(dim_out, dtype))
+    def __init__(self, dim_in: int, dim_out: int, kernel: int = 3, *, stride=1, padding=None, dtype):
+        self.weight = parameter(dim_out, dim_in, kernel, kernel, dtype=dtype)
+        self.bias = parameter(dim_out, dtype=dtype)
         self.stride, self.padding = stride, padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -40,8 +39,8 @@ class Conv(nnx.Module):
 class Downsample(nnx.Module):
     """Half the height and width, by a convolution that sees zeros below and to the right only."""
 
-    def __init__(self, dim: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = Conv(dim, dim, stride=2, padding=(0, 1), dtype=dtype, rngs=rngs)
+    def __init__(self, dim: int, *, dtype):
+        self.conv = Conv(dim, dim, stride=2, padding=(0, 1), dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
@@ -50,8 +49,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Twice the height and width: each pixel fourfold, then a convolution."""
 
-    def __init__(self, dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = Conv(dim_in, dim_out, dtype=dtype, rngs=rngs)
+    def __init__(self, dim_in: int, dim_out: int, *, dtype):
+        self.conv = Conv(dim_in, dim_out, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n, h, w, c = x.shape
@@ -65,8 +64,8 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, groups: int, dim: int, *, dtype):
         self.groups = groups
-        self.weight = nnx.Param(jnp.ones(dim, dtype))
-        self.bias = nnx.Param(jnp.zeros(dim, dtype))
+        self.weight = parameter(dim, dtype=dtype)
+        self.bias = parameter(dim, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         exact = x.astype(jnp.float32)

@@ -1,0 +1,75 @@
+"""The autoencoder of a pipeline: from pixels to latents and back."""
+
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from jaxspd.convert import vae_image, vae_video
+from jaxspd.convert.checkpoint import Checkpoint
+from jaxspd.convert.loader import flat_parameters, match, stored_parameters
+from jaxspd.errors import UsageError
+from jaxspd.models.vae import Coder, VaeConfig, VideoAutoencoderConfig, abstract_autoencoder
+from jaxspd.runtime.memory import coding_memory
+from jaxspd.runtime.residency import Residency
+
+
+class Autoencoder:
+    """The VAE in `folder`, run in `dtype`. Pictures are videos of one frame to whoever calls it.
+
+    UsageError if the weights' file is damaged or does not fit `config`. Nothing is read of the weights before
+    they are needed.
+    """
+
+    def __init__(self, folder: Path, config: VaeConfig, dtype, residency: Residency):
+        # Whether the VAE itself is one of videos, and whether that is what its latents are of.
+        self._of_videos = isinstance(config, VideoAutoencoderConfig)
+        if self._of_videos:
+            checkpoint = Checkpoint(folder)
+            rules = vae_video.rules(len(config.dim_mult), config.num_res_blocks)
+        else:
+            checkpoint = vae_image.ImageAutoencoderCheckpoint(folder)
+            rules = vae_image.rules(len(config.block_out_channels), config.layers_per_block)
+        checkpoint.check_floats()
+        module = abstract_autoencoder(config, dtype)
+        abstract = nnx.state(module)
+        keys = match(checkpoint, flat_parameters(abstract), rules)
+        self._weights = residency.weights(folder.name, stored_parameters(checkpoint, abstract, keys))
+        self._coder = Coder(module, abstract, coding_memory())
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels `[B, F, H, W, 3]`, uint8, of the transformer's latents `[B, C, (t,) h, w]`; a picture has
+        one frame. UsageError unless all of it is finite.
+        """
+        with self._weights.lent_to(self._coder) as coder:
+            raw = coder.denormalise(self._framed(latents))
+            pixels = coder.decode(raw)
+        if not np.isfinite(pixels).all():
+            raise UsageError(
+                "the VAE makes NaN or infinity of the latents; lower guidance_scale, or if others fail too, "
+                "download the VAE's weights again"
+            )
+        pixels = np.rint((pixels + 1) * 127.5).astype(np.uint8)
+        return pixels if pixels.ndim == 5 else pixels[:, None]
+
+    def encode(self, pixels: np.ndarray, pictures: bool) -> np.ndarray:
+        """`decode`'s reverse, float32: latents `[B, C, h, w]` of `pictures`, else `[B, C, t, h, w]`.
+
+        Never in tiles, as what is encoded is measured: UsageError where the whole does not fit into memory.
+        """
+        scaled = pixels.astype(np.float32) / 127.5 - 1
+        maps = scaled if self._of_videos else scaled[:, 0]
+        with self._weights.lent_to(self._coder) as coder:
+            if not coder.fits("encode", (1, *maps.shape[1:])):
+                *_, height, width, _ = pixels.shape
+                raise UsageError(
+                    f"encoding {width}×{height} pixels takes more memory than there is free; use a smaller "
+                    "height and width"
+                )
+            latents = coder.normalise(coder.encode(maps, splits=(1, 1)))
+        if not np.isfinite(latents).all():
+            raise UsageError("the VAE makes NaN or infinity of a file; download the VAE's weights again")
+        return latents[:, :, 0] if self._of_videos and pictures else latents
+
+    def _framed(self, latents: np.ndarray) -> np.ndarray:
+        return latents[:, :, None] if self._of_videos and latents.ndim == 4 else latents

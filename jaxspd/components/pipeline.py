@@ -1,0 +1,58 @@
+"""What works beside the transformer of one pipeline, opened when it is first needed."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from threading import RLock
+
+import numpy as np
+
+from jaxspd.components.autoencoder import Autoencoder
+from jaxspd.components.text_encoder import TextEncoder
+from jaxspd.runtime.residency import Residency
+
+
+class Components:
+    """The text encoders and the autoencoder of `family`, run in `dtype`. Several threads may use them, one
+    after the other: two text encoders do not lie in memory together.
+
+    `offload` is whether text encoders' weights are read anew for every use; None leaves it to the residency.
+    """
+
+    def __init__(self, family, dtype, offload: bool | None = None):
+        self.family, self.dtype = family, dtype
+        self.residency = Residency(offload)
+        self._lock = RLock()
+
+    @cached_property
+    def texts(self) -> tuple[TextEncoder, ...]:
+        """The text encoders, in the order in which the family names them."""
+        family = self.family
+        return tuple(TextEncoder(family.folder, asked, self.dtype, self.residency) for asked in family.texts)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        return self.family.open_autoencoder(self.dtype, self.residency)
+
+    def check(self) -> None:
+        """UsageError if a file of theirs is missing or damaged, or what they hold does not fit together:
+        better now than when the latents are ready to be decoded. Reads headers and configurations only.
+        """
+        with self._lock:
+            _ = self.texts, self.autoencoder
+
+    def encode_text(self, texts: Sequence[str], family=None) -> dict[str, np.ndarray]:
+        """What the denoiser reads of `texts`, as `family.encode` says; another `family` may read fewer
+        tokens.
+        """
+        with self._lock:
+            return (family or self.family).encode(texts, self.texts)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels `[B, F, H, W, 3]`, uint8, of clean latents `[B, C, (t,) h, w]`."""
+        with self._lock:
+            return self.autoencoder.decode(latents)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Clean latents, float32, of pixels `[B, F, H, W, 3]`, uint8: `decode`'s reverse."""
+        with self._lock:
+            return self.autoencoder.encode(pixels, pictures=self.family.default_fps is None)
