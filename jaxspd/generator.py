@@ -224,6 +224,8 @@ class DiffGenerator:
                     self._residency.to_come = 0
                     seconds["compile"] = programs.wait(prepared)
                     self._residency.leave(peak_bytes(prepared))
+                    # While the device is at work. What fails is told when it is tried again, to decode.
+                    self._pool.submit(self._components.prepare, (1, *leading, *plan.stages[-1].latent))
                     progress.begin()
                 for task in group:
                     noises = programs.noises(plan, [task.request["seed"]], leading)

@@ -90,6 +90,9 @@ class Squares:
     channels: int = 3
     pixels_per_latent: int = 2
 
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """There is nothing to compile."""
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         pixels = repeat(latents, "b c h w -> b 1 (h 2) (w 2) c")
         return np.clip(127.5 * (pixels + 1), 0, 255).astype(np.uint8)

@@ -37,6 +37,10 @@ class Autoencoder:
         self._weights = residency.weights(folder.name, stored_parameters(checkpoint, abstract, keys))
         self._coder = Coder(module, abstract, coding_memory())
 
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Compiles what decodes latents of `shape`, unless memory asks for tiles."""
+        self._coder.prepare(self._framed(np.broadcast_to(np.float32(0), shape)).shape)
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels `[B, F, H, W, 3]`, uint8, of the transformer's latents `[B, C, (t,) h, w]`; a picture has
         one frame. UsageError unless all of it is finite.

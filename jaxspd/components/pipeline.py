@@ -47,6 +47,11 @@ class Components:
         with self._lock:
             return (family or self.family).encode(texts, self.texts)
 
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Compiles what decodes clean latents of `shape`, so that `decode` need not wait for it."""
+        with self._lock:
+            self.autoencoder.prepare(shape)
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels `[B, F, H, W, 3]`, uint8, of clean latents `[B, C, (t,) h, w]`."""
         with self._lock:

@@ -1,5 +1,6 @@
 """A function compiled layer by layer: one program serves all layers alike."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -157,15 +158,18 @@ def _parts(jaxpr: Jaxpr) -> Iterator[Part]:
 def _programs(parts: list[Part]) -> list[jax.stages.Compiled]:
     """The program of each part, compiled once for all that are equal.
 
-    Layers alike have one jaxpr, since JAX traces them once. Where they have not, their programs read alike.
+    Layers alike have one jaxpr, since JAX traces them once. Where they have not, their programs read alike;
+    those are read only where two parts want the same inputs, since that takes a while.
     """
     distinct = {id(part.closed.jaxpr): part for part in parts}
+    inputs = {key: tuple(part.closed.in_avals) for key, part in distinct.items()}
+    often = Counter(inputs.values())
     with ThreadPoolExecutor(8, "compile") as pool:
         lowered = dict(zip(distinct, pool.map(_lowered, distinct.values()), strict=True))
-        texts = {key: program.as_text() for key, program in lowered.items()}
-        unequal = {texts[key]: program for key, program in lowered.items()}
-        compiled = {text: pool.submit(program.compile) for text, program in unequal.items()}
-    return [compiled[texts[id(part.closed.jaxpr)]].result() for part in parts]
+        names = {key: p.as_text() if often[inputs[key]] > 1 else key for key, p in lowered.items()}
+        unequal = {names[key]: program for key, program in lowered.items()}
+        compiled = {name: pool.submit(program.compile) for name, program in unequal.items()}
+    return [compiled[names[id(part.closed.jaxpr)]].result() for part in parts]
 
 
 def _lowered(part: Part) -> jax.stages.Lowered:

@@ -92,6 +92,15 @@ class Coder:
         """The transformer's latents as `decode` wants them: `normalise`'s reverse."""
         return np.asarray(nnx.merge(self.graph, self.parameters).denormalise(latents))
 
+    def prepare(self, shape: tuple[int, ...]) -> None:
+        """Compiles what decodes the transformer's latents of `shape` at once."""
+        latents = jax.ShapeDtypeStruct(shape, jnp.float32)
+        raw = jax.eval_shape(
+            lambda parameters, x: nnx.merge(self.graph, parameters).denormalise(x), self.parameters, latents
+        )
+        _, channels, *sizes = raw.shape
+        self._compile("decode", (1, *sizes, channels), (1, 1))
+
     def fits(self, way: str, shape: tuple[int, ...]) -> bool:
         """Whether maps of `shape`, `[1, (T,) H, W, C]`, go through at once. Compiles what would be run."""
         return self._compile(way, shape, (1, 1)).bytes <= self.room
