@@ -16,8 +16,8 @@ from jaxspd.components.pipeline import Components
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
 from jaxspd.generator import peak_memory
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request, resolve
+from jaxspd.request import SamplingParams
 from jaxspd.runtime.backend import start_backend
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise

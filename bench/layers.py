@@ -25,8 +25,8 @@ from timing import in_turns
 
 from jaxspd.families import family_class
 from jaxspd.families.base import BaseFamily
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request, reading, resolve
+from jaxspd.request import SamplingParams
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.layerwise import Layerwise
 from jaxspd.sampling.guidance import Guided, guide

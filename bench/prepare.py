@@ -22,8 +22,8 @@ from jaxspd.components.pipeline import Components
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_report, plan_request, reading, resolve, schedule
+from jaxspd.request import SamplingParams
 from jaxspd.sampling.noise import gaussian, stage_noises
 
 SEED = 42

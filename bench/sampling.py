@@ -15,8 +15,8 @@ from jaxspd.components.pipeline import Components
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
+from jaxspd.request import SamplingParams
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS, default_solver

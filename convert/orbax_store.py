@@ -73,7 +73,7 @@ def load_transformer(folder: Path, abstract: nnx.State, rules) -> nnx.State:
 
 def check_new(output: Path) -> None:
     """UsageError if the folder to be written exists or cannot be made."""
-    cure = "choose another --output-path"
+    cure = "choose another output_path"
     check_place(output, cure)
     if os.path.lexists(output):
         raise UsageError(f"{output} exists already; {cure}")
@@ -92,7 +92,7 @@ def convert_pipeline(family, output: Path) -> None:
         raise UsageError(f"{family.folder} is converted already; use it as it is")
     check_new(output)
     if is_inside(output, family.folder):
-        raise UsageError(f"{output} lies in the model's own folder; choose another --output-path")
+        raise UsageError(f"{output} lies in the model's own folder; choose another output_path")
     checkpoint = Checkpoint(source)
     # The narrowest type that loses nothing; float32 holds every other.
     dtype = next(

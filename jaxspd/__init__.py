@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DiffGenerator": "jaxspd.generator",
     "GenerationResult": "jaxspd.generator",
-    "SamplingParams": "jaxspd.params",
+    "SamplingParams": "jaxspd.request",
     "UsageError": "jaxspd.errors",
 }
 __all__ = [*_HOMES, "__version__"]

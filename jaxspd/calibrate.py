@@ -22,8 +22,8 @@ from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError, first_line
 from jaxspd.files import user_path
 from jaxspd.hub import fetch
-from jaxspd.params import SamplingParams
 from jaxspd.planning import frames, pixel_size
+from jaxspd.request import SamplingParams
 from jaxspd.spectral.calibration import Calibration, PowerMeter, fit_spectrum
 from jaxspd.spectral.levels import Level, halvings
 
@@ -149,13 +149,13 @@ def plot_path(target: Path) -> Path:
 def check_target(target: Path) -> None:
     """UsageError unless the JSON file `target` and its plot can be written; creates nothing."""
     if target.suffix.lower() != ".json":
-        raise UsageError(f"--output-path names a file that ends in .json, not {target}")
+        raise UsageError(f"output_path names a file that ends in .json, not {target}")
     if not os.path.isdir(target.parent):
-        raise UsageError(f"{target.parent} is no folder; create it or choose another --output-path")
+        raise UsageError(f"{target.parent} is no folder; create it or choose another output_path")
     for path in (target, plot_path(target)):
-        check_place(path, "choose another --output-path")
+        check_place(path, "choose another output_path")
         if os.path.isdir(path):
-            raise UsageError(f"{path} is a folder; choose another --output-path")
+            raise UsageError(f"{path} is a folder; choose another output_path")
 
 
 def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
@@ -164,7 +164,7 @@ def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
     other kind; UsageError if there are none.
     """
     if not os.path.isdir(folder):
-        raise UsageError(f"{folder} is no folder; give --images a folder of pictures or videos")
+        raise UsageError(f"{folder} is no folder; give images, a folder of pictures or videos")
     kinds = {"pictures": PICTURES, "videos": VIDEOS}
     found = {kind: [] for kind in kinds}
     for path in sorted(folder.rglob("*")):
@@ -173,9 +173,9 @@ def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
                 found[kind].append(path)
     wanted, other = ("pictures", "videos") if count == 1 else ("videos", "pictures")
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise UsageError(f"{folder} cannot be read; change its permissions or give another --images")
+        raise UsageError(f"{folder} cannot be read; change its permissions or give another folder of images")
     if not found[wanted]:
-        cure = " (or use --num-frames 1 to measure on pictures)" if count > 1 and found[other] else ""
+        cure = " (or use num_frames 1 to measure on pictures)" if count > 1 and found[other] else ""
         raise UsageError(f"{folder} holds no {wanted}, which {family.title} is measured on{cure}")
     if found[other]:
         log.warning(

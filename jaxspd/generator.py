@@ -19,11 +19,11 @@ from jaxspd.convert.orbax_store import check_transformer, load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path
 from jaxspd.hub import fetch
-from jaxspd.metadata import made_by
-from jaxspd.output import check_writable, output_format, output_paths, write_output
-from jaxspd.params import Request, SamplingParams
+from jaxspd.media.metadata import made_by
+from jaxspd.media.output import check_writable, output_format, output_paths, write_output
 from jaxspd.planning import plan_report, plan_request, reading, resolve
 from jaxspd.progress import ProgressBar, aside
+from jaxspd.request import Request, SamplingParams
 from jaxspd.results import GenerationResult, Output, Outputs, peak_memory, written
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.cache import enable_compilation_cache

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxspd.errors import UsageError
-from jaxspd.params import Request, SamplingParams
+from jaxspd.request import Request, SamplingParams
 from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
 from jaxspd.spectral.plan import MODES, Plan, activation_thresholds, make_plan
@@ -45,7 +45,7 @@ def resolve(family, params: SamplingParams) -> Request:
     if grid not in family.expansions:
         raise UsageError(f"{family.title} has no {grid!r} grid to grow; use {' or '.join(family.expansions)}")
     if params.progressive_scales is not None and params.progressive_levels is not None:
-        raise UsageError("give progressive levels or progressive scales, not both")
+        raise UsageError("give progressive_levels or progressive_scales, not both")
     levels = params.progressive_levels
     if params.progressive_scales is None and levels is None:
         levels = 1
@@ -55,7 +55,7 @@ def resolve(family, params: SamplingParams) -> Request:
     elif delta is not None or params.spectrum is not None:
         raise UsageError("progressive_sigmas replace progressive_delta and spectrum; leave those out")
     if params.progressive_shift not in ("full", "stage"):
-        raise UsageError(f"unknown progressive shift {params.progressive_shift!r}; use full or stage")
+        raise UsageError(f"unknown progressive_shift {params.progressive_shift!r}; use full or stage")
     if params.progressive_shift == "stage" and not family.scheduler.get("use_dynamic_shifting"):
         raise UsageError(
             "this checkpoint's noise levels do not depend on the picture's size; leave progressive_shift out"
@@ -177,11 +177,11 @@ def used_levels(params: SamplingParams) -> int:
     """How many times the grid is halved: not at all in `fullres`, or where scales are given."""
     if params.progressive_mode not in MODES:
         raise UsageError(
-            f"unknown progressive mode {params.progressive_mode!r}; use one of {', '.join(MODES)}"
+            f"unknown progressive_mode {params.progressive_mode!r}; use one of {', '.join(MODES)}"
         )
     levels = 1 if params.progressive_levels is None else params.progressive_levels
     if levels < 0:
-        raise UsageError(f"progressive levels must be 0 or more, not {levels}")
+        raise UsageError(f"progressive_levels must be 0 or more, not {levels}")
     return 0 if params.progressive_mode == "fullres" or params.progressive_scales else levels
 
 
@@ -196,7 +196,7 @@ def pixel_size(family, params: SamplingParams) -> tuple[int, int]:
         most += 1
     if levels > most and min(height, width) >= smallest:
         raise UsageError(
-            f"{levels} progressive levels are too many for {width}×{height} pixels; use at most {most}"
+            f"progressive_levels {levels} is too many for {width}×{height} pixels; use at most {most}"
         )
     multiple = smallest << levels
     if height % multiple == width % multiple == 0:

@@ -93,7 +93,7 @@ def written(result: GenerationResult, asked: int) -> str:
     count = len(result.paths) + len(result.skipped)
     if not count:
         return "no output is written"
-    return f"{count} of {asked} outputs are written; --skip-existing true goes on from there"
+    return f"{count} of {asked} outputs are written; skip_existing true goes on from there"
 
 
 def peak_memory() -> dict[str, int]:

@@ -12,8 +12,8 @@ from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
 from jaxspd.families import open_family
 from jaxspd.families.configs import read_transformer_config
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
+from jaxspd.request import SamplingParams
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.noise import stage_noises

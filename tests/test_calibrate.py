@@ -14,9 +14,9 @@ from jaxspd.calibrate import calibrate, fit, read_picture, read_video
 from jaxspd.cli import main
 from jaxspd.components.pipeline import Components
 from jaxspd.families import open_family
+from jaxspd.media.video import write_mp4
 from jaxspd.spectral.calibration import PowerMeter, fit_spectrum
 from jaxspd.spectral.spectrum import Spectrum
-from jaxspd.video import write_mp4
 from tests.components import components
 
 SMALL = ["--height", "64", "--width", "96"]
@@ -216,7 +216,7 @@ class TestRefusedBeforeAnythingIsEncoded:
             (["--height", "16", "--width", "64"], "latent grid"),
             (["--height", "-64"], "height must be 1 or more"),
             (["--num-frames", "5"], "makes pictures"),
-            (["--num-frames", "0"], "num_frames must be 1 or more"),
+            (["--num-frames", "0"], "--num-frames must be 1 or more"),
             (["--height", "tall"], "invalid int value"),
         ],
     )

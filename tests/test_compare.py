@@ -16,8 +16,8 @@ from presets import FULLRES, PRESETS, Cell, Model, Preset, size
 from jaxspd.convert.checkpoint import Checkpoint, read_config
 from jaxspd.convert.loader import flat_parameters, load_parameters
 from jaxspd.families import family_class, open_family
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
+from jaxspd.request import SamplingParams
 
 GROWN = "δ 0.05"
 COMPILED = "PyTorch, compiled, progressive"

@@ -10,8 +10,8 @@ import pytest
 from jaxspd.convert.orbax_store import check_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
+from jaxspd.request import SamplingParams
 from tests.components import components
 from tests.tiny import change_json
 

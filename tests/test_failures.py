@@ -47,7 +47,7 @@ def command(*flags, **options):
     "flags", [["plan"], ["plan", "--traceback"], ["--traceback", "plan"]], ids=["", "after", "before"]
 )
 def test_a_failure_is_one_line_and_a_code(monkeypatch, capsys, error, code, line, flags):
-    monkeypatch.setattr(cli, "run_plan", fail(error))
+    monkeypatch.setattr(cli.plan, "run", fail(error))
     assert cli.main(flags) == code
     *place, last = capsys.readouterr().err.splitlines()
     assert last == f"jaxspd: {line}"
@@ -138,7 +138,7 @@ from jaxspd import cli
 def say(args):
     print("8×8 · σ", *"many " * 100000)
     print("σ", file=sys.stderr)
-cli.run_plan = say
+cli.plan.run = say
 sys.exit(cli.main(["plan"]))
 """
 

@@ -14,8 +14,8 @@ from diffusers import FluxPipeline
 from jaxspd import DiffGenerator, UsageError
 from jaxspd.convert.orbax_store import convert_pipeline
 from jaxspd.families import open_family
-from jaxspd.params import SamplingParams
 from jaxspd.planning import resolve
+from jaxspd.request import SamplingParams
 from jaxspd.runtime import cache
 from tests.compare import relative
 from tests.components import components

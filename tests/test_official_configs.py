@@ -9,8 +9,8 @@ import pytest
 
 from jaxspd import UsageError
 from jaxspd.families import open_family
-from jaxspd.params import SamplingParams
 from jaxspd.planning import resolve
+from jaxspd.request import SamplingParams
 
 FLUX1 = {
     "attention_head_dim": 128,

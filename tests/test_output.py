@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxspd import output, video
 from jaxspd.errors import UsageError
-from jaxspd.metadata import read_request
-from jaxspd.output import FORMATS, check_writable, output_format, output_paths, poster_path, write_output
-from jaxspd.params import read_config_file
+from jaxspd.media import output, video
+from jaxspd.media.metadata import read_request
+from jaxspd.media.output import (
+    FORMATS,
+    check_writable,
+    output_format,
+    output_paths,
+    poster_path,
+    write_output,
+)
+from jaxspd.request_files import read_config_file
 
 LONG = 'mountains at dawn, 山と湖, gölden höur 🌄; "quoted" \\ and\na second line. ' * 100
 REQUEST = {"prompt": LONG, "seed": 42, "guidance_scale": 5.0, "fps": 16}
@@ -307,11 +314,11 @@ def test_what_cannot_be_written_is_refused_beforehand(tmp_path):
     (tmp_path / "full" / "0000.png").touch()
     (tmp_path / "file").touch()
     for name, says in {
-        "a.png": "a.png is a folder; choose another --output-file-name",
-        "b.mp4": "b.poster.png is a folder; choose another --output-file-name",
-        "full": "full exists already; choose another --output-file-name",
-        "file": "file exists already; choose another --output-file-name",
-        "file/a.gif": "file is a file, not a folder; choose another --output-path",
+        "a.png": "a.png is a folder; choose another output_file_name",
+        "b.mp4": "b.poster.png is a folder; choose another output_file_name",
+        "full": "full exists already; choose another output_file_name",
+        "file": "file exists already; choose another output_file_name",
+        "file/a.gif": "file is a file, not a folder; choose another output_path",
     }.items():
         with pytest.raises(UsageError, match=says):
             check_writable([tmp_path / name])

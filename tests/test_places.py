@@ -19,8 +19,8 @@ from jaxspd.convert.orbax_store import convert_pipeline
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import fetch
-from jaxspd.metadata import read_request
-from jaxspd.output import FORMATS, check_writable, output_paths, poster_path, write_output
+from jaxspd.media.metadata import read_request
+from jaxspd.media.output import FORMATS, check_writable, output_paths, poster_path, write_output
 
 REQUEST = {"prompt": "a lake", "seed": 42}
 SMALL = ["--height", "32", "--width", "32", "--num-inference-steps", "2"]
@@ -92,7 +92,7 @@ def test_the_longest_names(tmp_path, kind, longest, folder):
     assert list(tmp_path.iterdir()) == []
     write_output(path, frames(kind), REQUEST, 16)
     (path,) = output_paths(str(place), "é" * (longest // 2) + "n" * (longest % 2 + 1), [REQUEST], kind)
-    with pytest.raises(UsageError, match=r"\(File name too long\); choose another --output-path or"):
+    with pytest.raises(UsageError, match=r"\(File name too long\); choose another output_path or"):
         check_writable([path])
 
 
@@ -134,7 +134,7 @@ def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
     access = os.access
     # Rights do not bind the superuser, as whom tests may run.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
-    with pytest.raises(UsageError, match="closed cannot be written; choose another --output-path"):
+    with pytest.raises(UsageError, match="closed cannot be written; choose another output_path"):
         check_writable([tmp_path / "closed" / "new" / "a.png"])
     with pytest.raises(UsageError, match="closed cannot be read; change its permissions"):
         fetch(str(tmp_path / "closed"))
@@ -238,7 +238,7 @@ def test_convert_into_the_models_own_folder(model, tmp_path):
     family = open_family(model)
     before = sorted(tmp_path.rglob("*"))
     for place in ("model/new", "model/vae/a/b", "link/new", "model/transformer/new", "elsewhere/new"):
-        with pytest.raises(UsageError, match="lies in the model's own folder; choose another --output-path"):
+        with pytest.raises(UsageError, match="lies in the model's own folder; choose another output_path"):
             convert_pipeline(family, tmp_path / place)
     for place in ("model", "link"):
         with pytest.raises(UsageError, match="exists already"):
@@ -256,7 +256,7 @@ def test_convert_to_where_nothing_can_be(model, tmp_path):
         "dangling": "exists already",
         "missing/..": "names nothing new",
     }.items():
-        with pytest.raises(UsageError, match=f"{says}.*; choose another --output-path|{says}; choose"):
+        with pytest.raises(UsageError, match=f"{says}.*; choose another output_path|{says}; choose"):
             convert_pipeline(open_family(model), tmp_path / place)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "model"]
 

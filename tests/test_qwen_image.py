@@ -14,8 +14,8 @@ from jaxspd import DiffGenerator
 from jaxspd.convert.qwen_image import RULES
 from jaxspd.families import family_class, open_family
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request, resolve
+from jaxspd.request import SamplingParams
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
 from tests.compare import relative

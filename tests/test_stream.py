@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxspd import DiffGenerator, SamplingParams, UsageError, generator, output, progress
+from jaxspd import DiffGenerator, SamplingParams, UsageError, generator, progress
 from jaxspd.cli import main
 from jaxspd.families import open_family
-from jaxspd.metadata import read_request
+from jaxspd.media import output
+from jaxspd.media.metadata import read_request
 from tests.compare import relative
 from tests.components import components
 

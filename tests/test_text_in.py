@@ -6,7 +6,8 @@ import pytest
 
 from jaxspd.cli import main
 from jaxspd.errors import UsageError
-from jaxspd.params import SamplingParams, read_config_file, read_prompts
+from jaxspd.request import SamplingParams
+from jaxspd.request_files import read_config_file, read_prompts
 from jaxspd.spectral.spectrum import Spectrum
 from jaxspd.yaml_core import parse_yaml
 
@@ -205,4 +206,5 @@ def test_bytes_that_are_no_text_on_the_command_line(capsys, name):
     command = [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", value)]
     assert main(["generate", *command]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"jaxspd: {name} holds bytes or escapes that are no text; give it in UTF-8"
+    option = f"--{name.replace('_', '-')}" if "_" in name else name
+    assert line == f"jaxspd: {option} holds bytes or escapes that are no text; give it in UTF-8"

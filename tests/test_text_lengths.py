@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from jaxspd.params import SamplingParams
 from jaxspd.planning import reading
+from jaxspd.request import SamplingParams
 from tests.compare import relative
 from tests.components import components
 from tests.parity import Loop

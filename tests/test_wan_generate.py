@@ -16,8 +16,8 @@ from jaxspd.cli import main
 from jaxspd.families import family_class
 from jaxspd.families import wan as wan_family
 from jaxspd.models.vae import Coder
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request, resolve
+from jaxspd.request import SamplingParams
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
 from tests.compare import relative

@@ -12,9 +12,9 @@ from PIL import Image
 from jaxspd import DiffGenerator
 from jaxspd.cli import main
 from jaxspd.families import family_class, open_family
-from jaxspd.metadata import read_request
-from jaxspd.params import SamplingParams
+from jaxspd.media.metadata import read_request
 from jaxspd.planning import plan_request, resolve
+from jaxspd.request import SamplingParams
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
 from tests.compare import relative

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxspd.params import SamplingParams
 from jaxspd.planning import plan_request
+from jaxspd.request import SamplingParams
 from tests.compare import relative
 from tests.parity import STEEP, Loop, assert_each_within
 from torch_ref.z_image import ZImageReference

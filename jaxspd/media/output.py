@@ -16,8 +16,7 @@ from PIL import Image, PngImagePlugin
 from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError
 from jaxspd.files import user_path
-from jaxspd.params import METADATA_KEY
-from jaxspd.video import write_gif, write_mp4
+from jaxspd.request import METADATA_KEY
 
 # "frames" is a folder of PNGs, the others are files ending so.
 FORMATS = ("png", "mp4", "gif", "frames")
@@ -91,12 +90,12 @@ def poster_path(path: Path) -> Path:
 def check_writable(paths: list[Path]) -> None:
     """UsageError unless every path, and every MP4's poster, can be written; creates nothing."""
     for path in paths + [poster_path(path) for path in paths if path.suffix == ".mp4"]:
-        check_place(path, "choose another --output-path or --output-file-name")
+        check_place(path, "choose another output_path or output_file_name")
         if path.suffix:
             if os.path.isdir(path):
-                raise UsageError(f"{path} is a folder; choose another --output-file-name")
+                raise UsageError(f"{path} is a folder; choose another output_file_name")
         elif os.path.lexists(path) and not _is_empty_folder(path):
-            raise UsageError(f"{path} exists already; choose another --output-file-name for the frames")
+            raise UsageError(f"{path} exists already; choose another output_file_name for the frames")
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -122,12 +121,8 @@ def write_output(path: Path, frames: np.ndarray, request: dict[str, Any], fps: f
             part = Path(folder) / path.name
             if path.suffix == ".png":
                 _write_png(part, frames[0], text)
-            elif path.suffix == ".gif":
-                write_gif(part, frames, fps, text)
-            elif path.suffix == ".mp4":
-                write_mp4(part, frames, fps, text)
-                _write_png(poster_path(part), frames[0], text)
-                os.replace(poster_path(part), poster_path(path))
+            elif path.suffix in (".gif", ".mp4"):
+                _write_video(path, part, frames, fps, text)
             else:
                 part.mkdir()
                 for number, pixels in enumerate(frames):
@@ -135,6 +130,18 @@ def write_output(path: Path, frames: np.ndarray, request: dict[str, Any], fps: f
             os.replace(part, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
+def _write_video(path: Path, part: Path, frames: np.ndarray, fps: float, text: str) -> None:
+    """Writes `part`, and for an MP4 its poster beside `path`."""
+    from jaxspd.media.video import write_gif, write_mp4  # pictures need no encoders
+
+    if path.suffix == ".gif":
+        write_gif(part, frames, fps, text)
+        return
+    write_mp4(part, frames, fps, text)
+    _write_png(poster_path(part), frames[0], text)
+    os.replace(poster_path(part), poster_path(path))
 
 
 def _write_png(path: Path, pixels: np.ndarray, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxspd.errors import UsageError
 from jaxspd.files import parse_json
-from jaxspd.params import METADATA_KEY
+from jaxspd.request import METADATA_KEY
 
 
 def read_request(path: Path) -> dict[str, Any]:

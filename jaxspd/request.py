@@ -8,11 +8,10 @@ import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from jaxspd.errors import UsageError
-from jaxspd.files import is_text, parse_json, read_text, unique, user_path
+from jaxspd.files import is_text
 
 METADATA_KEY = "jaxspd"
 # Parameters that are 1 or more.
@@ -229,42 +228,3 @@ def _short(number: int) -> str:
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are passed over. A line ends at \\n or \\r\\n only:
-    the other characters that Python would split at stand within prompts.
-    """
-    lines = [line.strip() for line in read_text(path, "prompts from").split("\n")]
-    if not any(lines):
-        raise UsageError(f"{path} holds no prompt; write one a line")
-    return [line for line in lines if line]
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The keys of a YAML or JSON file, or those that jaxspd wrote into a picture or video."""
-    path = user_path(path)
-    if os.path.isdir(path) or path.suffix.lower() in (".png", ".mp4", ".gif"):
-        from jaxspd.metadata import read_request
-
-        return read_request(path)
-    text = read_text(path, "the configuration in")
-    try:
-        values = _parsed(text, is_json=path.suffix.lower() == ".json")
-        if isinstance(values, dict):
-            return unique((str(key).replace("-", "_"), value) for key, value in values.items())
-    except ValueError as error:
-        raise UsageError(f"cannot read the configuration in {path} ({error})") from None
-    raise UsageError(f"{path} must hold keys and values, such as `height: 1024`")
-
-
-def _parsed(text: str, is_json: bool) -> Any:
-    """What a configuration says. JSON is read as such whatever the file's name; other text is YAML."""
-    try:
-        return parse_json(text)
-    except ValueError:
-        if is_json:
-            raise
-    from jaxspd.yaml_core import parse_yaml
-
-    return parse_yaml(text)

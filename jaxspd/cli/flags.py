@@ -1,0 +1,55 @@
+"""Flags that several commands have, and how messages spell options."""
+
+import argparse
+import re
+from dataclasses import fields
+
+from jaxspd.errors import UsageError
+from jaxspd.request import SamplingParams
+
+MODEL_HELP = "folder of a pipeline in diffusers' layout, or a hub id; default: the demo"
+REVISION_HELP = "branch, tag or commit of a hub id (default: main)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"say true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def add_model_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Which model."""
+    help = MODEL_HELP.split(";")[0] if required else MODEL_HELP
+    parser.add_argument("--model-path", required=required, help=help)
+    parser.add_argument("--revision", help=REVISION_HELP)
+
+
+def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> None:
+    """A flag for each field of SamplingParams; those not given stay out of the namespace."""
+    for item in fields(SamplingParams):
+        if only is None or item.name in only:
+            kind, default = item.metadata["kind"], item.default
+            parser.add_argument(
+                flag(item.name),
+                type=boolean if kind is bool else kind,
+                nargs="+" if item.metadata["many"] else None,
+                metavar="true|false" if kind is bool else None,
+                default=argparse.SUPPRESS,
+                help=item.metadata["help"] + ("" if default is None else f" (default: {default})".lower()),
+            )
+
+
+def as_flags(message: str, names: set[str]) -> str:
+    """`message`, which spells options as in Python, with the flags of the same `names`."""
+    return re.sub(r"(?<![\w.\-/'])\w+_\w+(?![\w/])", lambda m: flag(m[0]) if m[0] in names else m[0], message)

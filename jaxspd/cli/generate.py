@@ -1,0 +1,148 @@
+"""`jaxspd generate`."""
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from jaxspd.cli.flags import add_model_flags, add_sampling_flags, boolean
+from jaxspd.errors import UsageError
+from jaxspd.request import SamplingParams, check_keys
+from jaxspd.request_files import read_config_file, read_prompts
+from jaxspd.signals import exit_code, terminable
+
+# Keys of a configuration file that are not sampling parameters.
+MODEL_KEYS = {
+    "model_path": str,
+    "revision": str,
+    "dit_cpu_offload": bool,
+    "text_encoder_cpu_offload": bool,
+    "compilation_cache": bool,
+    "skip_existing": bool,
+}
+# Flags that take the place of what a configuration file says in other words.
+REPLACES = {
+    "progressive_levels": ["progressive_scales"],
+    "progressive_scales": ["progressive_levels"],
+    "progressive_delta": ["progressive_sigmas"],
+    "spectrum": ["progressive_sigmas"],
+    "progressive_sigmas": ["progressive_delta", "spectrum"],
+}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """The command's flags."""
+    parser = commands.add_parser("generate", help="make pictures or videos from prompts")
+    add_model_flags(parser)
+    parser.add_argument("--prompt-path", type=Path, help="text file with one prompt a line")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="YAML or JSON file with these flags as keys; or what jaxspd wrote, to repeat it",
+    )
+    parser.add_argument(
+        "--dit-cpu-offload",
+        type=boolean,
+        metavar="true|false",
+        help="keep the transformer's layers in host memory and stream them to the device (default: false)",
+    )
+    parser.add_argument(
+        "--text-encoder-cpu-offload",
+        type=boolean,
+        metavar="true|false",
+        help="read text encoders layer by layer for each batch of prompts, or keep them on the device "
+        "(default: kept from the second batch on, where memory allows)",
+    )
+    parser.add_argument(
+        "--compilation-cache",
+        type=boolean,
+        metavar="true|false",
+        help="keep compiled programs in the user's cache folder (default: true)",
+    )
+    parser.add_argument(
+        "--skip-existing",
+        type=boolean,
+        metavar="true|false",
+        help="leave out outputs that the same request has written before (default: false)",
+    )
+    parser.add_argument("--json", action="store_true", help="print a report as JSON")
+    add_sampling_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints each output's path when it is written, then what all of them took; with `--json` only the
+    report, which tells of the outputs written even where an interrupt or an error stops the rest.
+    """
+    values = read_config_file(args.config) if args.config else {}
+    known = [item.name for item in fields(SamplingParams)]
+    check_keys(values, [*known, *MODEL_KEYS])
+    if args.model_path is not None:
+        values.pop("revision", None)  # the other model's
+    for name, kind in MODEL_KEYS.items():
+        given = getattr(args, name)
+        if given is not None:
+            values[name] = given
+        elif not isinstance(values.get(name, kind()), kind):
+            raise UsageError(f"{name} must be {'true or false' if kind is bool else 'text'}")
+    for name in REPLACES.keys() & vars(args).keys():
+        for replaced in REPLACES[name]:
+            values.pop(replaced, None)
+    values |= {name: getattr(args, name) for name in known if name in args}
+    if args.prompt_path:
+        if "prompt" in args:
+            raise UsageError("give either --prompt or --prompt-path, not both")
+        values["prompt"] = read_prompts(args.prompt_path)
+    model = {name: values.pop(name) for name in MODEL_KEYS if name in values}
+    params = SamplingParams.from_mapping(values)
+    if not params.prompts:
+        raise UsageError("a prompt is needed: give --prompt or --prompt-path")
+
+    skip, outputs = model.pop("skip_existing", False), None
+    try:
+        with terminable():
+            from jaxspd.generator import DiffGenerator
+            from jaxspd.progress import say
+
+            outputs = DiffGenerator.from_pretrained(**model).iterate(values, skip_existing=skip)
+            for output in outputs:
+                if not args.json:
+                    say(f"wrote {output.path}")
+                del output  # else it would lie in memory beside the next
+    except (KeyboardInterrupt, UsageError) as end:
+        if outputs:
+            outputs.close()  # the interrupt may have come between two outputs
+        if args.json and outputs and outputs.result.paths:
+            print(json.dumps(outputs.result.report()))
+        if isinstance(end, UsageError):
+            raise
+        done = outputs.written() if outputs else "no output is written"
+        print(f"jaxspd: interrupted; {done}", file=sys.stderr)
+        return exit_code(end)
+    print(json.dumps(outputs.result.report()) if args.json else summary(outputs.result))
+    return 0
+
+
+def summary(result) -> str:
+    """What making the outputs took, for people, and how many there were already."""
+    existed = f"outputs that existed already: {len(result.skipped)}"
+    if not result.requests:
+        return existed
+    seconds = result.seconds
+    stages = [
+        f"  stage {i} ({h}×{w})  {taken:7.2f} s"
+        for i, ((h, w), taken) in enumerate(
+            zip((s["latent"] for s in result.plan["stages"]), seconds["denoise"], strict=True), 1
+        )
+    ]
+    rows = [f"{name:<9}{seconds[name]:7.2f} s" for name in ("load", "encode", "compile")]
+    rows.append(f"{'denoise':<9}{sum(seconds['denoise']):7.2f} s")
+    rows += stages
+    rows.append(f"{'decode':<9}{seconds['decode']:7.2f} s")
+    memory = ", ".join(f"{size / 2**30:.2f} GiB {where}" for where, size in result.peak_memory.items())
+    rows.append(f"peak memory: {memory}; programs compiled: {result.programs}")
+    places = ", ".join(f"{name} ({place})" for name, place in result.resident.items())
+    rows.append(f"stayed in memory: {places}")
+    rows += [existed] * bool(result.skipped)
+    return "\n".join(rows)

@@ -1,0 +1,52 @@
+"""`jaxspd plan`."""
+
+import argparse
+import json
+from dataclasses import fields
+from typing import Any
+
+from jaxspd.cli.flags import add_model_flags, add_sampling_flags
+from jaxspd.errors import UsageError
+from jaxspd.request import SamplingParams
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """The command's flags."""
+    parser = commands.add_parser("plan", help="print the stages a request would run")
+    add_model_flags(parser)
+    parser.add_argument("--family", help="plan for a family as published, such as flux1 or wan")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_sampling_flags(
+        parser,
+        only=(
+            "num_inference_steps",
+            "height",
+            "width",
+            "num_frames",
+            "max_sequence_length",
+            "flow_shift",
+            "noise_levels",
+            "spectrum",
+            *tuple(f.name for f in fields(SamplingParams) if f.name.startswith("progressive")),
+        ),
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from jaxspd.families import family_class
+    from jaxspd.hub import fetch
+    from jaxspd.planning import plan_report, plan_request, plan_table, reading
+
+    if args.family and args.model_path:
+        raise UsageError("give either --family or --model-path, not both")
+    if args.family and args.revision:
+        raise UsageError("a --family as published has no revisions; leave --revision out")
+    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if f.name in args}
+    params = SamplingParams.from_mapping(values)
+    family = family_class(args.family)() if args.family else fetch(args.model_path, (), args.revision)
+    plan, family = plan_request(family, params), reading(family, params)
+    if args.json:
+        print(json.dumps(plan_report(family, plan)))
+    else:
+        print(plan_table(family, plan))
