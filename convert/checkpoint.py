@@ -208,9 +208,9 @@ def read_config(folder: Path) -> dict:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object; UsageError if it is missing or damaged."""
+    """A JSON object, in UTF-8 whatever the system prefers; UsageError if it is missing or damaged."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except OSError:
         raise UsageError(f"{path} is missing; the checkpoint folder is incomplete") from None
     except (ValueError, RecursionError):

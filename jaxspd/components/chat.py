@@ -15,7 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from jaxspd.components.vocabulary import read_json
+from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError, first_line
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from jaxspd.components.vocabulary import Vocabulary, read_json
+from jaxspd.components.vocabulary import Vocabulary
+from jaxspd.convert.checkpoint import read_json
 
 Token = str | AddedToken
 

@@ -17,7 +17,8 @@ import tokenizers
 
 from jaxspd.components.kinds import find_kind, pipeline, token_number
 from jaxspd.components.special import Special, read_special
-from jaxspd.components.vocabulary import Vocabulary, read_json, read_vocabulary
+from jaxspd.components.vocabulary import Vocabulary, read_vocabulary
+from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError, first_line
 
 log = logging.getLogger("jaxspd")

@@ -1,10 +1,10 @@
 """The vocabulary files of a tokenizer's folder, checked as they are read."""
 
 import base64
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError
 
 # Byte-level vocabularies hold letters and special tokens besides what merges make: a few hundred in all.
@@ -25,19 +25,6 @@ class Vocabulary:
     charsmap: bytes | None = None
     whole: dict | None = None
     control: list[tuple[str, bool]] = field(default_factory=list)  # (piece, whether it is special)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object, in UTF-8 whatever the system prefers; UsageError if it is missing or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError:
-        raise UsageError(f"{path} is missing; the checkpoint folder is incomplete") from None
-    except (ValueError, RecursionError):
-        raise UsageError(f"{path} is no valid JSON; download it again") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} holds no JSON object; download it again")
-    return value
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
