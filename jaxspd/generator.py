@@ -3,19 +3,18 @@
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.pipeline import Components
-from jaxspd.convert.orbax_store import check_transformer, load_transformer
 from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path
 from jaxspd.hub import fetch
@@ -27,12 +26,10 @@ from jaxspd.request import Request, SamplingParams
 from jaxspd.results import GenerationResult, Output, Outputs, peak_memory, written
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.cache import enable_compilation_cache
-from jaxspd.runtime.layerwise import HOST
 from jaxspd.runtime.memory import memory_for
-from jaxspd.sampling.guidance import Guided, guide
+from jaxspd.sampling.guidance import Guided
 from jaxspd.sampling.loop import denoise
-from jaxspd.sampling.programs import Programs, peak_bytes
-from jaxspd.sampling.solvers import SOLVERS
+from jaxspd.sampling.programs import peak_bytes
 from jaxspd.spectral.plan import Plan
 
 # Prompts that are encoded at once: enough to keep a GPU busy with sequences of 512 tokens, and to read an
@@ -68,24 +65,13 @@ class DiffGenerator:
         self.model_path = lasting_model_path(model_path)
         self.revision = revision
         start_backend()
-        family = fetch(model_path, revision=revision)
-        if dit_cpu_offload and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
-            raise UsageError(
-                f"JAX's {jax.default_backend()} backend streams nothing from host memory; leave "
-                "dit_cpu_offload out"
-            )
-        self.family = family = replace(family, streamed=dit_cpu_offload)
+        self.family = family = replace(fetch(model_path, revision=revision), streamed=dit_cpu_offload)
         self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         self._components = Components(family, self.dtype, text_encoder_cpu_offload)
         self._components.check()
-        self._velocity = family.velocity_function(self.dtype)
-        self._programs: dict[tuple[str, str], Programs] = {}
-        self._lock = Lock()
-        self._abstract = family.abstract_parameters(self.dtype)
-        check_transformer(family.folder, self._abstract, family.rules)
-        self._pool = ThreadPoolExecutor(1, "load")
-        self._loading: Future | None = None
         self._residency = self._components.residency
+        self._denoiser = Denoiser(family, self.dtype, self._residency)
+        self._pool = ThreadPoolExecutor(1, "prepare")
 
     @classmethod
     def from_pretrained(
@@ -110,24 +96,6 @@ class DiffGenerator:
         if compilation_cache:
             enable_compilation_cache()
         return cls(model_path, revision, dit_cpu_offload, text_encoder_cpu_offload)
-
-    def _load(self):
-        begin = time.perf_counter()
-        with memory_for(f"{self.family.title}'s transformer", "use dit_cpu_offload, or a smaller model"):
-            parameters = load_transformer(self.family.folder, self._abstract, self.family.rules)
-            return jax.block_until_ready(parameters), time.perf_counter() - begin
-
-    def _begin_loading(self) -> Future:
-        """The weights on their way, or there. A load that failed is tried again the next time, since memory
-        that it lacked may be free by then.
-        """
-        with self._lock:
-            if self._loading is None or (self._loading.done() and self._loading.exception()):
-                if self._on_host:
-                    leaves = jax.tree.leaves(self._abstract)
-                    self._residency.to_come = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-                self._loading = self._pool.submit(self._load)
-            return self._loading
 
     def plan(self, params: Asked) -> Plan:
         """The stages `params` would run."""
@@ -213,15 +181,18 @@ class DiffGenerator:
             return
         family, seconds = reading(self.family, request), result.seconds
         leading, parameters = family.leading(request.num_frames), None
-        programs, prepared = self._start(request, plan, result)
+        loading = self._denoiser.load()
+        programs, prepared, result.programs = self._denoiser.prepare(family, request, plan)
+        if self._denoiser.place == "device":
+            # The text encoder takes what the weights leave of the device's memory, not the other way round.
+            loading.result()
         by_prompt = [list(group) for _, group in groupby(tasks, lambda task: task.prompt)]
         texts = [first.request["prompt"] + first.request["prompt_suffix"] for first, *_ in by_prompt]
         conditionings = self._conditionings(family, texts, request, seconds)
         with ProgressBar(plan, len(tasks), show_progress) as progress:
             for group, conditioning in zip(by_prompt, conditionings, strict=True):
                 if parameters is None:  # the first texts are encoded meanwhile
-                    parameters, seconds["load"] = self._begin_loading().result()
-                    self._residency.to_come = 0
+                    parameters, seconds["load"] = loading.result()
                     seconds["compile"] = programs.wait(prepared)
                     self._residency.leave(peak_bytes(prepared))
                     # While the device is at work. What fails is told when it is tried again, to decode.
@@ -246,23 +217,6 @@ class DiffGenerator:
                     result.peak_memory, result.resident = peak_memory(), self._resident()
                     yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
                     del frames  # else they would lie in memory beside the next
-
-    def _start(self, request: Request, plan: Plan, result: GenerationResult):
-        """Begins to read weights and to compile what `plan` needs; the programs, and those that it needs."""
-        loading = self._begin_loading()
-        programs = self._programs_for(request)
-        before = programs.compiled_steps
-        family = reading(self.family, request)
-        one = conditioning = family.abstract_conditioning(1)
-        if family.guided(request.guidance_scale):
-            conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
-        shape = (1, *family.leading(request.num_frames))
-        prepared = programs.prepare(plan, shape, self._abstract, conditioning)
-        result.programs = programs.compiled_steps - before
-        if jax.default_backend() != "cpu":
-            # The text encoder takes what the weights leave of the device's memory, not the other way round.
-            loading.result()
-        return programs, prepared
 
     def _conditionings(self, family, prompts: list[str], request: Request, seconds: dict) -> Iterator:
         """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed."""
@@ -289,14 +243,9 @@ class DiffGenerator:
     def _resident(self) -> dict[str, str]:
         """Component -> where it stays in memory for the next call."""
         places = self._residency.places()
-        if self._loading is not None:
-            places["transformer"] = "host" if self._on_host else "device"
+        if self._denoiser.loaded:
+            places["transformer"] = self._denoiser.place
         return dict(sorted(places.items()))
-
-    @property
-    def _on_host(self) -> bool:
-        """Whether the transformer's weights, or nearly all of them, lie in the host's memory."""
-        return self.family.streamed or jax.default_backend() == "cpu"
 
     def _params(self, asked: Asked) -> SamplingParams:
         """`asked`, checked; one that a result or a file holds must be of this model."""
@@ -311,19 +260,6 @@ class DiffGenerator:
                     which = given if name == "model_path" else f"revision {given}"
                     raise UsageError(f"this request is for {which}; open that, or leave {name} out")
         return SamplingParams.of(asked)
-
-    def _programs_for(self, request: Request) -> Programs:
-        """The compiled programs that the solver and the grid asked for share."""
-        key, combine = (request.scheduler, request.progressive_grid), self.family.combine
-        with self._lock:
-            if key not in self._programs:
-                self._programs[key] = Programs(
-                    guide(self._velocity, combine, batched=True),
-                    SOLVERS[request.scheduler],
-                    guide(self._velocity, combine, batched=False),
-                    self.family.expansions[request.progressive_grid],
-                )
-            return self._programs[key]
 
     def _requests(self, request: Request) -> list[dict[str, Any]]:
         """Each output's complete parameters: what its file holds and what repeats it."""

@@ -120,6 +120,6 @@ def test_offload_compiles_nothing_twice(flux1_folder, compiled):
 
 
 def test_a_backend_without_host_memory_is_told(flux1_folder, monkeypatch):
-    monkeypatch.setattr("jaxspd.generator.HOST", "elsewhere")
+    monkeypatch.setattr("jaxspd.components.denoiser.HOST", "elsewhere")
     with pytest.raises(UsageError, match="leave dit_cpu_offload out"):
         DiffGenerator.from_pretrained(model_path=str(flux1_folder), dit_cpu_offload=True)

@@ -14,6 +14,7 @@ from training import landscapes
 from jaxspd import DiffGenerator
 from jaxspd.calibrate import calibrate
 from jaxspd.cli import main
+from jaxspd.components.denoiser import Denoiser
 from jaxspd.convert import orbax_store
 from jaxspd.convert.orbax_store import convert_pipeline
 from jaxspd.errors import UsageError
@@ -192,7 +193,7 @@ def test_a_picture_knows_its_model_wherever_it_is_read(flux1_folder, tmp_path, m
 
 def test_a_hub_id_stays_what_it_is(flux1_folder, monkeypatch):
     monkeypatch.setattr("jaxspd.generator.fetch", lambda *_, **__: open_family(flux1_folder))
-    monkeypatch.setattr(DiffGenerator, "_load", lambda _: None)
+    monkeypatch.setattr(Denoiser, "_load", lambda _: None)
     assert DiffGenerator.from_pretrained("owner/name").model_path == "owner/name"
 
 

@@ -65,7 +65,7 @@ def test_a_third_call_reads_nothing_but_tokens(name, request, tmp_path, host, mo
 
 def test_what_has_no_room_is_read_again(flux1_folder, read, host):
     model = DiffGenerator.from_pretrained(flux1_folder, compilation_cache=False)
-    model._begin_loading().result()
+    model._denoiser.load().result()
     read.clear()
     host(15)  # a quarter stays free
     parts = ["text_encoder", "text_encoder_2", "vae"]

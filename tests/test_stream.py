@@ -15,6 +15,7 @@ import pytest
 
 from jaxspd import DiffGenerator, SamplingParams, UsageError, generator, progress
 from jaxspd.cli import main
+from jaxspd.components.denoiser import Denoiser
 from jaxspd.families import open_family
 from jaxspd.media import output
 from jaxspd.media.metadata import read_request
@@ -205,8 +206,8 @@ def test_nothing_is_loaded_where_all_exists(flux1_folder, tmp_path, capsys, monk
     out = tmp_path / "out"
     assert main(command(flux1_folder, out)) == 0
     capsys.readouterr()
-    monkeypatch.setattr(DiffGenerator, "_load", lambda *_: 1 / 0)
-    monkeypatch.setattr(DiffGenerator, "_programs_for", lambda *_: 1 / 0)
+    monkeypatch.setattr(Denoiser, "_load", lambda *_: 1 / 0)
+    monkeypatch.setattr(Denoiser, "programs", lambda *_: 1 / 0)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert main(command(flux1_folder, out, "--skip-existing", "true")) == 0
     assert "existed already: 4" in capsys.readouterr().out

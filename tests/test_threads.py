@@ -68,7 +68,7 @@ def test_threads_that_share_a_generator_get_their_own_pictures(flux1_folder):
     with ThreadPoolExecutor(THREADS) as pool:
         for frames, expected in zip(pool.map(together, range(THREADS)), wanted, strict=True):
             np.testing.assert_array_equal(frames, expected)
-    [both] = shared._programs.values()
+    [both] = shared._denoiser._programs.values()
     assert both.compiled_steps == 2
 
 
@@ -107,7 +107,7 @@ def test_a_failure_of_another_size_is_no_failure_of_this_one(monkeypatch):
 
 def test_a_load_that_failed_is_tried_again(flux1_folder, monkeypatch):
     request = {"prompt": "a lake", "height": 32, "width": 32, "num_inference_steps": 1}
-    from jaxspd import generator as module
+    from jaxspd.components import denoiser as module
 
     def fail(*_):
         raise MemoryError

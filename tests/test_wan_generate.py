@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxspd import DiffGenerator, UsageError
 from jaxspd.cli import main
+from jaxspd.components.denoiser import Denoiser
 from jaxspd.families import family_class
 from jaxspd.families import wan as wan_family
 from jaxspd.models.vae import Coder
@@ -167,7 +168,7 @@ def test_a_size_is_rounded_down_to_even_grids(asked, mode, levels, given, caplog
 
 
 def test_the_rounding_is_told_before_anything_runs(wan_folder, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(DiffGenerator, "_programs_for", lambda *_: 1 / 0)
+    monkeypatch.setattr(Denoiser, "programs", lambda *_: 1 / 0)
     flags = ["--model-path", str(wan_folder), "--prompt", "a", "--num-frames", "1"]
     flags += ["--height", "100", "--width", "64", "--output-path", str(tmp_path)]
     assert main(["generate", *flags]) == 1
@@ -259,11 +260,11 @@ def test_the_negative_prompt_counts(generator):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--num-frames", "80"], "nearest num_frames to 80 is 81"),
+        (["--num-frames", "80"], "nearest --num-frames to 80 is 81"),
         (["--num-frames", "0"], "1 or more"),
         (["--num-frames", "2.5"], "num-frames"),
         (["--fps", "0"], "fps must be 1 or more"),
-        (["--num-frames", "1000000001"], "num_frames must be 1000000 or less"),
+        (["--num-frames", "1000000001"], "--num-frames must be 1000000 or less"),
         (["--num-frames", "999997", "--height", "480", "--width", "832"], "tokens for Wan 2.1; the most is"),
         (["--flow-shift", "1e300"], "from 0.001 to 1000"),
         (["--flow-shift", "inf"], "from 0.001 to 1000, not inf"),
@@ -271,10 +272,10 @@ def test_the_negative_prompt_counts(generator):
         (["--scheduler", "ddim"], "use one of euler, unipc"),
         (["--flow-shift", "0"], "above 0, from 0.001 to 1000, not 0"),
         (["--max-sequence-length", "0"], "1 or more"),
-        (["--max-sequence-length", "33"], "reads at most 32 tokens of text; lower max_sequence_length"),
+        (["--max-sequence-length", "33"], "reads at most 32 tokens of text; lower --max-sequence-length"),
         (["--flow-shift", "nan"], "above 0|must be a number"),
         (["--guidance-scale", "nan"], "finite|must be a number"),
-        (["--guidance-scale", "1", "--negative-prompt", "blur"], "raise guidance_scale above 1"),
+        (["--guidance-scale", "1", "--negative-prompt", "blur"], "raise --guidance-scale above 1"),
         (["--height", "8"], "nearest to 8 by 832 is 16 by 832"),
         (["--output-file-name", "a.png"], "write mp4, gif or frames"),
         (["--output-format", "webm"], "use one of png, mp4, gif, frames"),
@@ -294,7 +295,7 @@ def test_a_model_of_pictures_makes_no_video(refused, flux1_folder, flags):
 
 
 def test_a_shift_that_follows_the_size_is_left_alone(refused, flux1_folder):
-    assert "leave flow_shift out" in refused("--flow-shift", "3", model=flux1_folder)
+    assert "leave --flow-shift out" in refused("--flow-shift", "3", model=flux1_folder)
 
 
 @pytest.mark.parametrize(

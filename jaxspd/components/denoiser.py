@@ -1,0 +1,99 @@
+"""The transformer of a pipeline: its weights and its compiled programs."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+
+import jax
+import jax.numpy as jnp
+
+from jaxspd.convert.orbax_store import check_transformer, load_transformer
+from jaxspd.errors import UsageError
+from jaxspd.request import Request
+from jaxspd.runtime.layerwise import HOST
+from jaxspd.runtime.memory import memory_for
+from jaxspd.runtime.residency import Residency
+from jaxspd.sampling.guidance import Guided, guide
+from jaxspd.sampling.programs import Programs
+from jaxspd.sampling.solvers import SOLVERS
+from jaxspd.spectral.plan import Plan
+
+
+class Denoiser:
+    """What denoises the latents of `family`, in `dtype`. Weights are read when they are first needed, and
+    stay: `residency` is told of their coming. Several threads may use it at once.
+
+    UsageError if the weights' files do not fit the configuration, or the family is to stream its layers and
+    the backend cannot.
+    """
+
+    def __init__(self, family, dtype, residency: Residency):
+        if family.streamed and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
+            raise UsageError(
+                f"JAX's {jax.default_backend()} backend streams nothing from host memory; leave "
+                "dit_cpu_offload out"
+            )
+        self.family, self._residency = family, residency
+        self.parameters = family.abstract_parameters(dtype)
+        check_transformer(family.folder, self.parameters, family.rules)
+        self._velocity = family.velocity_function(dtype)
+        self._programs: dict[tuple[str, str], Programs] = {}
+        self._lock, self._pool = Lock(), ThreadPoolExecutor(1, "load")
+        self._loading: Future | None = None
+
+    def load(self) -> Future:
+        """The weights, on their way or there, and the seconds that reading them took. A load that failed is
+        tried again the next time, since memory that it lacked may be free by then.
+        """
+        with self._lock:
+            if self._loading is None or (self._loading.done() and self._loading.exception()):
+                if self.place == "host":
+                    leaves = jax.tree.leaves(self.parameters)
+                    self._residency.to_come = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+                self._loading = self._pool.submit(self._load)
+            return self._loading
+
+    def _load(self):
+        begin = time.perf_counter()
+        try:
+            with memory_for(f"{self.family.title}'s transformer", "use dit_cpu_offload, or a smaller model"):
+                loaded = load_transformer(self.family.folder, self.parameters, self.family.rules)
+                return jax.block_until_ready(loaded), time.perf_counter() - begin
+        finally:
+            self._residency.to_come = 0
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory, or on their way."""
+        return self._loading is not None
+
+    @property
+    def place(self) -> str:
+        """Where the weights lie, or nearly all of them: "host" or "device"."""
+        return "host" if self.family.streamed or jax.default_backend() == "cpu" else "device"
+
+    def programs(self, request: Request) -> Programs:
+        """The compiled programs that the solver and the grid asked for share."""
+        key, combine = (request.scheduler, request.progressive_grid), self.family.combine
+        with self._lock:
+            if key not in self._programs:
+                self._programs[key] = Programs(
+                    guide(self._velocity, combine, batched=True),
+                    SOLVERS[request.scheduler],
+                    guide(self._velocity, combine, batched=False),
+                    self.family.expansions[request.progressive_grid],
+                )
+            return self._programs[key]
+
+    def prepare(self, family, request: Request, plan: Plan) -> tuple[Programs, list[Future], int]:
+        """Starts compiling what `plan` needs, where `family` reads as much text as is asked for. The programs,
+        those to wait for, and how many of them are new steps.
+        """
+        programs = self.programs(request)
+        before = programs.compiled_steps
+        one = conditioning = family.abstract_conditioning(1)
+        if family.guided(request.guidance_scale):
+            conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
+        shape = (1, *family.leading(request.num_frames))
+        prepared = programs.prepare(plan, shape, self.parameters, conditioning)
+        return programs, prepared, programs.compiled_steps - before
