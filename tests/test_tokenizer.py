@@ -320,3 +320,17 @@ print(ids.shape)
 """
     ran = subprocess.run([sys.executable, "-c", script, str(tiny("qwen"))], capture_output=True, text=True)
     assert (ran.stdout, ran.returncode) == ("(1, 20)\n", 0), ran.stderr
+
+
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_what_is_unknown_is_as_the_file_says(tmp_path, in_bytes):
+    """UMT5's unknown token is number 3; and a vocabulary may have pieces for single bytes."""
+    pieces = [*("<pad>", "</s>", "<s>", "<unk>", "▁", "a"), *(f"<0x{byte:02X}>" for byte in range(256))]
+    scored = [[piece, -float(number)] for number, piece in enumerate(pieces)]
+    model = {"type": "Unigram", "unk_id": 3, "vocab": scored, "byte_fallback": in_bytes}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": []}))
+    letters = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(letters))
+    ids, mask = open_tokenizer(tmp_path).encode(["a é"], 8)
+    known = [pieces.index("<0xC3>"), pieces.index("<0xA9>")] if in_bytes else [3]
+    assert ids[0, : mask.sum()].tolist() == [4, 5, 4, *known, 1]

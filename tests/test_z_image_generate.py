@@ -247,7 +247,7 @@ def test_noise_levels_that_do_not_exist(refused, z_image_folder, flux1_folder):
     assert "no noise levels 'karras'; use official or scheduler" in says
     for kind in ("official", "scheduler"):
         says = refused("--noise-levels", kind, model=flux1_folder)
-        assert "FLUX.1 has no noise levels to choose from; leave noise_levels out" in says
+        assert "FLUX.1 has no noise levels to choose from; leave --noise-levels out" in says
 
 
 def test_frames_belong_to_videos(refused, z_image_folder):

@@ -86,8 +86,8 @@ class Denoiser:
             return self._programs[key]
 
     def prepare(self, family, request: Request, plan: Plan) -> tuple[Programs, list[Future], int]:
-        """Starts compiling what `plan` needs, where `family` reads as much text as is asked for. The programs,
-        those to wait for, and how many of them are new steps.
+        """Starts compiling what `plan` needs, where `family` reads as much text as is asked for. Gives the
+        programs, those to wait for, and how many of them are new steps.
         """
         programs = self.programs(request)
         before = programs.compiled_steps

@@ -101,7 +101,7 @@ def _t5(folder: Path, config: dict, vocabulary: Vocabulary, special: Special) ->
     pieces = vocabulary.pieces
     if vocabulary.whole is None:  # SentencePiece's own file ends before the markers of gaps
         pieces = [*pieces, *((gap, 0.0) for gap in reversed(_gaps(config)))]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    tokenizer = Tokenizer(models.Unigram(pieces, vocabulary.unknown, vocabulary.single_bytes))
     if vocabulary.charsmap is not None:
         tokenizer.normalizer = normalizers.Precompiled(vocabulary.charsmap)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -173,8 +173,8 @@ CLIP = Kind(
     },
     _clip,
 )
-# Whatever the files say: what is unknown is token 2 and never split into bytes, and what follows an added
-# token begins a word. Releases before believed a `tokenizer.json` in this: UMT5's `<unk>` is 3.
+# Whatever the files say, what follows an added token begins a word. What is unknown is as a `tokenizer.json`
+# says, as in all releases before: transformers 5 takes number 2 even of UMT5, which was trained with 3.
 T5 = Kind({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, _t5, _t5_extra)
 QWEN2 = Kind(dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"), _qwen2)
 AS_IT_SAYS = Kind({}, _as_it_says)

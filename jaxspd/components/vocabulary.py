@@ -16,12 +16,15 @@ CONTROL, USER_DEFINED = 3, 4
 @dataclass(frozen=True)
 class Vocabulary:
     """What text is split into: for BPE the number of each piece and the `merges`, by rank; for Unigram the
-    pieces in order, with their scores, and the `charsmap` by which SentencePiece normalises text, if any.
+    pieces in order, with their scores, the number of the `unknown` piece, whether there are pieces for
+    `single_bytes` of what is unknown, and the `charsmap` by which SentencePiece normalises text, if any.
     `whole` is the rest of a `tokenizer.json`, `control` the pieces of a `*.model` that mark something.
     """
 
     pieces: dict[str, int] | list[tuple[str, float]]
     merges: list[tuple[str, str]] = field(default_factory=list)
+    unknown: int = 2
+    single_bytes: bool = False
     charsmap: bytes | None = None
     whole: dict | None = None
     control: list[tuple[str, bool]] = field(default_factory=list)  # (piece, whether it is special)
@@ -56,7 +59,13 @@ def _whole(path: Path) -> Vocabulary:
         (model.get(key) for key in ("vocab", "merges")) if isinstance(model, dict) else (None, None)
     )
     if isinstance(pieces, list) and pieces:
-        return Vocabulary(_scored(path, pieces), charsmap=_charsmap(values.get("normalizer")), whole=values)
+        return Vocabulary(
+            _scored(path, pieces),
+            unknown=model.get("unk_id", 2),
+            single_bytes=bool(model.get("byte_fallback")),
+            charsmap=_charsmap(values.get("normalizer")),
+            whole=values,
+        )
     pairs = [_pair(path, merge) for merge in merges or []]
     return Vocabulary(_numbered(path, pieces), pairs, whole=values)
 
