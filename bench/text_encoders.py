@@ -65,7 +65,8 @@ def encode(folder: Path, offload: bool) -> dict[str, float]:
 
     start_backend()
     asked = text_encoder.TextPart("t5", CONFIG["d_model"], 512)
-    with patch.object(text_encoder, "check_vocabulary"):  # there is no tokenizer
+    # There is no tokenizer.
+    with patch.multiple(text_encoder, open_tokenizer=lambda *_, **__: None, check_vocabulary=lambda *_: None):
         encoder = text_encoder.TextEncoder(folder, asked, jnp.float32, Residency(offload))
     ids, taken = np.arange(512)[None] % 30_000, []
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from jaxspd.components.tokenizer import largest_id, open_tokenizer
+from jaxspd.components.tokenizer import open_tokenizer
 from jaxspd.convert import orbax_store
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.orbax_store import convert_pipeline
@@ -106,7 +106,7 @@ def test_half_of_a_pair_of_vocabulary_files(refused, copy, uncomputed, family, n
 def test_a_damaged_sentencepiece_model(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"\x0a\xff damaged")
     with pytest.raises(UsageError, match=r"spiece.model is damaged"):
-        largest_id(tmp_path)
+        open_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(("family", "part"), TOKENIZERS)

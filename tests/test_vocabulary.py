@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxspd.components.tokenizer import check_vocabulary, largest_id, open_tokenizer
+from jaxspd.components.tokenizer import check_vocabulary, open_tokenizer
 from jaxspd.errors import UsageError
 from tests import vocabularies
 from tests.tiny.common import change_json
@@ -31,7 +31,7 @@ def test_half_of_a_pair_of_vocabulary_files(tmp_path, name):
     TINY["clip"](tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(UsageError, match=f"{name} is missing"):
-        largest_id(tmp_path)
+        open_tokenizer(tmp_path)
 
 
 def test_a_truncated_list_of_merges(tmp_path):
@@ -40,10 +40,10 @@ def test_a_truncated_list_of_merges(tmp_path):
     merges = [f"{a} {b}" for a in words[:50] for b in words[:40]]
     pieces = {piece: n for n, piece in enumerate([*words, *(m.replace(" ", "") for m in merges), *"abc"])}
     vocabularies.write_bpe(tmp_path, pieces, merges, tokenizer_class="Qwen2Tokenizer")
-    assert largest_id(tmp_path) == 2903  # with the end of a text, which the vocabulary lacks
+    assert open_tokenizer(tmp_path).size - 1 == 2903  # with the end of a text, which the vocabulary lacks
     vocabularies.write_bpe(tmp_path, pieces, merges[:1800], tokenizer_class="Qwen2Tokenizer")
     with pytest.raises(UsageError, match=r"merges.txt is too short for vocab.json"):
-        largest_id(tmp_path)
+        open_tokenizer(tmp_path)
 
 
 def test_a_merge_of_one_piece(tmp_path):
@@ -123,10 +123,11 @@ def test_a_class_without_the_file_that_it_needs(tmp_path):
 @pytest.mark.parametrize("name", ["clip", "t5", "qwen", "mistral"])
 def test_a_tokenizer_of_another_model(tiny, name):
     folder = tiny(name)
-    size = open_tokenizer(folder).size
-    check_vocabulary(folder, size, Path("encoder"))
-    check_vocabulary(folder, None, Path("encoder"))
+    tokenizer = open_tokenizer(folder)
+    size = tokenizer.size
+    check_vocabulary(tokenizer, size, Path("encoder"))
+    check_vocabulary(tokenizer, None, Path("encoder"))
     with pytest.raises(UsageError) as refusal:
-        check_vocabulary(folder, size - 1, Path("encoder"))
+        check_vocabulary(tokenizer, size - 1, Path("encoder"))
     limits = f"tokens up to {size - 1}, and encoder a table of {size - 1}"
     assert str(refusal.value) == f"{folder} has {limits}; they do not belong together"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,8 +121,8 @@ class TextEncoder:
         stored.check_floats()
         architecture = KINDS[asked.kind](self.folder, asked.states)
         self._check(architecture, asked)
-        check_vocabulary(folder / asked.tokenizer, architecture.vocabulary, self.folder)
-        self._open_tokenizer = partial(open_tokenizer, folder / asked.tokenizer, chat=asked.chat)
+        self.tokenizer = open_tokenizer(folder / asked.tokenizer, chat=asked.chat)
+        check_vocabulary(self.tokenizer, architecture.vocabulary, self.folder)
         self._checkpoint = Renamed(stored, architecture.names)
         self._read, rules = architecture.read, architecture.rules(self._checkpoint.keys())
         model = architecture.make(dtype=dtype)
@@ -146,11 +146,6 @@ class TextEncoder:
             raise UsageError(
                 f"{self.folder} reads {most} tokens, and is given {asked.tokens}; use another text encoder"
             )
-
-    @cached_property
-    def tokenizer(self):
-        """The tokenizer, opened when it is first needed."""
-        return self._open_tokenizer()
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """What the denoiser reads of token `ids` `[B, T]`, float32; `mask` `[B, T]` is nonzero where a text

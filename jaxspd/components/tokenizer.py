@@ -114,19 +114,14 @@ def open_tokenizer(folder: Path, *, chat: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def largest_id(folder: Path) -> int:
-    """The largest token that the tokenizer of a folder gives; UsageError as in `open_tokenizer`."""
-    return open_tokenizer(folder).size - 1
-
-
-def check_vocabulary(folder: Path, rows: int | None, encoder: Path) -> None:
-    """UsageError unless the tokenizer of `folder` can be opened, and its tokens are within the `rows` of the
-    table that the text encoder in the folder `encoder` has, if it has one.
+def check_vocabulary(tokenizer: Tokenizer, rows: int | None, encoder: Path) -> None:
+    """UsageError unless the tokens are within the `rows` of the table that the text encoder in the folder
+    `encoder` has, if it has one.
     """
-    largest = largest_id(folder)
+    largest = tokenizer.size - 1
     if rows is not None and largest >= rows:
         raise UsageError(
-            f"{folder} has tokens up to {largest}, and {encoder} a table of {rows}; they do not "
+            f"{tokenizer.folder} has tokens up to {largest}, and {encoder} a table of {rows}; they do not "
             "belong together"
         )
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from jaxspd.components.autoencoder import Autoencoder
+from jaxspd.components.text_encoder import STEM as TEXT_STEM
 from jaxspd.components.text_encoder import TextEncoder, TextPart
 from jaxspd.convert.checkpoint import STEM, read_json
 from jaxspd.convert.table import Rule
@@ -140,7 +141,7 @@ class BaseFamily:
     @property
     def weights(self) -> dict[str, str]:
         """The components beside the transformer that have weights, and the stem of these files' names."""
-        return {text.part: "model" for text in self.texts} | {"vae": STEM}
+        return {text.part: TEXT_STEM for text in self.texts} | {"vae": STEM}
 
     def velocity_function(self, dtype) -> Callable[..., jax.Array]:
         """`velocity(parameters, latents, sigma, conditioning)`, pure."""

@@ -29,7 +29,7 @@ class AutoencoderKLConfig:
     # Of the published pictures' sides; the official class's own default is of no model.
     sample_size: int = 1024
 
-    # What FLUX.2's has in its file.
+    # As videos' autoencoders have it: a picture is one frame.
     frames_per_latent: ClassVar[int] = 1
 
     @property
