@@ -15,9 +15,9 @@ from worker import Inputs, Job
 from jaxspd.components.pipeline import Components
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
-from jaxspd.generator import peak_memory
 from jaxspd.planning import plan_request, resolve
 from jaxspd.request import SamplingParams
+from jaxspd.results import peak_memory
 from jaxspd.runtime.backend import start_backend
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
@@ -86,7 +86,7 @@ def main(job_file: str, answer_file: str) -> None:
         measured["denoise"].append(seconds)
         job.keep(name, np.asarray(latents))
     job.answer["compiled_later"] = len(compilations)
-    job.answer["peak"] = peak_memory()
+    job.answer["peak"] = peak_memory(jax.devices()[0])
 
     # As for a prompt that follows others: encoders and VAE lie where the next one finds them.
     components = Components(family, dtype, offload=False)

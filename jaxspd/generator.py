@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +19,7 @@ from jaxspd.files import lasting_model_path
 from jaxspd.hub import fetch
 from jaxspd.media.metadata import made_by
 from jaxspd.media.output import check_writable, output_format, output_paths, write_output
+from jaxspd.models.attention import check_backend
 from jaxspd.planning import plan_report, plan_request, reading, resolve
 from jaxspd.progress import ProgressBar, aside
 from jaxspd.request import Request, SamplingParams
@@ -31,6 +31,7 @@ from jaxspd.sampling.guidance import Guided
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.programs import peak_bytes
 from jaxspd.spectral.plan import Plan
+from jaxspd.target import Target
 
 # Prompts that are encoded at once: enough to keep a GPU busy with sequences of 512 tokens, and to read an
 # encoder that cannot stay in memory seldom; few enough that an encoder's hidden states take some gigabytes.
@@ -61,13 +62,17 @@ class DiffGenerator:
         revision: str | None = None,
         dit_cpu_offload: bool = False,
         text_encoder_cpu_offload: bool | None = None,
+        attention_backend: str | None = None,
     ):
         self.model_path = lasting_model_path(model_path)
         self.revision = revision
         start_backend()
         self.family = family = replace(fetch(model_path, revision=revision), streamed=dit_cpu_offload)
-        self.dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        self._components = Components(family, self.dtype, text_encoder_cpu_offload)
+        self._target = Target(attention_backend=attention_backend)
+        platform = self._target.device.platform
+        check_backend(attention_backend, platform)
+        self.dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
+        self._components = Components(family, self.dtype, text_encoder_cpu_offload, self._target)
         self._components.check()
         self._residency = self._components.residency
         self._denoiser = Denoiser(family, self.dtype, self._residency)
@@ -81,6 +86,7 @@ class DiffGenerator:
         revision: str | None = None,
         dit_cpu_offload: bool = False,
         text_encoder_cpu_offload: bool | None = None,
+        attention_backend: str | None = None,
         compilation_cache: bool = True,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
@@ -89,13 +95,15 @@ class DiffGenerator:
         transformer's layers in host memory; each comes to the device while the layer before it is at work.
         `text_encoder_cpu_offload` reads a text encoder's layers from their file, one after the other, for
         every batch of prompts; where it is false they stay on the device; unless it is given, they stay from
-        the second batch on, where memory allows. `compilation_cache` keeps compiled programs in the user's
-        cache folder. Other weights are read when the first output needs them, and stay. UsageError for a
-        folder that cannot be used, what the hub does not give, or a backend that cannot stream.
+        the second batch on, where memory allows. `attention_backend` forces the transformer's attention:
+        cudnn, splash or xla; unless it is given, the best that serves. `compilation_cache` keeps compiled
+        programs in the user's cache folder. Other weights are read when the first output needs them, and
+        stay. UsageError for a folder that cannot be used, what the hub does not give, or a backend that
+        cannot stream or has not that attention.
         """
         if compilation_cache:
             enable_compilation_cache()
-        return cls(model_path, revision, dit_cpu_offload, text_encoder_cpu_offload)
+        return cls(model_path, revision, dit_cpu_offload, text_encoder_cpu_offload, attention_backend)
 
     def plan(self, params: Asked) -> Plan:
         """The stages `params` would run."""
@@ -160,7 +168,7 @@ class DiffGenerator:
             seconds={"encode": 0.0, "load": 0.0, "compile": 0.0}
             | {"denoise": [0.0] * len(plan.stages), "decode": 0.0},
             programs=0,
-            peak_memory=peak_memory(),
+            peak_memory=peak_memory(self._target.device),
             resident=self._resident(),
             skipped=[path for path in paths if path not in left],
         )
@@ -214,7 +222,7 @@ class DiffGenerator:
                     result.requests.append(task.request)
                     seconds["denoise"] = np.add(seconds["denoise"], taken).tolist()
                     seconds["decode"] += decoding
-                    result.peak_memory, result.resident = peak_memory(), self._resident()
+                    result.peak_memory, result.resident = peak_memory(self._target.device), self._resident()
                     yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
                     del frames  # else they would lie in memory beside the next
 

@@ -96,9 +96,9 @@ def written(result: GenerationResult, asked: int) -> str:
     return f"{count} of {asked} outputs are written; skip_existing true goes on from there"
 
 
-def peak_memory() -> dict[str, int]:
-    """Peak bytes of this process and, where the backend tells, of the device."""
+def peak_memory(device: jax.Device) -> dict[str, int]:
+    """Peak bytes of this process and, where it tells, of `device`."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return peak | ({"device": device} if device else {})
+    on_device = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return peak | ({"device": on_device} if on_device else {})

@@ -97,7 +97,7 @@ def test_other_errors_are_not_taken_for_want_of_memory():
 
 
 def test_a_picture_too_large_for_the_machine_is_refused(refused, flux1_folder, monkeypatch):
-    monkeypatch.setattr(programs, "memory_limit", lambda: 1000)
+    monkeypatch.setattr(programs, "memory_limit", lambda device: 1000)
     line = refused(*SMALL[2:], "--compilation-cache", "false", model=flux1_folder)
     assert "a step on the latent grid 4×4 takes" in line
 

@@ -89,20 +89,19 @@ def test_a_container_has_less_memory_than_its_machine(machine):
     assert memory.host_memory() == (50 * GIB, 64 * GIB)
 
 
-def test_a_program_may_take_memory_and_swap(machine, monkeypatch):
+def test_a_program_may_take_memory_and_swap(machine):
     class Device:
         memory_stats = staticmethod(lambda: None)
 
-    monkeypatch.setattr(memory.jax, "devices", lambda: [Device])
-    assert memory.memory_limit() == 72 * GIB
+    assert memory.memory_limit(Device) == 72 * GIB
     (machine / "memory.max").write_text(f"{16 * GIB}\n")
     (machine / "memory.current").write_text("0\n")
     (machine / "memory.stat").write_text("anon 0\n")
-    assert memory.memory_limit() == 24 * GIB
+    assert memory.memory_limit(Device) == 24 * GIB
     (machine / "memory.swap.max").write_text("0\n")
-    assert memory.memory_limit() == 16 * GIB
+    assert memory.memory_limit(Device) == 16 * GIB
     (machine / "memory.swap.max").write_text("max\n")
-    assert memory.memory_limit() == 24 * GIB
+    assert memory.memory_limit(Device) == 24 * GIB
     # A device's own limit is its own.
     Device.memory_stats = staticmethod(lambda: {"bytes_limit": 3 * GIB})
-    assert memory.memory_limit() == 3 * GIB
+    assert memory.memory_limit(Device) == 3 * GIB

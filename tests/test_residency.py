@@ -126,7 +126,7 @@ def test_weights_that_are_still_read_have_their_place(host):
 
 
 def test_what_is_held_gives_way_to_work_that_needs_its_place(monkeypatch):
-    monkeypatch.setattr(residency, "device_memory", lambda: (60 * GIB, 80 * GIB))
+    monkeypatch.setattr(residency, "device_memory", lambda device: (60 * GIB, 80 * GIB))
     held = Residency(offload=False)
     held.weights("text_encoder", [Stored(4), Stored(6)], streamed=True)()
     held.leave(needed=70 * GIB)

@@ -79,7 +79,7 @@ def test_what_failed_to_compile_is_compiled_when_next_asked_for(monkeypatch):
     made = Programs(lambda p, latents, sigma, conditioning: p * latents, SOLVERS["euler"])
     arguments = plan, (1, 2), np.float32(1), np.float32(0)
     with monkeypatch.context() as patched:
-        patched.setattr(programs, "Layerwise", lambda *_: 1 / 0)
+        patched.setattr(programs, "Layerwise", lambda *_, **__: 1 / 0)
         failed = made.prepare(*arguments)
         with pytest.raises(ZeroDivisionError):
             made.wait(failed)
@@ -99,7 +99,7 @@ def test_a_failure_of_another_size_is_no_failure_of_this_one(monkeypatch):
         return made.prepare(plan, (1, 2), np.float32(1), np.float32(0))
 
     with monkeypatch.context() as patched:
-        patched.setattr(programs, "Layerwise", lambda *_: 1 / 0)
+        patched.setattr(programs, "Layerwise", lambda *_, **__: 1 / 0)
         [failed] = prepare((8, 8))
         assert isinstance(failed.exception(), ZeroDivisionError)
     assert made.wait(prepare((4, 4))) >= 0

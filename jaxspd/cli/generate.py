@@ -18,6 +18,7 @@ MODEL_KEYS = {
     "revision": str,
     "dit_cpu_offload": bool,
     "text_encoder_cpu_offload": bool,
+    "attention_backend": str,
     "compilation_cache": bool,
     "skip_existing": bool,
 }
@@ -53,6 +54,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="true|false",
         help="read text encoders layer by layer for each batch of prompts, or keep them on the device "
         "(default: kept from the second batch on, where memory allows)",
+    )
+    parser.add_argument(
+        "--attention-backend",
+        metavar="NAME",
+        help="force the attention kernel: cudnn, splash (TPUs) or xla (default: the best that serves)",
     )
     parser.add_argument(
         "--compilation-cache",

@@ -35,7 +35,8 @@ class Autoencoder:
         abstract = nnx.state(module)
         keys = match(checkpoint, flat_parameters(abstract), rules)
         self._weights = residency.weights(folder.name, stored_parameters(checkpoint, abstract, keys))
-        self._coder = Coder(module, abstract, coding_memory())
+        target = residency.target
+        self._coder = Coder(module, abstract, coding_memory(target.device), target)
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Compiles what decodes latents of `shape`, unless memory asks for tiles."""

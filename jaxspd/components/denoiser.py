@@ -21,20 +21,20 @@ from jaxspd.spectral.plan import Plan
 
 class Denoiser:
     """What denoises the latents of `family`, in `dtype`. Weights are read when they are first needed, and
-    stay: `residency` is told of their coming. Several threads may use it at once.
+    stay: `residency` is told of their coming, and tells the target. Several threads may use it at once.
 
     UsageError if the weights' files do not fit the configuration, or the family is to stream its layers and
     the backend cannot.
     """
 
     def __init__(self, family, dtype, residency: Residency):
-        if family.streamed and HOST not in (m.kind for m in jax.devices()[0].addressable_memories()):
+        device = residency.target.device
+        if family.streamed and HOST not in (m.kind for m in device.addressable_memories()):
             raise UsageError(
-                f"JAX's {jax.default_backend()} backend streams nothing from host memory; leave "
-                "dit_cpu_offload out"
+                f"JAX's {device.platform} backend streams nothing from host memory; leave dit_cpu_offload out"
             )
         self.family, self._residency = family, residency
-        self.parameters = family.abstract_parameters(dtype)
+        self.parameters = family.abstract_parameters(dtype, device)
         check_transformer(family.folder, self.parameters, family.rules)
         self._velocity = family.velocity_function(dtype)
         self._programs: dict[tuple[str, str], Programs] = {}
@@ -70,7 +70,8 @@ class Denoiser:
     @property
     def place(self) -> str:
         """Where the weights lie, or nearly all of them: "host" or "device"."""
-        return "host" if self.family.streamed or jax.default_backend() == "cpu" else "device"
+        on_cpu = self._residency.target.device.platform == "cpu"
+        return "host" if self.family.streamed or on_cpu else "device"
 
     def programs(self, request: Request) -> Programs:
         """The compiled programs that the solver and the grid asked for share."""
@@ -82,6 +83,7 @@ class Denoiser:
                     SOLVERS[request.scheduler],
                     guide(self._velocity, combine, batched=False),
                     self.family.expansions[request.progressive_grid],
+                    self._residency.target,
                 )
             return self._programs[key]
 

@@ -9,18 +9,19 @@ import numpy as np
 from jaxspd.components.autoencoder import Autoencoder
 from jaxspd.components.text_encoder import TextEncoder
 from jaxspd.runtime.residency import Residency
+from jaxspd.target import Target
 
 
 class Components:
-    """The text encoders and the autoencoder of `family`, run in `dtype`. Several threads may use them, one
-    after the other: two text encoders do not lie in memory together.
+    """The text encoders and the autoencoder of `family`, run in `dtype` on the device of `target`. Several
+    threads may use them, one after the other: two text encoders do not lie in memory together.
 
     `offload` is whether text encoders' weights are read anew for every use; None leaves it to the residency.
     """
 
-    def __init__(self, family, dtype, offload: bool | None = None):
+    def __init__(self, family, dtype, offload: bool | None = None, target: Target | None = None):
         self.family, self.dtype = family, dtype
-        self.residency = Residency(offload)
+        self.residency = Residency(offload, target)
         self._lock = RLock()
 
     @cached_property

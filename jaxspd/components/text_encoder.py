@@ -116,7 +116,7 @@ class TextEncoder:
     """
 
     def __init__(self, folder: Path, asked: TextPart, dtype, residency: Residency):
-        self.folder, self.dtype = folder / asked.part, dtype
+        self.folder, self.dtype, self._target = folder / asked.part, dtype, residency.target
         stored = Checkpoint(self.folder, STEM)
         stored.check_floats()
         architecture = KINDS[asked.kind](self.folder, asked.states)
@@ -173,5 +173,5 @@ class TextEncoder:
                 model = nnx.merge(self._graph, parameters)
                 return self._read(model, embedded, ids, mask).astype(jnp.float32)
 
-            self._programs[key] = Layerwise(encode, self._weights.stored, *inputs)
+            self._programs[key] = Layerwise(encode, self._weights.stored, *inputs, target=self._target)
         return self._programs[key]

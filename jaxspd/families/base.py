@@ -160,14 +160,14 @@ class BaseFamily:
             line = first_line(error)
             raise UsageError(f"no transformer can be made of transformer/config.json ({line})") from error
 
-    def abstract_parameters(self, dtype) -> nnx.State:
+    def abstract_parameters(self, dtype, device: jax.Device | None = None) -> nnx.State:
         """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are
-        streamed, where they lie.
+        streamed to `device`, by default the first, where they lie.
         """
         state = nnx.state(self.abstract_transformer(dtype))
         if not self.streamed:
             return state
-        host = SingleDeviceSharding(jax.devices()[0], memory_kind=HOST)
+        host = SingleDeviceSharding(device or jax.devices()[0], memory_kind=HOST)
         for path, parameter in nnx.to_flat_state(state):
             if any(isinstance(part, int) for part in path):  # of a layer, which has a number
                 one = parameter.get_value()

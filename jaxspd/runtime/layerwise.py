@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import groupby
 from math import prod
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+
+from jaxspd.target import Target
 
 # The host's memory that a device can copy from by itself, as JAX calls it.
 HOST = "pinned_host"
@@ -44,7 +47,7 @@ class Piece:
 
 
 class Layerwise:
-    """`function`, compiled for arguments like `arguments`, which may be abstract.
+    """`function`, compiled for `target` and arguments like `arguments`, which may be abstract.
 
     Each call of a jitted function named `LAYER` is a run of one program, the same for all layers alike; what
     lies between them are others. So a layer's weights are arguments of its program, which no loop has to copy
@@ -55,22 +58,23 @@ class Layerwise:
     and a method `fetch()` that gives an array on the device, which is called in a thread.
     """
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any):
+    def __init__(self, function: Callable[..., Any], *arguments: Any, target: Target | None = None):
+        self._target = target or Target()
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-        closed, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
+        with self._target.tracing():
+            closed, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
         self._arguments, self._results = closed.jaxpr.invars, closed.jaxpr.outvars
         self._structure = jax.tree.structure(result)
-        constants = jax.device_put(closed.consts)
-        self._constants = dict(zip(closed.jaxpr.constvars, constants, strict=True))
+        self._given = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         self._pieces = self._compile(list(_parts(closed.jaxpr)))
         # As far as is known before a call.
         leaves = zip(self._arguments, jax.tree.leaves(arguments), strict=True)
         self._streamed = {variable for variable, leaf in leaves if _is_away(leaf)}
 
     def _compile(self, parts: list[Part]) -> list[Piece]:
-        programs = _programs(parts)
+        programs = _programs(parts, self._target)
         arguments = {*self._arguments}
-        kept = arguments | {*self._constants}
+        kept = arguments | {*self._given}
         pieces, later = [], {*_variables(self._results)}
         for part, program in zip(reversed(parts), reversed(programs), strict=True):
             own = _variables(part.inputs)
@@ -80,13 +84,18 @@ class Layerwise:
             later |= {*own}
         return pieces
 
+    @cached_property
+    def _constants(self) -> dict[Var, jax.Array]:
+        """On the device, since the first call: to compile for one, it need not be there."""
+        return {v: jax.device_put(value, self._target.device) for v, value in self._given.items()}
+
     @property
     def peak_bytes(self) -> int:
         """Bytes that a call takes of the device at most, arguments included, as far as the compiler tells, if
         they lie where those did that were given at first.
         """
         streamed = [_bytes(v for v in p.arguments if v in self._streamed) for p in self._pieces]
-        peak = live = _bytes({*self._arguments, *self._constants} - self._streamed)
+        peak = live = _bytes({*self._arguments, *self._given} - self._streamed)
         for piece, own, following in zip(self._pieces, streamed, [*streamed[1:], 0], strict=True):
             live += _bytes(piece.outputs) + own
             working = piece.program.memory_analysis()
@@ -155,7 +164,7 @@ def _parts(jaxpr: Jaxpr) -> Iterator[Part]:
         yield Part(ClosedJaxpr(part, []), "between_layers", inputs, outputs)
 
 
-def _programs(parts: list[Part]) -> list[jax.stages.Compiled]:
+def _programs(parts: list[Part], target: Target) -> list[jax.stages.Compiled]:
     """The program of each part, compiled once for all that are equal.
 
     Layers alike have one jaxpr, since JAX traces them once. Where they have not, their programs read alike;
@@ -165,18 +174,17 @@ def _programs(parts: list[Part]) -> list[jax.stages.Compiled]:
     inputs = {key: tuple(part.closed.in_avals) for key, part in distinct.items()}
     often = Counter(inputs.values())
     with ThreadPoolExecutor(8, "compile") as pool:
-        lowered = dict(zip(distinct, pool.map(_lowered, distinct.values()), strict=True))
+        lowered = dict(zip(distinct, pool.map(partial(_lowered, target), distinct.values()), strict=True))
         names = {key: p.as_text() if often[inputs[key]] > 1 else key for key, p in lowered.items()}
         unequal = {names[key]: program for key, program in lowered.items()}
         compiled = {name: pool.submit(program.compile) for name, program in unequal.items()}
     return [compiled[names[id(part.closed.jaxpr)]].result() for part in parts]
 
 
-def _lowered(part: Part) -> jax.stages.Lowered:
+def _lowered(target: Target, part: Part) -> jax.stages.Lowered:
     function = jaxpr_as_fun(part.closed)
     function.__name__ = part.name  # as profiles show it
-    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in part.closed.in_avals]
-    return jax.jit(function).lower(*shapes)
+    return jax.jit(function).lower(*target.abstract(part.closed.in_avals))
 
 
 def _variables(atoms: Iterable[Var | Literal]) -> list[Var]:

@@ -30,11 +30,11 @@ def host_memory() -> tuple[int, int]:
     return min(machine.available, limit - used), min(machine.total, limit)
 
 
-def memory_limit() -> int:
-    """Bytes that a program and all it works on may take: what JAX may take of the device, or on a CPU the
+def memory_limit(device: jax.Device) -> int:
+    """Bytes that a program and all it works on may take: what JAX may take of `device`, or on a CPU the
     host's memory with its swap.
     """
-    if limit := (jax.devices()[0].memory_stats() or {}).get("bytes_limit"):
+    if limit := (device.memory_stats() or {}).get("bytes_limit"):
         return limit
     # More than this is no error of any allocation: Linux ends the process.
     swap = psutil.swap_memory().total
@@ -43,13 +43,13 @@ def memory_limit() -> int:
     return host_memory()[1] + swap
 
 
-def coding_memory() -> int | None:
-    """Bytes that decoding may take on a CPU: half of the host's memory, and no more than 8 GiB. None for a
-    device with memory of its own, which tells what is free.
+def coding_memory(device: jax.Device) -> int | None:
+    """Bytes that decoding on `device` may take: on a CPU half of the host's memory, and no more than 8 GiB;
+    None for a device with memory of its own, which tells what is free.
 
     Not what is free on the host: that changes from hour to hour, and tiles, which save memory, show.
     """
-    return min(host_memory()[1] // 2, 8 * 2**30) if jax.default_backend() == "cpu" else None
+    return min(host_memory()[1] // 2, 8 * 2**30) if device.platform == "cpu" else None
 
 
 @contextmanager

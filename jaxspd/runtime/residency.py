@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxspd.runtime.memory import host_memory
+from jaxspd.target import Target
 
 # This share of the memory stays free: for activations, for decoding, and for files that are read.
 FREE = 1 / 4
@@ -19,11 +20,11 @@ class Residency:
     What is needed once is not kept: of what may be `streamed` each layer's weights come from their file when
     its turn is near, the first time; if it is used again, they stay wherever there is room. `offload` says
     otherwise: True streams every time, False keeps from the first. `to_come` is how many bytes are spoken for
-    by weights that are still being read, or by work.
+    by weights that are still being read, or by work. All of them work on the device of `target`.
     """
 
-    def __init__(self, offload: bool | None = None):
-        self.offload, self.to_come = offload, 0
+    def __init__(self, offload: bool | None = None, target: Target | None = None):
+        self.offload, self.to_come, self.target = offload, 0, target or Target()
         self._all: list[Weights] = []
 
     def weights(self, name: str, stored: Any, streamed: bool = False) -> "Weights":
@@ -34,12 +35,12 @@ class Residency:
 
     def places(self) -> dict[str, str]:
         """Component -> "host" or "device", for those in memory."""
-        place = "host" if jax.devices()[0].platform == "cpu" else "device"
+        place = "host" if self.target.device.platform == "cpu" else "device"
         return {weights.name: place for weights in self._all if weights.held is not None}
 
     def has_room(self, size: int) -> bool:
         """Whether `size` bytes more may stay in memory."""
-        available, total = device_memory()
+        available, total = device_memory(self.target.device)
         return available - size - self.to_come >= FREE * total
 
     def leave(self, needed: int) -> None:
@@ -47,7 +48,7 @@ class Residency:
         what it works on.
         """
         held = sum(weights.size for weights in self._all if weights.held is not None)
-        if held and needed + held > device_memory()[1]:
+        if held and needed + held > device_memory(self.target.device)[1]:
             for weights in self._all:
                 weights.held = None
 
@@ -89,11 +90,10 @@ class Weights:
             user.parameters = empty
 
 
-def device_memory() -> tuple[int, int]:
-    """Bytes that are available and there are in all, for JAX on its first device; on a CPU, of the host's
-    memory. A device that does not tell has none to spare.
+def device_memory(device: jax.Device) -> tuple[int, int]:
+    """Bytes that are available and there are in all, for JAX on `device`; on a CPU, of the host's memory. A
+    device that does not tell has none to spare.
     """
-    device = jax.devices()[0]
     if device.platform == "cpu":
         return host_memory()
     stats = device.memory_stats() or {}

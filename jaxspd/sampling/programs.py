@@ -18,6 +18,7 @@ from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.solver import Solver
 from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.plan import Plan
+from jaxspd.target import Target
 
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
@@ -28,7 +29,7 @@ class Programs:
 
     `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`;
     `lean_velocity` does the same in less memory and takes its place where the device could not hold
-    the first. `expansion` grows latents. There is one step program, compiled
+    the first. `expansion` grows latents. All is for `target`. There is one step program, compiled
     layer by layer, for each latent shape and shape of conditioning: σ, guidance and everything else about a
     prompt are arguments, so that nothing but a new size compiles anything. Several threads may use them at
     once; what failed to compile is tried again when it is next needed.
@@ -38,6 +39,7 @@ class Programs:
     solver: Solver
     lean_velocity: Callable[..., jax.Array] | None = None
     expansion: Expansion = EXPANSION
+    target: Target = field(default_factory=Target)
     compiled_steps: int = 0
     compiled_transitions: int = 0
     _programs: dict[Any, Future] = field(default_factory=dict)
@@ -118,9 +120,10 @@ class Programs:
                 v = velocity(parameters, latents, sigma, conditioning)
                 return self.solver.step(state, latents, v.astype(jnp.float32), sigma, next_sigma)
 
-            return Layerwise(denoise_step, parameters, latents, state, SCALAR, SCALAR, conditioning)
+            arguments = parameters, latents, state, SCALAR, SCALAR, conditioning
+            return Layerwise(denoise_step, *arguments, target=self.target)
 
-        limit = memory_limit()
+        limit = memory_limit(self.target.device)
         program = compiled(self.velocity)
         if self.lean_velocity is not None and program.peak_bytes > limit:
             program = compiled(self.lean_velocity)
@@ -137,7 +140,7 @@ class Programs:
             _key(f"transition in {transform}", coarse, fine),
             lambda: (
                 jax.jit(partial(self.expansion.expand, transform=transform))
-                .lower(coarse, fine, SCALAR, SCALAR)
+                .lower(*self.target.abstract((coarse, fine, SCALAR, SCALAR)))
                 .compile()
             ),
         )
@@ -145,7 +148,9 @@ class Programs:
     def _submit_share(self, plan: Plan, noise) -> Future:
         grids = [stage.latent for stage in plan.stages]
         share = partial(self.expansion.share, grids=grids, transform=plan.transform)
-        return self._submit(_share_key(plan, noise), lambda: jax.jit(share).lower(noise).compile())
+        return self._submit(
+            _share_key(plan, noise), lambda: jax.jit(share).lower(self.target.abstract(noise)).compile()
+        )
 
 
 def peak_bytes(prepared: Iterable[Future]) -> int:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxspd.errors import UsageError
 from jaxspd.models.vae import tiles
+from jaxspd.target import Target
 
 log = logging.getLogger("jaxspd")
 # Bytes that a program may take where the device does not tell how much it has.
@@ -42,21 +43,27 @@ class Coder:
     to the whole, not equal: norms and attention see a tile only. Whatever fits is done as a whole.
     """
 
-    def __init__(self, autoencoder: nnx.Module, parameters: nnx.State, budget: int | None = None):
+    def __init__(
+        self,
+        autoencoder: nnx.Module,
+        parameters: nnx.State,
+        budget: int | None = None,
+        target: Target | None = None,
+    ):
         """`autoencoder` may be abstract, `parameters` fill it; they may be put in and taken out between uses.
-        `budget` is in bytes, parameters included; by default what is free on the device that holds them, or
+        `budget` is in bytes, parameters included; by default what is free on the device of `target`, or
         `BUDGET` where that does not tell.
         """
         self.graph, _ = nnx.split(autoencoder)
         self.parameters, self.config = parameters, autoencoder.config
-        self.budget = budget
+        self.budget, self.target = budget, target or Target()
         self.compiled_programs = 0
         self._programs: dict[Any, jax.stages.Compiled] = {}
 
     @property
     def room(self) -> int:
         """Bytes that a program may take, with the parameters."""
-        return free_bytes(self.parameters) if self.budget is None else self.budget
+        return self._free_bytes() if self.budget is None else self.budget
 
     def decode(self, latents: np.ndarray, splits: tuple[int, int] | None = None) -> np.ndarray:
         """Pixels `[B, (T,) H, W, 3]`, float32 in [-1, 1], of raw latents `[B, C, (t,) h, w]`.
@@ -126,6 +133,13 @@ class Coder:
             log.info("to %s in %.1f GB, the VAE works in %d×%d tiles", way, room / 2**30, *splits)
         return splits
 
+    def _free_bytes(self) -> int:
+        """Bytes that are free on the device, with the parameters' own; `BUDGET` where it does not tell."""
+        stats = self.target.device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return BUDGET
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0) + parameter_bytes(self.parameters)
+
     def _latents(self, way: str, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width in latents of maps of `shape`."""
         unit = 1 if way == "decode" else self.config.scale
@@ -194,16 +208,18 @@ class Coder:
         def chunk(frames: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((1, *[frames] * video, *size, shape[-1]), jnp.float32)
 
+        def lowered(*arguments, **options) -> jax.stages.Lowered:
+            with self.target.tracing():
+                return jax.jit(code, keep_unused=True, **options).lower(*self.target.abstract(arguments))
+
         jobs = {}
         if (first := (*key, "first")) not in self._programs:
-            jobs[first] = jax.jit(code, keep_unused=True).lower(self.parameters, chunk(1))
+            jobs[first] = lowered(self.parameters, chunk(1))
         if (later := (*key, "later")) not in self._programs and video and shape[1] > 1:
             _, state = jax.eval_shape(code, self.parameters, chunk(1))
             frames = 1 if way == "decode" else self.config.frames_per_latent
             # What is carried is written over.
-            jobs[later] = jax.jit(code, keep_unused=True, donate_argnums=2).lower(
-                self.parameters, chunk(frames), state
-            )
+            jobs[later] = lowered(self.parameters, chunk(frames), state, donate_argnums=2)
         if jobs:
             with ThreadPoolExecutor(len(jobs)) as pool:
                 compiled = list(pool.map(lambda job: job.compile(), jobs.values()))
@@ -242,15 +258,3 @@ def program_bytes(program: jax.stages.Compiled) -> int:
 
 def parameter_bytes(parameters: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
-
-
-def free_bytes(parameters: Any) -> int:
-    """Bytes that are free for a program on the device of `parameters`, with these themselves; `BUDGET` where
-    the device does not tell.
-    """
-    leaf = jax.tree.leaves(parameters)[0]
-    device = min(leaf.devices(), key=lambda d: d.id) if isinstance(leaf, jax.Array) else jax.devices()[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" not in stats:
-        return BUDGET
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) + parameter_bytes(parameters)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspd.models.attention import single_head_attention
+from jaxspd.models.kernels.xla import single_head_attention
 from jaxspd.models.layers import Linear, parameter
 from jaxspd.models.packing import patchify, unpatchify
 from jaxspd.models.vae.image_config import AutoencoderKLFlux2Config

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxspd.models.attention import single_head_attention
+from jaxspd.models.kernels.xla import single_head_attention
 from jaxspd.models.vae.causal import (
     EARLIER,
     CausalConv,

@@ -1,0 +1,93 @@
+"""Attention in XLA's own operations, which serve everything everywhere; every score is kept in memory."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from jaxspd.target import platform
+
+# Scores of queries against keys that may be held at once, in bytes: of all heads, and of one head on a CPU,
+# about what stays in its caches.
+SCORES, CPU_SCORES = 2**30, 2**24
+PLATFORM = None
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
+) -> jax.Array:
+    """Attention `[B, N, heads, head_dim]`; of a block of queries at a time where scores are too many."""
+    batch, queries, heads, _ = query.shape
+    scores = queries * key.shape[1]
+    if platform() == "cpu":
+        return _in_blocks(lambda some: attention_by_head(some, key, value, key_lengths), query, 1, scores)
+
+    def all_heads(some: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            some, key, value, key_value_seq_lengths=key_lengths, implementation="xla"
+        )
+
+    return _in_blocks(all_heads, query, 1, scores * batch * heads)
+
+
+def attention_by_head(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
+) -> jax.Array:
+    """Attention `[B, N, heads, head_dim]`, one head of one sample after the other.
+
+    XLA's CPU backend multiplies a batch of matrices several times slower than one matrix after another,
+    whose scores moreover stay in the caches.
+    """
+    batch, _, heads, _ = query.shape
+    lengths = jnp.full(batch, key.shape[1]) if key_lengths is None else key_lengths
+
+    def attend(one: tuple[jax.Array, ...]) -> jax.Array:
+        *maps, length = one
+        return _one_head(*maps, None if key_lengths is None else length)
+
+    one_by_one = (rearrange(x, "b n h d -> (b h) n d") for x in (query, key, value))
+    out = jax.lax.map(attend, (*one_by_one, jnp.repeat(lengths, heads)))
+    return rearrange(out, "(b h) n d -> b n h d", h=heads)
+
+
+def single_head_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attention of one head over `[B, N, D]`, of one sample after the other; returns the same shape.
+
+    An autoencoder's head is too wide for fused kernels, so that every score is kept in memory: of a block of
+    queries at a time.
+    """
+
+    def attend(one: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v = one
+        return _in_blocks(lambda some: _one_head(some, k, v), q, 0, len(q) * len(k))
+
+    return jax.lax.map(attend, (query, key, value))
+
+
+def _one_head(
+    query: jax.Array, key: jax.Array, value: jax.Array, length: jax.Array | None = None
+) -> jax.Array:
+    """Attention of one head of one sample, `[N, D]`; beyond the first `length` keys none is seen."""
+    scores = jnp.matmul(query, key.T, preferred_element_type=jnp.float32) / math.sqrt(query.shape[-1])
+    if length is not None:
+        scores = jnp.where(jnp.arange(len(key)) < length, scores, -jnp.inf)
+    return jax.nn.softmax(scores).astype(value.dtype) @ value
+
+
+def _in_blocks(
+    attend: Callable[[jax.Array], jax.Array], query: jax.Array, axis: int, scores: int
+) -> jax.Array:
+    """`attend(query)`, which keeps that many `scores`; of a block of queries, along `axis`, at a time where
+    they are too many.
+    """
+    queries = query.shape[axis]
+    least = -(-4 * scores // (CPU_SCORES if platform() == "cpu" else SCORES))
+    # The nearest number of equal blocks; the grids that videos are made of have many divisors.
+    blocks = next(n for n in range(min(max(1, least), queries), queries + 1) if queries % n == 0)
+    if blocks == 1:
+        return attend(query)
+    split = query.reshape(*query.shape[:axis], blocks, queries // blocks, *query.shape[axis + 1 :])
+    out = jnp.moveaxis(jax.lax.map(attend, jnp.moveaxis(split, axis, 0)), 0, axis)
+    return out.reshape(query.shape)
