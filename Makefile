@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 SEED ?= 7
 PROMPT ?= a serene mountain lake at golden hour with snow
 
-.PHONY: demo test lint
+.PHONY: demo test parity lint
 
 demo: $(VENV)/installed
 	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --progressive-mode dct_rewind --progressive-delta 0.05 --seed $(SEED) \
@@ -15,6 +15,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# On a GPU, install PyTorch and JAX (`pip install --editable ".[cuda]"`) for it first.
+parity: $(VENV)/installed-test
+	$(BIN)/python bench/parity.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

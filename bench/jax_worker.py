@@ -34,6 +34,25 @@ def matmul_flops(side: int, dtype) -> float:
     return 2 * side**3 / median_seconds(lambda: multiply(one, one).block_until_ready())
 
 
+def condition(family, inputs: Inputs, scale: float):
+    """What the denoiser is given of one prompt's text, and of its negative where there is guidance."""
+    conditioning = family.condition(inputs.text("positive"), scale)
+    if not family.guided(scale):
+        return conditioning
+    negative = family.condition(inputs.text("negative"), scale)
+    return Guided(conditioning, negative, np.full(1, scale, np.float32))
+
+
+def programs_of(family, velocity, solver: str) -> Programs:
+    """Programs of `velocity`, as the generator has them."""
+    return Programs(
+        guide(velocity, family.combine, batched=True),
+        SOLVERS[solver],
+        guide(velocity, family.combine, batched=False),
+        next(iter(family.expansions.values())),
+    )
+
+
 def main(job_file: str, answer_file: str) -> None:
     job = Job(job_file, answer_file)
     compilations = []
@@ -60,17 +79,9 @@ def main(job_file: str, answer_file: str) -> None:
         params = resolve(family, SamplingParams(**job.cells[name][kind]["request"]))
         plan, inputs = plan_request(family, params), Inputs(job.cells[name]["inputs"])
         if params.scheduler not in programs:
-            programs[params.scheduler] = Programs(
-                guide(velocity, family.combine, batched=True),
-                SOLVERS[params.scheduler],
-                guide(velocity, family.combine, batched=False),
-                next(iter(family.expansions.values())),
-            )
-        own, scale = programs[params.scheduler], params.guidance_scale
-        conditioning = family.condition(inputs.text("positive"), scale)
-        if family.guided(scale):
-            negative = family.condition(inputs.text("negative"), scale)
-            conditioning = Guided(conditioning, negative, np.full(1, scale, np.float32))
+            programs[params.scheduler] = programs_of(family, velocity, params.scheduler)
+        own = programs[params.scheduler]
+        conditioning = condition(family, inputs, params.guidance_scale)
         begin = time.perf_counter()
         own.prepare(plan, (1, *family.leading(params.num_frames)), abstract, conditioning)
         own.wait()

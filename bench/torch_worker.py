@@ -6,6 +6,7 @@ python bench/torch_worker.py JOB.json ANSWER.json
 import resource
 import sys
 import time
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -79,16 +80,16 @@ class Clock:
         return np.diff([begin, *ends]).tolist()
 
 
-def open_reference(job: Job):
+def open_reference(folder: Path, dtype: str):
     """The family's reference, without the parts that the folder does not have."""
-    index = diffusers.DiffusionPipeline.load_config(job.folder)
+    index = diffusers.DiffusionPipeline.load_config(folder)
     absent = {name: None for name, part in index.items() if part == [None, None]}
     kind = REFERENCES[index["_class_name"]]
-    dtypes = {"default": getattr(torch, job.dtype)}
+    dtypes = {"default": getattr(torch, dtype)}
     if kind is WanReference:
         dtypes["vae"] = torch.float32
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        job.folder, dtype=dtypes, local_files_only=True, **absent
+        folder, dtype=dtypes, local_files_only=True, **absent
     )
     return kind(pipeline.to("cuda" if CUDA else "cpu"))
 
@@ -103,7 +104,7 @@ def main(job_file: str, answer_file: str) -> None:
     if not CUDA:
         keep_freed_memory()  # as jaxspd does
     begin = time.perf_counter()
-    reference = open_reference(job)
+    reference = open_reference(job.folder, job.dtype)
     job.answer["load"] = finish() - begin
 
     transformer = reference.pipeline.transformer
