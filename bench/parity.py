@@ -135,7 +135,7 @@ def parameters(model: Model) -> int:
 def lacking(count: int, work: Path) -> str | None:
     """Why `count` parameters cannot be run here in float32, if so."""
     needed = 4 * count * (1 + SHARE) + MARGIN
-    rooms = {"the device": memory_limit(), "the host": host_memory()[0]}
+    rooms = {"the device": memory_limit(jax.devices()[0]), "the host": host_memory()[0]}
     for place, room in rooms.items():
         if needed > room:
             return f"float32 takes {needed / 1e9:.0f} GB, {place} has {room / 1e9:.0f} GB"

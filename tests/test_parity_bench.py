@@ -163,7 +163,7 @@ def test_official_width_and_every_kind_of_layer():
 
 
 def test_full_size_runs_where_there_is_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(parity, "memory_limit", lambda: 43e9)
+    monkeypatch.setattr(parity, "memory_limit", lambda device: 43e9)
     monkeypatch.setattr(parity, "host_memory", lambda: (128e9, 128e9))
     asked = {name: ask for name, ask in parity.parts("gpu", tmp_path) if name.endswith("full size")}
     assert list(asked) == [
