@@ -100,7 +100,7 @@ def test_modulation_and_time_embedding_stay_in_float32(tmp_path):
     abstract = family.abstract_parameters(jnp.bfloat16)
     loaded = flat_parameters(load_parameters(Checkpoint(tmp_path / "transformer"), abstract, RULES))
     fine = {path for path, value in loaded.items() if value.dtype == jnp.float32}
-    kept = ("modulation", "time_in", "cross_norm")
+    kept = ("modulation", "time_in", "cross_norm", "bias")
     assert fine == {path for path in loaded if any(name in path for name in kept)}
     assert all(loaded[path].dtype == jnp.bfloat16 for path in loaded.keys() - fine)
     # And the stored values are there in full, those of float32 included.
