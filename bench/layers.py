@@ -10,7 +10,6 @@ that scans over stacked layers. All in turns, in one process; guided models run 
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from functools import partial
 from unittest.mock import patch
 
@@ -23,7 +22,6 @@ from offload import random_like
 from presets import PRESETS, Model
 from timing import in_turns
 
-from jaxspd.families import family_class
 from jaxspd.families.base import BaseFamily
 from jaxspd.planning import plan_request, reading, resolve
 from jaxspd.request import SamplingParams
@@ -93,10 +91,7 @@ def compiled_step(way: str, velocity, parameters, latents, conditioning):
 
 def steps(model: Model) -> dict[str, float]:
     """Median seconds of a step, by how the layers run and the latents' grid."""
-    family = family_class(model.family)()
-    known = {field.name for field in fields(family.config)}
-    sizes = {name: value for name, value in model.transformer.items() if name in known}
-    family = replace(family, config=replace(family.config, **sizes))
+    family = model.recipe()
     params = resolve(family, SamplingParams(**model.request, **GROWN))
     family, plan = reading(family, params), plan_request(family, params)
     conditioning = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), family.abstract_conditioning(1))

@@ -125,11 +125,7 @@ def few_layers(model: Model, layers: int) -> Model:
 
 def parameters(model: Model) -> int:
     """How many the transformer has."""
-    family = family_class(model.family)()
-    known = {item.name for item in fields(family.config)}
-    options = {name: value for name, value in model.transformer.items() if name in known}
-    family = replace(family, config=replace(family.config, **options))
-    return sum(p.size for p in jax.tree.leaves(family.abstract_parameters(jnp.float32)))
+    return sum(p.size for p in jax.tree.leaves(model.recipe().abstract_parameters(jnp.float32)))
 
 
 def lacking(count: int, work: Path) -> str | None:

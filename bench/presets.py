@@ -4,8 +4,11 @@ Weights are random, except the demo's: how fast a model is does not depend on th
 VAE are those of diffusers' classes, beyond what they have as published.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from jaxspd.families import family_class
+from jaxspd.families.base import BaseFamily
 
 FULLRES = "full resolution"
 # The seconds published beside the models come from there; they are never a result of ours.
@@ -55,6 +58,13 @@ class Model:
     transformer: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
     note: str = ""  # on the published seconds
+
+    def recipe(self) -> BaseFamily:
+        """Its family, of such a transformer."""
+        family = family_class(self.family)()
+        known = {item.name for item in fields(family.config)}
+        options = {name: value for name, value in self.transformer.items() if name in known}
+        return replace(family, config=replace(family.config, **options))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from threading import Lock
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxspd.convert.orbax_store import check_transformer, load_transformer
 from jaxspd.errors import UsageError
@@ -58,7 +59,8 @@ class Denoiser:
         try:
             with memory_for(f"{self.family.title}'s transformer", "use dit_cpu_offload, or a smaller model"):
                 loaded = load_transformer(self.family.folder, self.parameters, self.family.rules)
-                return jax.block_until_ready(loaded), time.perf_counter() - begin
+                # Plain dictionaries: JAX takes them apart in a sixth of the time, and does so at every step.
+                return nnx.to_pure_dict(jax.block_until_ready(loaded)), time.perf_counter() - begin
         finally:
             self._residency.to_come = 0
 

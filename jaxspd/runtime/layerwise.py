@@ -1,12 +1,13 @@
 """A function compiled layer by layer: one program serves all layers alike."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -35,15 +36,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """A compiled part of a function: what it reads and gives, the arguments among what it reads, and what may
-    be dropped after it.
+    """A compiled part of a function. What it works on lies in numbered slots: `take` picks its inputs out of
+    all that lies there, `outputs` are its own, `away` those of arguments that may lie elsewhere, and `done`
+    may be emptied after it.
     """
 
     program: jax.stages.Compiled
-    inputs: list[Var | Literal]
-    outputs: list[Var]
-    arguments: list[Var]
-    done: list[Var]
+    take: Callable[[list], Sequence[Any]]
+    outputs: slice
+    away: list[int]
+    done: list[int]
 
 
 class Layerwise:
@@ -53,9 +55,10 @@ class Layerwise:
     lies between them are others. So a layer's weights are arguments of its program, which no loop has to copy
     out of a stack first, and compile time does not grow with depth. Programs compile in threads, all at once.
 
-    Arguments of a call that lie elsewhere come to the device for the piece that reads them, while the one
-    before it is at work, and are dropped after it: arrays in host memory, and whatever has `shape`, `dtype`
-    and a method `fetch()` that gives an array on the device, which is called in a thread.
+    Arguments that lie elsewhere when it is compiled may do so when it is called: then they come to the device
+    for the piece that reads them, while the one before it is at work, and are dropped after it. Such are
+    arrays in host memory, and whatever has `shape`, `dtype` and a method `fetch()` that gives an array on the
+    device, which is called in a thread.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any, target: Target | None = None):
@@ -63,73 +66,110 @@ class Layerwise:
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
         with self._target.tracing():
             closed, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
-        self._arguments, self._results = closed.jaxpr.invars, closed.jaxpr.outvars
+        jaxpr, parts = closed.jaxpr, list(_parts(closed.jaxpr))
         self._structure = jax.tree.structure(result)
-        self._given = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        self._pieces = self._compile(list(_parts(closed.jaxpr)))
-        # As far as is known before a call.
-        leaves = zip(self._arguments, jax.tree.leaves(arguments), strict=True)
-        self._streamed = {variable for variable, leaf in leaves if _is_away(leaf)}
+        self._count, self._constants, self._literals = len(jaxpr.invars), closed.consts, []
+        given = [v for part in parts for v in part.outputs]
+        self._variables = [*jaxpr.invars, *jaxpr.constvars, *given]
+        self._slots = {variable: slot for slot, variable in enumerate(self._variables)}
+        self._away = [slot for slot, leaf in enumerate(jax.tree.leaves(arguments)) if _is_away(leaf)]
+        self._pieces = self._compile(parts, jaxpr.outvars)
+        self._results = [self._slot(atom) for atom in jaxpr.outvars]
 
-    def _compile(self, parts: list[Part]) -> list[Piece]:
-        programs = _programs(parts, self._target)
-        arguments = {*self._arguments}
-        kept = arguments | {*self._given}
-        pieces, later = [], {*_variables(self._results)}
+    def _slot(self, atom: Var | Literal) -> int:
+        """Where an input of a piece lies; literals behind all variables."""
+        if isinstance(atom, Var):
+            return self._slots[atom]
+        self._literals.append(atom.val)
+        return len(self._variables) + len(self._literals) - 1
+
+    def _compile(self, parts: list[Part], results: list[Var | Literal]) -> list[Piece]:
+        programs, away = _programs(parts, self._target), {*self._away}
+        kept = {*self._variables[: self._count + len(self._constants)]}
+        pieces, later = [], {*_variables(results)}
         for part, program in zip(reversed(parts), reversed(programs), strict=True):
             own = _variables(part.inputs)
-            done = [v for v in {*own, *part.outputs} if v not in later | kept]
-            read = [v for v in own if v in arguments]
-            pieces.insert(0, Piece(program, part.inputs, part.outputs, read, done))
+            done = [self._slots[v] for v in {*own, *part.outputs} if v not in later | kept]
+            read = [self._slots[v] for v in own if self._slots[v] in away]
+            begin = self._slots[part.outputs[0]] if part.outputs else 0
+            outputs = slice(begin, begin + len(part.outputs))
+            take = _taker([self._slot(atom) for atom in part.inputs])
+            pieces.insert(0, Piece(program, take, outputs, read, done))
             later |= {*own}
         return pieces
 
     @cached_property
-    def _constants(self) -> dict[Var, jax.Array]:
-        """On the device, since the first call: to compile for one, it need not be there."""
-        return {v: jax.device_put(value, self._target.device) for v, value in self._given.items()}
+    def _rest(self) -> list[Any]:
+        """What lies behind the arguments when a call begins. Constants come to the device with the first
+        call: to compile for a device, it need not be there.
+        """
+        given = len(self._variables) - self._count - len(self._constants)
+        return [*jax.device_put(self._constants, self._target.device), *[None] * given, *self._literals]
 
     @property
     def peak_bytes(self) -> int:
         """Bytes that a call takes of the device at most, arguments included, as far as the compiler tells, if
         they lie where those did that were given at first.
         """
-        streamed = [_bytes(v for v in p.arguments if v in self._streamed) for p in self._pieces]
-        peak = live = _bytes({*self._arguments, *self._given} - self._streamed)
+        sizes = [_bytes(variable) for variable in self._variables]
+
+        def together(slots: Iterable[int]) -> int:
+            return sum(sizes[slot] for slot in slots)
+
+        streamed = [together(piece.away) for piece in self._pieces]
+        peak = live = sum(sizes[: self._count + len(self._constants)]) - together(self._away)
         for piece, own, following in zip(self._pieces, streamed, [*streamed[1:], 0], strict=True):
-            live += _bytes(piece.outputs) + own
+            live += sum(sizes[piece.outputs]) + own
             working = piece.program.memory_analysis()
             peak = max(peak, live + following + (working.temp_size_in_bytes if working else 0))
-            live -= _bytes(piece.done) + own
+            live -= together(piece.done) + own
         return peak
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns. Unless something is streamed, it is still being computed by then."""
-        values = dict(zip(self._arguments, jax.tree.leaves(arguments), strict=True))
-        away = {v: values.pop(v) for v in self._arguments if _is_away(values[v])}
-        values |= self._constants
+        values = jax.tree.leaves(arguments)
+        if len(values) != self._count:
+            raise ValueError(f"{len(values)} arrays are given, {self._count} are wanted")
+        away = {slot: values[slot] for slot in self._away if _is_away(values[slot])}
+        values += self._rest
+        if away:
+            self._stream(values, away)
+        else:
+            for piece in self._pieces:
+                values[piece.outputs] = piece.program(*piece.take(values))
+                for slot in piece.done:
+                    values[slot] = None
+        return jax.tree.unflatten(self._structure, [values[slot] for slot in self._results])
 
-        def fetch(variables: Iterable[Var]) -> dict[Var, Future]:
-            return {v: _FETCHING.submit(_fetched, away[v]) for v in variables if v in away}
+    def _stream(self, values: list[Any], away: dict[int, Any]) -> None:
+        """Runs the pieces on `values`, of which those in `away` come when their turn is near."""
 
-        def read(atom: Var | Literal) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom]
+        def fetch(slots: Iterable[int]) -> dict[int, Future]:
+            return {slot: _FETCHING.submit(_fetched, away[slot]) for slot in slots if slot in away}
 
-        first, *rest = (*(piece.arguments for piece in self._pieces), _variables(self._results))
+        for slot in away:
+            values[slot] = None
+        first, *rest = (*(piece.away for piece in self._pieces), self._results)
         coming = fetch(first)
         for piece, following in zip(self._pieces, rest, strict=True):
             here = [*coming]
-            values |= {v: array.result() for v, array in coming.items()}
-            coming = fetch(following)
-            results = piece.program(*map(read, piece.inputs))
-            values.update(zip(piece.outputs, results, strict=True))
-            for v in (*here, *piece.done):
-                del values[v]
-            if away:
-                # Else every layer would come to the device before the first has run.
-                jax.block_until_ready(results)
-        values |= {v: array.result() for v, array in coming.items()}
-        return jax.tree.unflatten(self._structure, map(read, self._results))
+            for slot, array in coming.items():
+                values[slot] = array.result()
+            coming = fetch({*following})
+            values[piece.outputs] = results = piece.program(*piece.take(values))
+            for slot in (*here, *piece.done):
+                values[slot] = None
+            # Else every layer would come to the device before the first has run.
+            jax.block_until_ready(results)
+        for slot, array in coming.items():
+            values[slot] = array.result()
+
+
+def _taker(slots: list[int]) -> Callable[[list], Sequence[Any]]:
+    """What picks the values of `slots`, in order."""
+    if len(slots) < 2:  # `itemgetter` gives a tuple of two or more
+        return lambda values: [values[slot] for slot in slots]
+    return itemgetter(*slots)
 
 
 def memory_kind(array: Any) -> str | None:
@@ -192,5 +232,5 @@ def _variables(atoms: Iterable[Var | Literal]) -> list[Var]:
     return list(dict.fromkeys(a for a in atoms if isinstance(a, Var)))
 
 
-def _bytes(variables: Iterable[Var]) -> int:
-    return sum(prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables)
+def _bytes(variable: Var) -> int:
+    return prod(variable.aval.shape) * variable.aval.dtype.itemsize
