@@ -3,7 +3,6 @@
 from collections import Counter
 from math import prod
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
