@@ -60,7 +60,7 @@ class Demo:
 
     def flops(self, plan: Plan) -> float:
         """FLOPs of all forwards of one picture."""
-        return sum(stage.steps * self.family.forward_flops(stage.tokens) for stage in plan.stages)
+        return sum(len(stage.evaluated) * self.family.forward_flops(stage.tokens) for stage in plan.stages)
 
     def pictures(self, cell: Cell, plan: Plan) -> np.ndarray:
         """One `[H, W, 3]`, uint8, for each caption."""

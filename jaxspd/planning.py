@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxspd.errors import UsageError
 from jaxspd.request import Request, SamplingParams
+from jaxspd.sampling.forecast import forecasting_plan
 from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
 from jaxspd.spectral.plan import MODES, Plan, activation_thresholds, make_plan
@@ -124,7 +125,7 @@ def plan_request(family, params: SamplingParams) -> Plan:
                 f"the noise levels of {request.num_inference_steps} steps at {request.width}×"
                 f"{request.height} pixels do not fall; use fewer steps, or a smaller height and width"
             )
-    return make_plan(
+    plan = make_plan(
         levels,
         schedules,
         thresholds(family, request, levels),
@@ -135,6 +136,7 @@ def plan_request(family, params: SamplingParams) -> Plan:
         respace=request.progressive_respace,
         noise=request.progressive_noise,
     )
+    return forecasting_plan(plan, request.forecast)
 
 
 def schedule(family, request: Request, tokens: int) -> np.ndarray:
@@ -245,11 +247,14 @@ def plan_report(family, plan: Plan) -> dict:
                 "tokens": stage.tokens,
                 "start": stage.start,
                 "end": stage.end,
+                "evaluated": stage.evaluated,
                 "sigma": stage.sigma,
                 "aligned_sigma": stage.aligned_sigma,
             }
             for stage in plan.stages
         ],
+        "steps": plan.steps,
+        "forwards": plan.forwards,
         "token_step_ratio": plan.token_step_ratio(),
         "flop_speedup": plan.flop_speedup(family.forward_flops),
     }
@@ -269,6 +274,12 @@ def plan_table(family, plan: Plan) -> str:
         lines.append(
             f"{number:>5}  {f'{h}×{w}':>9}  {stage.tokens:>6}  {f'{stage.start}–{stage.end - 1}':>9}  "
             f"{stage.sigma:>8.6f}  {stage.aligned_sigma:>9.6f}"
+        )
+    if plan.forwards < plan.steps:
+        steps = [step for stage in plan.stages for step in stage.evaluated]
+        lines.append(
+            f"{plan.forwards} of {plan.steps} steps evaluate the model: {', '.join(map(str, steps))}; the "
+            "others are forecast"
         )
     lines.append(
         f"{plan.token_step_ratio():.0%} of full resolution's token steps; "

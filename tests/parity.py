@@ -14,6 +14,7 @@ from jaxspd.families import open_family
 from jaxspd.families.configs import read_transformer_config
 from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.sampling.forecast import forecasting
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.loop import denoise
 from jaxspd.sampling.noise import stage_noises
@@ -53,7 +54,7 @@ class Loop:
         abstract = self.family.abstract_parameters(jnp.float32)
         self.parameters = load_parameters(Checkpoint(folder / "transformer"), abstract, self.family.rules)
         velocity, combine = self.family.velocity_function(jnp.float32), self.family.combine
-        solver = SOLVERS[default_solver(self.family.scheduler)]
+        solver = forecasting(SOLVERS[default_solver(self.family.scheduler)])
         # Shared, so that each resolution compiles once for all comparisons.
         self.programs = {
             grid: Programs(guide(velocity, combine, batched=True), solver, expansion=expansion)
@@ -64,7 +65,7 @@ class Loop:
         settings = {"levels": levels} if mode != "fullres" else {}
         return self.request(steps, mode=mode, delta=delta, **settings)
 
-    def request(self, steps, **settings):
+    def request(self, steps, forecast=None, **settings):
         """The plan of a request with `settings`, which are those whose names start in `progressive`."""
         height, width = (side * self.family.pixels_per_latent for side in self.latent)
         params = SamplingParams(
@@ -72,6 +73,7 @@ class Loop:
             height=height,
             width=width,
             num_frames=self.frames,
+            forecast=forecast,
             spectrum=None if "sigmas" in settings else asdict(Spectrum(*STEEP)),
             **{f"progressive_{name}": value for name, value in settings.items()},
         )

@@ -22,6 +22,7 @@ OPTIONS = {
     "given sigmas": {"sigmas": [0.9, 0.6], "levels": 2},
     "re-spaced": {"respace": True, "levels": 2},
     "fresh noise": {"noise": "fresh"},
+    "forecast": {"forecast": 0.5},
     "each stage's shift": {"shift": "stage"},
     "each stage's shift, re-spaced": {"shift": "stage", "respace": True, **THIRDS},
 }
@@ -68,19 +69,19 @@ def test_without_a_rewind_there_is_nothing_to_space_anew(flux1):
 @pytest.mark.parametrize("grid", ["patchified", "latent"])
 def test_flux2(klein_folder, grid):
     loop = Loop(klein_folder, Flux2Reference.from_pretrained(klein_folder), latent=(12, 18))
-    for name in ("fft, any ratio", "each stage's shift, re-spaced", "fresh noise"):
+    for name in ("fft, any ratio", "each stage's shift, re-spaced", "fresh noise", "forecast"):
         compare(loop, OPTIONS[name], grid=grid)
 
 
 def test_qwen_image(qwen_image_folder):
     loop = Loop(qwen_image_folder, QwenImageReference.from_pretrained(qwen_image_folder))
-    for name in ("dwt, two levels", "each stage's shift", "re-spaced"):
+    for name in ("dwt, two levels", "each stage's shift", "re-spaced", "forecast"):
         compare(loop, OPTIONS[name])
 
 
 def test_z_image(z_image_folder):
     loop = Loop(z_image_folder, ZImageReference.from_pretrained(z_image_folder))
-    for name in ("fft, any ratio", "dct, any ratio"):
+    for name in ("fft, any ratio", "dct, any ratio", "forecast"):
         compare(loop, OPTIONS[name], guidance=0.0)
     compare(loop, {"respace": True, **THIRDS}, guidance=0.0)
 
@@ -88,5 +89,5 @@ def test_z_image(z_image_folder):
 def test_wan(wan_folder):
     reference = WanReference.from_pretrained(wan_folder)
     loop = Loop(wan_folder, reference, frames=5, texts=lambda prompts: reference.encode(prompts)[:1])
-    for name in ("dwt, two levels", "re-spaced", "given sigmas"):
+    for name in ("dwt, two levels", "re-spaced", "given sigmas", "forecast"):
         compare(loop, OPTIONS[name])

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from torch_ref.forecast import Forecaster
+
 Mode = Literal["fullres", "dct", "dct_rewind"]
 Transform = Literal["dct", "fft", "dwt"]
 Spectrum = tuple[float, float]
@@ -32,7 +34,8 @@ class Growth:
     level after each expansion, in whatever ``transform``; with ``respace`` the remaining sigmas then
     lie evenly along what is left of the schedule. ``shift`` takes the schedule of the full grid, or
     of each stage's own. With ``shared`` noise all stages see parts of one field, which is all that is
-    given; else each stage's own is given.
+    given; else each stage's own is given. With a ``forecast`` most steps do without the model: see
+    :mod:`torch_ref.forecast`.
     """
 
     mode: Mode = "fullres"
@@ -45,6 +48,7 @@ class Growth:
     respace: bool = False
     shift: Literal["full", "stage"] = "full"
     noise: Literal["shared", "fresh"] = "fresh"
+    forecast: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("fullres", "dct", "dct_rewind"):
@@ -334,14 +338,16 @@ def denoise_euler(
     height, width = noises[-1].shape[-2:]
     schedulers = [schedule(*grid) for grid in growth.schedule_grids(noises)]
     sigmas = [scheduler.sigmas[:-1].tolist() for scheduler in schedulers]
-    latents = noises[0]
+    latents, forecaster = noises[0], Forecaster(growth.forecast)
     for stage, (segment, scheduler) in enumerate(
         zip(segments(growth, sigmas, height, width), schedulers, strict=True)
     ):
         if stage:
             latents = segment.factor * expand(latents, noises[stage], segment.before, growth.transform)
+            forecaster.forget()
         scheduler.set_begin_index(segment.start)
         scheduler.sigmas[segment.start : segment.start + len(segment.sigmas)] = torch.tensor(segment.sigmas)
         for i, sigma in enumerate(segment.sigmas[:-1], segment.start):
-            latents = scheduler.step(velocity(latents, sigma), scheduler.timesteps[i], latents).prev_sample
+            predicted = forecaster(i, sigma, lambda x=latents, sigma=sigma: velocity(x, sigma))
+            latents = scheduler.step(predicted, scheduler.timesteps[i], latents).prev_sample
     return latents

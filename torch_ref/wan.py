@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
+from torch_ref.forecast import Forecaster
 from torch_ref.reference import Reference
 from torch_ref.spectral import WAN_SPECTRUM, Growth, expand, segments, stage_noises
 
@@ -146,7 +147,7 @@ class WanReference(Reference):
         sigmas = solver.sigmas[:-1].tolist()
         # Not computed from these sigmas, which float32 has rounded: truncation would show it.
         timesteps = schedule.timesteps.tolist()
-        latents = noises[0]
+        latents, forecaster = noises[0], Forecaster(growth.forecast)
         for stage, segment in enumerate(segments(growth, [sigmas] * len(noises), height, width)):
             first = segment.start
             if stage:
@@ -154,13 +155,14 @@ class WanReference(Reference):
                 # What UniPC remembers is on the coarser grid.
                 if isinstance(solver, UniPCMultistepScheduler):
                     forget(solver)
+                forecaster.forget()
             for i, sigma in enumerate(segment.sigmas, first):
                 if sigma != solver.sigmas[i].item():
                     solver.sigmas[i], timesteps[i] = sigma, self.timestep(sigma)
             for i in range(first, first + len(segment.sigmas) - 1):
-                velocity = self._velocity(
-                    latents, timesteps[i], prompt_embeds, negative_embeds, guidance_scale
-                )
+                inputs = latents, timesteps[i], prompt_embeds, negative_embeds, guidance_scale
+                sigma = segment.sigmas[i - first]
+                velocity = forecaster(i, sigma, lambda inputs=inputs: self._velocity(*inputs))
                 latents = solver.step(velocity, solver.timesteps[i], latents).prev_sample
         return latents
 

@@ -23,6 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "height",
             "width",
             "num_frames",
+            "forecast",
             "max_sequence_length",
             "flow_shift",
             "noise_levels",

@@ -14,6 +14,7 @@ from jaxspd.request import Request
 from jaxspd.runtime.layerwise import HOST
 from jaxspd.runtime.memory import memory_for
 from jaxspd.runtime.residency import Residency
+from jaxspd.sampling.forecast import forecasting
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
@@ -77,12 +78,13 @@ class Denoiser:
 
     def programs(self, request: Request) -> Programs:
         """The compiled programs that the solver and the grid asked for share."""
-        key, combine = (request.scheduler, request.progressive_grid), self.family.combine
+        solver, combine = SOLVERS[request.scheduler], self.family.combine
+        key = request.scheduler, request.progressive_grid, request.forecast is not None
         with self._lock:
             if key not in self._programs:
                 self._programs[key] = Programs(
                     guide(self._velocity, combine, batched=True),
-                    SOLVERS[request.scheduler],
+                    solver if request.forecast is None else forecasting(solver),
                     guide(self._velocity, combine, batched=False),
                     self.family.expansions[request.progressive_grid],
                     self._residency.target,

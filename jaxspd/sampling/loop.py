@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxspd.errors import UsageError
 from jaxspd.runtime.memory import memory_for
+from jaxspd.sampling.forecast import weights
 from jaxspd.sampling.programs import Programs
 from jaxspd.spectral.plan import Plan
 
@@ -52,11 +53,14 @@ def denoise(
             latents = programs.transition(
                 latents, noises[number], np.float32(stage.sigma), np.float32(stage.kappa), plan.transform
             )
-        state, running = programs.solver.init(latents), None
+        state, running, evaluated = programs.solver.init(latents), None, []
         for step, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas), stage.start):
-            latents, state = programs.step(
-                parameters, latents, state, np.float32(sigma), np.float32(next_sigma), conditioning
-            )
+            levels = np.float32(sigma), np.float32(next_sigma)
+            if step in stage.skipped:
+                latents, state = programs.forecast(latents, state, weights(evaluated, sigma), *levels)
+            else:
+                latents, state = programs.step(parameters, latents, state, *levels, conditioning)
+                evaluated.insert(0, sigma)
             if running:
                 finish(*running)
             running = latents, number, step, sigma, next_sigma

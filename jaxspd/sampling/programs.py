@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxspd.errors import UsageError
 from jaxspd.runtime.layerwise import Layerwise
 from jaxspd.runtime.memory import LESS_MEMORY, memory_limit
+from jaxspd.sampling.forecast import HISTORY
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.solver import Solver
 from jaxspd.spectral.expansion import EXPANSION, Expansion
@@ -57,6 +58,8 @@ class Programs:
         for stage in plan.stages:
             latents = jax.ShapeDtypeStruct((*shape, *stage.latent), jnp.float32)
             prepared.append(self._submit_step(parameters, latents, conditioning))
+            if stage.skipped:
+                prepared.append(self._submit_forecast(latents))
             if previous is not None:
                 prepared.append(self._submit_transition(previous, latents, plan.transform))
             previous = latents
@@ -81,6 +84,10 @@ class Programs:
         program = self._programs[_key("step", latents, conditioning)].result()
         return program(parameters, latents, state, sigma, next_sigma, conditioning)
 
+    def forecast(self, latents, state, weights, sigma, next_sigma):
+        """The same without the model, of a solver that forecasts; `weights` are `sampling.forecast`'s."""
+        return self._programs[_key("forecast", latents)].result()(latents, state, weights, sigma, next_sigma)
+
     def transition(self, latents, noise, sigma, kappa, transform: str) -> jax.Array:
         """`latents` on the finer grid of `noise`."""
         program = self._programs[_key(f"transition in {transform}", latents, noise)].result()
@@ -98,6 +105,17 @@ class Programs:
         return self._submit(
             _key("step", latents, conditioning),
             lambda: self._compile_step(parameters, latents, conditioning),
+        )
+
+    def _submit_forecast(self, latents) -> Future:
+        def forecast_step(latents, state, weights, sigma, next_sigma):
+            return self.solver.forecast(state, latents, weights, sigma, next_sigma)
+
+        state = jax.eval_shape(self.solver.init, latents)
+        weights = jax.ShapeDtypeStruct((HISTORY,), jnp.float32)
+        arguments = self.target.abstract((latents, state, weights, SCALAR, SCALAR))
+        return self._submit(
+            _key("forecast", latents), lambda: jax.jit(forecast_step).lower(*arguments).compile()
         )
 
     def _submit(self, key: tuple, compile: Callable[[], Any]) -> Future:

@@ -13,8 +13,10 @@ class Solver(NamedTuple):
 
     `init(latents) -> state` starts a stage: whatever a multistep solver remembers is forgotten when
     the grid changes. `step(state, latents, velocity, sigma, next_sigma) -> (latents, state)` moves the
-    float32 latents from σ to the next σ.
+    float32 latents from σ to the next σ. Solvers that `sampling.forecast` makes can do so without a velocity,
+    too: by `forecast`.
     """
 
     init: Callable[[jax.Array], State]
     step: Callable[..., tuple[jax.Array, State]]
+    forecast: Callable[..., tuple[jax.Array, State]] | None = None

@@ -21,7 +21,7 @@ class Stage:
     `start` and `end` count steps of the whole schedule, `end` exclusive. `sigmas` holds the
     `end - start + 1` noise levels that the steps run between; its first entry is `aligned_sigma`.
     `sigma` is the level that the stage before came to, and `kappa` the factor that aligned it (1
-    where nothing was aligned).
+    where nothing was aligned). Steps in `skipped`, counted as `start` is, do without the model.
     """
 
     latent: tuple[int, int]
@@ -31,6 +31,7 @@ class Stage:
     sigma: float
     kappa: float
     sigmas: tuple[float, ...]
+    skipped: frozenset[int] = frozenset()
 
     @property
     def aligned_sigma(self) -> float:
@@ -39,6 +40,11 @@ class Stage:
     @property
     def steps(self) -> int:
         return self.end - self.start
+
+    @property
+    def evaluated(self) -> list[int]:
+        """The steps that evaluate the model."""
+        return [step for step in range(self.start, self.end) if step not in self.skipped]
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,22 @@ class Plan:
     def steps(self) -> int:
         return self.stages[-1].end
 
+    @property
+    def forwards(self) -> int:
+        """How many steps evaluate the model."""
+        return sum(len(stage.evaluated) for stage in self.stages)
+
     def token_step_ratio(self) -> float:
-        """Image tokens summed over all steps, as a share of what full resolution would take."""
+        """Image tokens summed over all evaluations, as a share of full resolution's at every step."""
         full = self.stages[-1].tokens * self.steps
-        return sum(stage.tokens * stage.steps for stage in self.stages) / full
+        return sum(stage.tokens * len(stage.evaluated) for stage in self.stages) / full
 
     def flop_speedup(self, forward_flops: Callable[[int], float]) -> float:
-        """Full resolution's FLOPs over this plan's; `forward_flops` maps image tokens to one
+        """FLOPs of full resolution at every step over this plan's; `forward_flops` maps image tokens to one
         forward's. No implementation can be faster by more on a machine that FLOPs limit.
         """
         full = forward_flops(self.stages[-1].tokens) * self.steps
-        return full / sum(forward_flops(stage.tokens) * stage.steps for stage in self.stages)
+        return full / sum(forward_flops(stage.tokens) * len(stage.evaluated) for stage in self.stages)
 
 
 def alignment(ratio: float, sigma: float) -> float:
