@@ -46,7 +46,7 @@ def polynomial(order: int) -> Weights:
 def chebyshev(evaluated: Sequence[float], sigma: float) -> np.ndarray:
     """σ from 0 to 1 is the polynomials' time from -1 to 1."""
     basis = np.polynomial.chebyshev.chebvander(2 * np.array(evaluated) - 1, DEGREE)
-    here = np.polynomial.chebyshev.chebvander(2 * sigma - 1, DEGREE)
+    here = np.polynomial.chebyshev.chebvander([2 * sigma - 1], DEGREE)[0]
     shares = here @ np.linalg.solve(basis.T @ basis + RIDGE * np.eye(DEGREE + 1), basis.T)
     return np.pad(shares, (0, HISTORY - len(evaluated))).astype(np.float32)
 

@@ -4,7 +4,8 @@
 
 goes on from the state in DIR to step 20,000, the learning rate falling to zero over the last 4,000 of them,
 and writes the average of the weights to DIR/transformer now and then. `training.latents` makes the data;
-shards that appear meanwhile are taken up.
+shards that appear meanwhile are taken up. Without a state it starts from the weights in `transformer` beside
+this file, where there are some: an earlier run's average.
 
 Each step sees latents at full, half or quarter resolution, the coarser ones being their low DCT frequencies
 at unchanged amplitude: exactly what the staged sampler hands the transformer before it grows the grid
@@ -13,6 +14,7 @@ at unchanged amplitude: exactly what the staged sampler hands the transformer be
 
 import argparse
 import copy
+import json
 import os
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
 
 from jaxspd.models.packing import pack
 from training import landscapes
@@ -44,6 +47,7 @@ GRIDS = ((0, 24, 0.7, (0.3, 0.7)), (1, 72, 1.6, (0.6, 0.25)), (2, 96, 2.3, (0.1,
 TURN_STEPS = 8000  # over which the turns go from the first shares to the last
 EMPTY_PROMPT_SHARE = 0.05
 WARM_STEPS = 200
+BEGINNING = Path(__file__).parent / "transformer"
 # The average of the weights reaches back over about a tenth of all steps so far, as Karras et al.
 # (arXiv 2312.02696) let it grow with training.
 AVERAGE_POWER = 9
@@ -127,14 +131,20 @@ class Training:
         self.model = build()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model)
-        self.step = 0
+        # The learning rate warms up over the first steps, and over those without the optimisers' past.
+        self.step = self.first = 0
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
             self.model.load_state_dict(saved["model"])
             self.average.load_state_dict(saved["average"])
             for optimiser, values in zip(self.optimisers, saved["optimisers"], strict=True):
                 optimiser.load_state_dict(values)
-            self.step = saved["step"]
+            self.step, self.first = saved["step"], saved["first"]
+        elif BEGINNING.exists():
+            weights = load_file(BEGINNING / "diffusion_pytorch_model.safetensors")
+            for model in (self.model, self.average):
+                model.load_state_dict(weights)
+            self.step = self.first = json.loads((BEGINNING / "training.json").read_text())["step"]
 
     def save(self) -> None:
         values = {
@@ -142,11 +152,14 @@ class Training:
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
+            "first": self.first,
         }
         part = self.file.with_suffix(".part")
         torch.save(values, part)
         os.replace(part, self.file)
-        copy.deepcopy(self.average).half().save_pretrained(self.state / "transformer")
+        folder = self.state / "transformer"
+        copy.deepcopy(self.average).half().save_pretrained(folder)
+        (folder / "training.json").write_text(json.dumps({"step": self.step}) + "\n")
 
     def run(self, data: Data, steps: int, cooldown: int, peak_rate: float) -> None:
         recent: dict[int, list[float]] = {halvings: [] for halvings, *_ in GRIDS}
@@ -155,7 +168,8 @@ class Training:
             # What is random depends on the step alone, so that a resumed run goes on as if never stopped.
             rng = np.random.default_rng([1, self.step])
             torch.manual_seed(self.step)
-            rate = peak_rate * min(1, (self.step + 1) / WARM_STEPS, (steps - self.step) / max(cooldown, 1))
+            warm = (self.step + 1 - self.first) / WARM_STEPS
+            rate = peak_rate * min(1, warm, (steps - self.step) / max(cooldown, 1))
             turn = min(1, self.step / TURN_STEPS)
             shares = [first + (last - first) * turn for *_, (first, last) in GRIDS]
             halvings, count, shift, _ = GRIDS[rng.choice(len(GRIDS), p=shares)]
