@@ -30,6 +30,7 @@ def state(tmp_path, monkeypatch):
     monkeypatch.setattr(transformer, "CONFIG", SMALL)
     monkeypatch.setattr(transformer, "GRIDS", ((0, 4, 0.7, (0.5, 0.5)), (1, 4, 1.6, (0.5, 0.5))))
     monkeypatch.setattr(transformer, "SAVE_STEPS", 2)
+    monkeypatch.setattr(transformer, "BEGINNING", tmp_path / "beginning")
     monkeypatch.setattr(latents, "SHARD", 3)
     draw = np.random.default_rng(0)
     captions = ["", *sorted({latents.landscapes.describe(seed)[1] for seed in range(6)})]
@@ -54,6 +55,17 @@ def test_training_goes_on_to_the_bit_where_it_stopped(state):
     (state / "transformer.pt").unlink()
     for name, whole in train(state, 4).model.state_dict().items():
         torch.testing.assert_close(resumed[name], whole, rtol=0, atol=0)
+
+
+def test_it_begins_with_an_earlier_runs_average(state):
+    average = train(state, 3).average
+    (state / "transformer").rename(state / "beginning")
+    (state / "transformer.pt").unlink()
+    begun = transformer.Training(state)
+    assert begun.step == 3
+    for name, weight in begun.model.state_dict().items():
+        torch.testing.assert_close(weight, average.state_dict()[name].half().float(), rtol=0, atol=0)
+    assert train(state, 5).step == 5
 
 
 def test_its_checkpoint_is_an_official_one(state):
