@@ -33,7 +33,10 @@ from jaxspd.runtime.layerwise import Layerwise
 CALLS = 200
 # Dense bfloat16 products with sums in float32, FLOP/s by the makers' data sheets, and what is reached of it.
 CARDS, REACHED = {"RTX A6000": 154.8e12, "H100 SXM": 989.4e12}, 0.6
-TINY = {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 8} | {
+TINY = {
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 8,
     "pooled_projection_dim": 8,
     "axes_dims_rope": (4, 6, 6),
 }

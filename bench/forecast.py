@@ -15,7 +15,7 @@ from unittest.mock import patch
 import jax.numpy as jnp
 import numpy as np
 from machine import save
-from sampling import FIRST_SEED, Demo
+from sampling import Demo
 
 from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
@@ -35,12 +35,7 @@ Weights = Callable[[Sequence[float], float], np.ndarray]
 def polynomial(order: int) -> Weights:
     """Through the last `order` + 1 velocities."""
 
-    def weights(evaluated, sigma):
-        with patch.object(forecast, "HISTORY", order + 1):
-            few = forecast.weights(evaluated, sigma)
-        return np.pad(few, (0, HISTORY - len(few)))
-
-    return weights
+    return lambda evaluated, sigma: forecast.weights(evaluated[: order + 1], sigma)
 
 
 def chebyshev(evaluated: Sequence[float], sigma: float) -> np.ndarray:
@@ -68,7 +63,12 @@ class Trial:
     """Latents of the demo's first prompts, by any plan."""
 
     def __init__(self):
-        self.demo, self.made = Demo(PROMPTS), {}
+        self.demo = Demo(PROMPTS)
+        expansion = self.demo.family.expansions["latent"]
+        self.programs = {
+            name: Programs(self.demo.velocity, forecasting(solver), expansion=expansion)
+            for name, solver in SOLVERS.items()
+        }
         self.truth = self.latents(self.plan("euler", 200), "euler")
 
     def plan(self, scheduler: str, steps: int, **settings):
@@ -76,24 +76,12 @@ class Trial:
         return plan_request(self.demo.family, params)
 
     def latents(self, plan, scheduler: str, weights: Weights = WAYS["line"]) -> np.ndarray:
-        demo = self.demo
         with (
             patch.object(forecast, "HISTORY", HISTORY),
             patch.object(programs, "HISTORY", HISTORY),
             patch.object(loop, "weights", weights),
         ):
-            made = self.made.setdefault(
-                scheduler,
-                Programs(
-                    demo.velocity,
-                    forecasting(SOLVERS[scheduler]),
-                    expansion=demo.family.expansions["latent"],
-                ),
-            )
-            made.prepare(plan, (PROMPTS, *demo.leading), demo.parameters, demo.conditioning)
-            made.wait()
-            noises = made.noises(plan, range(FIRST_SEED, FIRST_SEED + PROMPTS), demo.leading)
-            return np.asarray(loop.denoise(made, plan, demo.parameters, demo.conditioning, noises)[0])
+            return self.demo.latents(self.programs[scheduler], plan, range(PROMPTS))
 
     def psnr(self, latents: np.ndarray) -> float:
         error = jnp.square(latents - self.truth).mean()

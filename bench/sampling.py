@@ -58,26 +58,24 @@ class Demo:
             steps = round(plan.steps / plan.flop_speedup(self.family.forward_flops))
         return plan_request(self.family, SamplingParams(num_inference_steps=steps, **cell.settings))
 
-    def flops(self, plan: Plan) -> float:
-        """FLOPs of all forwards of one picture."""
-        return sum(len(stage.evaluated) * self.family.forward_flops(stage.tokens) for stage in plan.stages)
-
     def pictures(self, cell: Cell, plan: Plan) -> np.ndarray:
         """One `[H, W, 3]`, uint8, for each caption."""
         expansion = cell.expansion or self.family.expansions["latent"]
         programs = self.programs.setdefault(
             expansion, Programs(self.velocity, self.solver, expansion=expansion)
         )
-        latents = []
-        for start in tqdm(range(0, self.count, BATCH), desc=cell.name):
-            rows = slice(start, start + BATCH)
-            conditioning = jax.tree.map(lambda array: array[rows], self.conditioning)  # noqa: B023
-            size = min(BATCH, self.count - start)
-            seeds = range(FIRST_SEED + start, FIRST_SEED + start + size)
-            programs.prepare(plan, (size, *self.leading), self.parameters, conditioning)
-            noises = programs.noises(plan, seeds, self.leading)
-            latents.append(np.asarray(denoise(programs, plan, self.parameters, conditioning, noises)[0]))
+        starts = tqdm(range(0, self.count, BATCH), desc=cell.name)
+        batches = (range(start, min(start + BATCH, self.count)) for start in starts)
+        latents = [self.latents(programs, plan, batch) for batch in batches]
         return self.components.decode(np.concatenate(latents))[:, 0]
+
+    def latents(self, programs: Programs, plan: Plan, captions: range) -> np.ndarray:
+        """Clean latents `[B, C, h, w]` of those of the study's captions, in one batch."""
+        rows = slice(captions.start, captions.stop)
+        conditioning = jax.tree.map(lambda array: array[rows], self.conditioning)
+        programs.prepare(plan, (len(captions), *self.leading), self.parameters, conditioning)
+        noises = programs.noises(plan, [FIRST_SEED + number for number in captions], self.leading)
+        return np.asarray(denoise(programs, plan, self.parameters, conditioning, noises)[0])
 
 
 def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:

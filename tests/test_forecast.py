@@ -10,7 +10,6 @@ from jaxspd.cli import main
 from jaxspd.errors import UsageError
 from jaxspd.sampling.forecast import forecasting, forecasting_plan, weights
 from jaxspd.sampling.loop import denoise
-from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.levels import halvings
@@ -67,10 +66,9 @@ def test_a_line_is_forecast_exactly():
 
 def run(solver, plan, velocity):
     made = Programs(velocity, solver)
-    noises = stage_noises([3], (2,), [stage.latent for stage in plan.stages][-1:])
     made.prepare(plan, (1, 2), np.float32(1), np.float32(0))
-    shared = made.noises(plan, [3], (2,)) if plan.levels else noises
-    latents, _ = denoise(made, plan, np.float32(1), np.float32(0), shared)
+    noises = made.noises(plan, [3], (2,))
+    latents, _ = denoise(made, plan, np.float32(1), np.float32(0), noises)
     return np.asarray(latents)
 
 

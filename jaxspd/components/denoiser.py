@@ -39,7 +39,7 @@ class Denoiser:
         self.parameters = family.abstract_parameters(dtype, device)
         check_transformer(family.folder, self.parameters, family.rules)
         self._velocity = family.velocity_function(dtype)
-        self._programs: dict[tuple[str, str], Programs] = {}
+        self._programs: dict[tuple[str, str, bool], Programs] = {}
         self._lock, self._pool = Lock(), ThreadPoolExecutor(1, "load")
         self._loading: Future | None = None
 

@@ -37,7 +37,7 @@ def forecasting_plan(plan: Plan, growth: float | None) -> Plan:
         return plan
     if not 0 <= growth < math.inf:
         raise UsageError(f"forecast must be a finite number of 0 or more, not {growth:g}")
-    due, window, stages = WARM_UP - 1 + WINDOW, float(WINDOW), []
+    due, window, stages = WARM_UP - 1 + WINDOW, WINDOW, []
     for stage in plan.stages:
         skipped = set()
         for step in range(stage.start, stage.end):

@@ -108,15 +108,7 @@ class Programs:
         )
 
     def _submit_forecast(self, latents) -> Future:
-        def forecast_step(latents, state, weights, sigma, next_sigma):
-            return self.solver.forecast(state, latents, weights, sigma, next_sigma)
-
-        state = jax.eval_shape(self.solver.init, latents)
-        weights = jax.ShapeDtypeStruct((HISTORY,), jnp.float32)
-        arguments = self.target.abstract((latents, state, weights, SCALAR, SCALAR))
-        return self._submit(
-            _key("forecast", latents), lambda: jax.jit(forecast_step).lower(*arguments).compile()
-        )
+        return self._submit(_key("forecast", latents), lambda: self._compile_forecast(latents))
 
     def _submit(self, key: tuple, compile: Callable[[], Any]) -> Future:
         """The program of that key, which is asked for unless it is there or on its way."""
@@ -152,6 +144,15 @@ class Programs:
                 f"memory, and there are {limit / 1e9:.1f} GB; {LESS_MEMORY}"
             )
         return program
+
+    def _compile_forecast(self, latents):
+        def forecast_step(latents, state, weights, sigma, next_sigma):
+            return self.solver.forecast(state, latents, weights, sigma, next_sigma)
+
+        state = jax.eval_shape(self.solver.init, latents)
+        weights = jax.ShapeDtypeStruct((HISTORY,), jnp.float32)
+        arguments = self.target.abstract((latents, state, weights, SCALAR, SCALAR))
+        return jax.jit(forecast_step).lower(*arguments).compile()
 
     def _submit_transition(self, coarse, fine, transform: str) -> Future:
         return self._submit(

@@ -75,15 +75,17 @@ class Plan:
 
     def token_step_ratio(self) -> float:
         """Image tokens summed over all evaluations, as a share of full resolution's at every step."""
-        full = self.stages[-1].tokens * self.steps
-        return sum(stage.tokens * len(stage.evaluated) for stage in self.stages) / full
+        return 1 / self.flop_speedup(float)
+
+    def flops(self, forward_flops: Callable[[int], float]) -> float:
+        """FLOPs of all evaluations; `forward_flops` maps image tokens to one forward's."""
+        return sum(forward_flops(stage.tokens) * len(stage.evaluated) for stage in self.stages)
 
     def flop_speedup(self, forward_flops: Callable[[int], float]) -> float:
-        """FLOPs of full resolution at every step over this plan's; `forward_flops` maps image tokens to one
-        forward's. No implementation can be faster by more on a machine that FLOPs limit.
+        """FLOPs of full resolution at every step over this plan's. No implementation can be faster by more on
+        a machine that FLOPs limit.
         """
-        full = forward_flops(self.stages[-1].tokens) * self.steps
-        return full / sum(forward_flops(stage.tokens) * len(stage.evaluated) for stage in self.stages)
+        return forward_flops(self.stages[-1].tokens) * self.steps / self.flops(forward_flops)
 
 
 def alignment(ratio: float, sigma: float) -> float:
