@@ -37,7 +37,8 @@ class TextPart:
 
     `kind` is a key of `KINDS`. The denoiser reads states of `width` channels, of `tokens` tokens; `states`
     says which of a decoder's, as `models.text.decoder` counts them. `chat` says whether the tokenizer needs a
-    template of conversations. `part` and `tokenizer` are folders of the pipeline.
+    template of conversations. `part` and `tokenizer` are folders of the pipeline. `published` is the
+    configuration of the encoder that the official checkpoint has, to count with where there is no folder.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class TextPart:
     chat: bool = False
     part: str = "text_encoder"
     tokenizer: str = "tokenizer"
+    published: "TextConfig | None" = None
 
 
 class Architecture(NamedTuple):
@@ -63,9 +65,8 @@ class Architecture(NamedTuple):
     positions: int | None = None
 
 
-def clip(folder: Path, states: Sequence[int]) -> Architecture:
+def clip(config: ClipTextConfig, states: Sequence[int]) -> Architecture:
     """CLIP's text model, of which one vector a text is read: `[B, D]`."""
-    config = ClipTextConfig.from_folder(folder)
     return Architecture(
         partial(ClipTextModel, config),
         text_clip.names,
@@ -77,9 +78,8 @@ def clip(folder: Path, states: Sequence[int]) -> Architecture:
     )
 
 
-def t5(folder: Path, states: Sequence[int]) -> Architecture:
+def t5(config: T5Config, states: Sequence[int]) -> Architecture:
     """The encoder of T5 or UMT5, of which the last states are read: `[B, T, D]`."""
-    config = T5Config.from_folder(folder)
     return Architecture(
         partial(T5Encoder, config),
         text_t5.names,
@@ -90,9 +90,8 @@ def t5(folder: Path, states: Sequence[int]) -> Architecture:
     )
 
 
-def decoder(folder: Path, states: Sequence[int]) -> Architecture:
+def decoder(config: DecoderConfig, states: Sequence[int]) -> Architecture:
     """A decoder-only language model, of which `states` are read, side by side: `[B, T, D · states]`."""
-    config = DecoderConfig.from_folder(folder)
     layers = config.num_hidden_layers
     return Architecture(
         partial(Decoder, config, states),
@@ -104,7 +103,27 @@ def decoder(folder: Path, states: Sequence[int]) -> Architecture:
     )
 
 
-KINDS = {"clip": clip, "t5": t5, "decoder": decoder}
+TextConfig = ClipTextConfig | T5Config | DecoderConfig
+# The configuration that a folder holds, and the architecture that it is of.
+KINDS = {"clip": (ClipTextConfig, clip), "t5": (T5Config, t5), "decoder": (DecoderConfig, decoder)}
+
+
+def without_table(architecture: Architecture, dtype) -> nnx.Module:
+    """The model without weights, and without its table of tokens: a few rows of it are needed, which the file
+    itself gives.
+    """
+    model = architecture.make(dtype=dtype)
+    model.embedding = None
+    return model
+
+
+def encoding(architecture: Architecture, graph: nnx.GraphDef) -> Callable[..., jax.Array]:
+    """`encode(parameters, embedded, ids, mask)`, pure and in float32, of a model that splits into `graph`."""
+
+    def encode(parameters, embedded, ids, mask):
+        return architecture.read(nnx.merge(graph, parameters), embedded, ids, mask).astype(jnp.float32)
+
+    return encode
 
 
 class TextEncoder:
@@ -119,18 +138,20 @@ class TextEncoder:
         self.folder, self.dtype, self._target = folder / asked.part, dtype, residency.target
         stored = Checkpoint(self.folder, STEM)
         stored.check_floats()
-        architecture = KINDS[asked.kind](self.folder, asked.states)
+        config_class, kind = KINDS[asked.kind]
+        architecture = kind(config_class.from_folder(self.folder), asked.states)
         self._check(architecture, asked)
         self.tokenizer = open_tokenizer(folder / asked.tokenizer, chat=asked.chat)
         check_vocabulary(self.tokenizer, architecture.vocabulary, self.folder)
         self._checkpoint = Renamed(stored, architecture.names)
-        self._read, rules = architecture.read, architecture.rules(self._checkpoint.keys())
-        model = architecture.make(dtype=dtype)
-        keys = match(self._checkpoint, flat_parameters(nnx.state(model)), rules)
-        # Of the table a few rows are needed, which the file itself gives.
+        keys = match(
+            self._checkpoint,
+            flat_parameters(nnx.state(architecture.make(dtype=dtype))),
+            architecture.rules(self._checkpoint.keys()),
+        )
         self._table = keys[TABLE]
-        model.embedding = None
-        self._graph, shapes = nnx.split(model)
+        graph, shapes = nnx.split(without_table(architecture, dtype))
+        self._encode = encoding(architecture, graph)
         self._weights = residency.weights(
             asked.part, stored_parameters(self._checkpoint, shapes, keys), streamed=True
         )
@@ -168,10 +189,5 @@ class TextEncoder:
         """What runs on `inputs` such as these: compiled once."""
         key = tuple(None if array is None else array.shape for array in inputs)
         if key not in self._programs:
-
-            def encode(parameters, embedded, ids, mask):
-                model = nnx.merge(self._graph, parameters)
-                return self._read(model, embedded, ids, mask).astype(jnp.float32)
-
-            self._programs[key] = Layerwise(encode, self._weights.stored, *inputs, target=self._target)
+            self._programs[key] = Layerwise(self._encode, self._weights.stored, *inputs, target=self._target)
         return self._programs[key]

@@ -16,6 +16,8 @@ from jaxspd.families.base import FLUX1_SPECTRUM, BaseFamily, check_parts, is_nam
 from jaxspd.families.configs import check_rope, read_scheduler, read_text_length, read_transformer_config
 from jaxspd.models.flux1 import Flux1Config, Flux1Transformer
 from jaxspd.models.packing import pack, unpack
+from jaxspd.models.text.clip import CLIP_L
+from jaxspd.models.text.t5 import T5_XXL
 from jaxspd.models.vae import AutoencoderKLConfig, read_autoencoder
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
@@ -173,13 +175,14 @@ class Family(BaseFamily):
     def texts(self) -> tuple[TextPart, ...]:
         c = self.config
         return (
-            TextPart("clip", c.pooled_projection_dim, CLIP_TOKENS),
+            TextPart("clip", c.pooled_projection_dim, CLIP_TOKENS, published=CLIP_L),
             TextPart(
                 "t5",
                 c.joint_attention_dim,
                 self.text_tokens,
                 part="text_encoder_2",
                 tokenizer="tokenizer_2",
+                published=T5_XXL,
             ),
         )
 

@@ -18,6 +18,7 @@ from jaxspd.families.base import FLUX1_SPECTRUM, BaseFamily, check_parts, read_s
 from jaxspd.families.configs import check_rope, read_scheduler, read_transformer_config
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
+from jaxspd.models.text.decoder_config import MISTRAL_SMALL, QWEN3_4B, QWEN3_8B
 from jaxspd.models.vae import AutoencoderKLFlux2Config, read_autoencoder
 from jaxspd.sampling.schedule import empirical_shift, flow_match_sigmas, override_shift
 from jaxspd.spectral.expansion import EXPANSION, Expansion, expand, share
@@ -36,6 +37,8 @@ KLEIN_4B = Flux2Config(
 # Hidden layers of the text encoder that are read, and what [dev] tells its own before the prompt.
 DEV_STATES = (10, 20, 30)
 KLEIN_STATES = (9, 18, 27)
+# By their width.
+PUBLISHED_TEXTS = {config.hidden_size: config for config in (QWEN3_4B, QWEN3_8B, MISTRAL_SMALL)}
 DEV_SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing on object "
     "relationships, object\nattribution and actions without speculation."
@@ -184,7 +187,8 @@ class Family(BaseFamily):
     def texts(self) -> tuple[TextPart, ...]:
         states = KLEIN_STATES if self.klein else DEV_STATES
         width = self.config.joint_attention_dim / len(states)
-        return (TextPart("decoder", width, self.text_tokens, states, chat=True),)
+        published = PUBLISHED_TEXTS.get(width)
+        return (TextPart("decoder", width, self.text_tokens, states, chat=True, published=published),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """Three hidden layers of the text encoder, side by side: `text` `[B, T, joint_attention_dim]`,

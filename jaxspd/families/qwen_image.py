@@ -18,6 +18,7 @@ from jaxspd.families.base import FLUX1_SPECTRUM, BaseFamily, check_parts, is_nam
 from jaxspd.families.configs import check_rope, read_scheduler, read_transformer_config
 from jaxspd.models.packing import pack, unpack
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
+from jaxspd.models.text.decoder_config import QWEN2_5_VL_7B
 from jaxspd.models.vae import VideoAutoencoderConfig, read_autoencoder
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
@@ -169,7 +170,8 @@ class Family(BaseFamily):
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
-        return (TextPart("decoder", self.config.joint_attention_dim, TEMPLATE_TOKENS + self.text_tokens),)
+        tokens = TEMPLATE_TOKENS + self.text_tokens
+        return (TextPart("decoder", self.config.joint_attention_dim, tokens, published=QWEN2_5_VL_7B),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """Qwen2.5-VL's last hidden states `text` `[B, T, joint_attention_dim]`, float32, after the

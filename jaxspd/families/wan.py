@@ -19,6 +19,7 @@ from jaxspd.convert.wan import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import BaseFamily, check_parts, read_spectrum
 from jaxspd.families.configs import read_scheduler, read_text_length, read_transformer_config
+from jaxspd.models.text.t5 import UMT5_XXL
 from jaxspd.models.vae import VideoAutoencoderConfig, read_autoencoder
 from jaxspd.models.wan import WanConfig, WanTransformer
 from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
@@ -150,7 +151,7 @@ class Family(BaseFamily):
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
-        return (TextPart("t5", self.config.text_dim, self.text_tokens),)
+        return (TextPart("t5", self.config.text_dim, self.text_tokens, published=UMT5_XXL),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""

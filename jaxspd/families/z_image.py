@@ -16,6 +16,7 @@ from jaxspd.convert.z_image import RULES
 from jaxspd.errors import UsageError
 from jaxspd.families.base import FLUX1_SPECTRUM, BaseFamily, check_parts, read_spectrum
 from jaxspd.families.configs import check_rope, read_scheduler, read_transformer_config
+from jaxspd.models.text.decoder_config import QWEN3_4B
 from jaxspd.models.vae import AutoencoderKLConfig, read_autoencoder
 from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, flow_match_sigmas, override_shift
@@ -155,7 +156,8 @@ class Family(BaseFamily):
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
-        return (TextPart("decoder", self.config.cap_feat_dim, self.text_tokens, (-2,), chat=True),)
+        width, tokens = self.config.cap_feat_dim, self.text_tokens
+        return (TextPart("decoder", width, tokens, (-2,), chat=True, published=QWEN3_4B),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
         """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after

@@ -64,6 +64,12 @@ class ClipTextConfig:
         return config
 
 
+# As FLUX.1 has it.
+CLIP_L = ClipTextConfig(
+    hidden_size=768, intermediate_size=3072, num_attention_heads=12, eos_token_id=WRONG_END
+)
+
+
 class Block(nnx.Module):
     """Causal attention, then an MLP, each of normalised states and added to them."""
 

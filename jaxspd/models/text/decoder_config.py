@@ -78,6 +78,11 @@ DEFAULTS = {
     "mistral": DecoderConfig(32000, 4096, 14336, 32, 32, 8, None, 1e-6, 10_000.0, sliding_window=4096),
     "mistral3": DecoderConfig(131072, 5120, 32768, 40, 32, 8, 128, 1e-5, 1e9),
 }
+# Of FLUX.2 [klein] 4B and Z-Image, of [klein] 9B, of Qwen-Image, and of FLUX.2 [dev].
+QWEN3_4B = DecoderConfig(151936, 2560, 9728, 36, 32, 8, 128, 1e-6, 1e6, qk_norm=True)
+QWEN3_8B = DecoderConfig(151936, 4096, 12288, 36, 32, 8, 128, 1e-6, 1e6, qk_norm=True)
+QWEN2_5_VL_7B = DecoderConfig(152064, 3584, 18944, 28, 28, 4, 128, 1e-6, 1e6, qkv_bias=True)
+MISTRAL_SMALL = DEFAULTS["mistral3"]
 
 
 def text_half(given: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:

@@ -73,6 +73,10 @@ DEFAULTS = {
         bias_per_layer=True,
     ),
 }
+XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+# FLUX.1's and Wan's.
+T5_XXL = replace(DEFAULTS["t5"], **XXL, dense_act_fn="gelu_new", is_gated_act=True)
+UMT5_XXL = replace(DEFAULTS["umt5"], **XXL, vocab_size=256384)
 
 
 def feed_forward(given: dict) -> dict:

@@ -1,0 +1,159 @@
+"""What `bench/devices.py` compiles: published models at published sizes, their programs, and of what code
+each program is made.
+"""
+
+import ast
+import hashlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from presets import OFFICIAL, WAN_720P, Model, size
+
+from jaxspd.families.base import BaseFamily
+from jaxspd.models.flux2 import Flux2Config
+from jaxspd.planning import grids, reading, resolve
+from jaxspd.request import Request, SamplingParams
+
+ROOT = Path(__file__).resolve().parents[1]
+GROWN = {"progressive_mode": "dct_rewind", "progressive_delta": 0.05}
+WAN_14B = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
+KLEIN_9B = {
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+    "guidance_embeds": False,
+}
+WIDE = {"num_frames": 81, "guidance_scale": 5.0, "flow_shift": 5.0}
+FLUX1, KLEIN_4B, WAN_1_3B, Z_IMAGE, QWEN_IMAGE = OFFICIAL
+# The text is as long as each model reads, unlike in the comparison with PyTorch.
+MODELS = (
+    FLUX1,
+    KLEIN_4B,
+    Model("FLUX.2-klein-9B", "flux2", size(1024, 1024, 30), (), KLEIN_9B),
+    Model("FLUX.2-dev", "flux2", size(1024, 1024, 50), (), asdict(Flux2Config())),
+    WAN_1_3B,
+    WAN_720P,
+    Model("Wan2.1-T2V-14B", "wan", size(480, 832, 50, **WIDE), (), WAN_14B),
+    Model("Wan2.1-T2V-14B at 720p", "wan", size(704, 1280, 50, **WIDE), (), WAN_14B),
+    Model("Z-Image", "z_image", size(1024, 1024, 50, guidance_scale=4.0), ()),
+    Model("Qwen-Image", "qwen_image", size(1024, 1024, 30, guidance_scale=4.0), ()),
+    Model("Qwen-Image at 1664×928", "qwen_image", size(928, 1664, 50, guidance_scale=4.0), ()),
+)
+# The code that a program of a kind is made of, beside the transformer's own module.
+CODE = {
+    "denoise": (
+        "models/attention.py",
+        "models/kernels/*.py",
+        "models/layers.py",
+        "models/mmdit.py",
+        "models/packing.py",
+        "models/rotary.py",
+        "runtime/layerwise.py",
+        "sampling/euler.py",
+        "sampling/guidance.py",
+        "sampling/unipc.py",
+    ),
+    "encode": (
+        "components/text_encoder.py",
+        "models/attention.py",
+        "models/layers.py",
+        "models/rotary.py",
+        "models/text/*.py",
+        "runtime/layerwise.py",
+    ),
+    "decode": ("models/kernels/xla.py", "models/vae/*.py"),
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program: `kind` is a key of `CODE`, `what` the latents' grid or the pipeline's folder of a text
+    encoder, `forwards` how many a guided step runs, one after the other.
+    """
+
+    kind: str
+    what: str
+    forwards: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.what}" + (f", {self.forwards} forwards" if self.forwards > 1 else "")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model with its programs."""
+
+    model: Model
+
+    @cached_property
+    def request(self) -> Request:
+        return resolve(self.model.recipe(), SamplingParams(**self.model.request, **GROWN))
+
+    @cached_property
+    def family(self) -> BaseFamily:
+        family = self.model.recipe()
+        if self.model.transformer.get("guidance_embeds") and self.model.family == "flux2":
+            # FLUX.2 [dev], which its pipeline tells from [klein].
+            family = replace(family, klein=False)
+        return reading(family, self.request)
+
+    @property
+    def guided(self) -> bool:
+        return self.family.guided(self.request.guidance_scale)
+
+    @cached_property
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """The latents' grids, coarsest first, by name."""
+        return {"×".join(map(str, g.latent)): g.latent for g in grids(self.family, self.request)}
+
+    @cached_property
+    def programs(self) -> tuple[Program, ...]:
+        ways = (1, 2) if self.guided else (1,)
+        return (
+            *(Program("encode", text.part) for text in self.family.texts),
+            *(Program("denoise", grid, forwards) for grid in self.grids for forwards in ways),
+            Program("decode", [*self.grids][-1]),
+        )
+
+    def digest(self, program: Program, target: str) -> str:
+        """Of all that makes the program what it is: the code, the configuration, the compilers, the card."""
+        family = self.family
+        parts = [target, program.name, *map(repr, asdict(self.request).items()), *versions()]
+        files = [path for pattern in CODE[program.kind] for path in sorted((ROOT / "jaxspd").glob(pattern))]
+        if program.kind == "denoise":
+            files.append(Path(inspect.getfile(family.transformer)))
+            parts += map(inspect.getsource, (type(family).velocity, type(family).abstract_conditioning))
+            parts.append(repr(family.config))
+        elif program.kind == "encode":
+            parts += [repr(text) for text in family.texts if text.part == program.what]
+        else:
+            parts += [repr(family.vae), repr(family.vae_dtype)]
+        parts += map(meaning, files)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def versions() -> Iterator[str]:
+    """Of the compilers."""
+    for package in ("jax", "jaxlib", "jax-cuda12-plugin", "libtpu"):
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            yield f"no {package}"
+
+
+def meaning(path: Path) -> str:
+    """The code of a file without comments and docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                body[:1] = [ast.Pass()]
+    return ast.dump(tree)

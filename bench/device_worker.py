@@ -1,0 +1,168 @@
+"""Compiles programs of one published model for a card that need not be there, for `bench/devices.py`.
+
+    python bench/device_worker.py CARD MODEL PROGRAM...
+
+Answers with a JSON line a program. The environment is to be `devices.ENVIRONMENT`.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from device_models import MODELS, Program, Published
+from flax import nnx
+from jax.experimental import topologies
+
+from jaxspd.components.text_encoder import KINDS, encoding, without_table
+from jaxspd.errors import first_line
+from jaxspd.models.vae import Coder, abstract_autoencoder
+from jaxspd.models.vae.coder import parameter_bytes, program_bytes
+from jaxspd.runtime.layerwise import LAYER, Layerwise
+from jaxspd.sampling.guidance import Guided, guide
+from jaxspd.sampling.programs import SCALAR
+from jaxspd.sampling.solvers import SOLVERS
+from jaxspd.target import Target
+
+TARGETS = Path(__file__).parent / "targets"
+TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+# By platform, how a program's text tells that there is a fused attention kernel in it.
+FUSED = {"gpu": "__cudnn$fmha", "tpu": "tpu_custom_call"}
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A weight that comes from its file when its layer's turn is near."""
+
+    shape: tuple[int, ...]
+    dtype: jnp.dtype
+
+    def fetch(self) -> jax.Array:
+        raise NotImplementedError("this is only compiled")
+
+
+def target_of(card: str) -> Target:
+    """A card's, or for "cpu" this machine's."""
+    if card == "cpu":
+        return Target(jax.devices("cpu")[0])
+    if card in TOPOLOGIES:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[card])
+        return Target(described.devices[0])
+    jax.devices()  # finds the plugins that are installed
+    text = "\n".join(
+        line for line in (TARGETS / f"{card}.txtpb").read_text().splitlines() if not line.startswith("#")
+    )
+    described = topologies.get_topology_desc(
+        platform="cuda", topology_name=card, target_config=text, topology="1x1x1"
+    )
+    return Target(described.devices[0])
+
+
+def denoise(published: Published, program: Program, target: Target) -> Layerwise:
+    """A step, as `sampling.programs` makes it."""
+    family, request, dtype = published.family, published.request, jnp.bfloat16
+    velocity = guide(family.velocity_function(dtype), family.combine, batched=program.forwards == 1)
+    solver, one = SOLVERS[request.scheduler], family.abstract_conditioning(1)
+    shape = (1, *family.leading(request.num_frames), *published.grids[program.what])
+    latents = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def step(parameters, latents, state, sigma, next_sigma, conditioning):
+        v = velocity(parameters, latents, sigma, conditioning)
+        return solver.step(state, latents, v.astype(jnp.float32), sigma, next_sigma)
+
+    conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32)) if published.guided else one
+    state = jax.eval_shape(solver.init, latents)
+    arguments = family.abstract_parameters(dtype), latents, state, SCALAR, SCALAR, conditioning
+    return Layerwise(step, *arguments, target=target)
+
+
+def encode(published: Published, program: Program, target: Target) -> Layerwise:
+    """What reads a prompt, and a negative one where there is guidance, with streamed layers."""
+    [asked] = (text for text in published.family.texts if text.part == program.what)
+    _, kind = KINDS[asked.kind]
+    architecture, dtype = kind(asked.published, asked.states), jnp.bfloat16
+    graph, shapes = nnx.split(without_table(architecture, dtype))
+    stored = jax.tree.map(lambda p: Streamed(p.shape, p.dtype), shapes)
+    ids = jax.ShapeDtypeStruct((1 + published.guided, asked.tokens), jnp.int32)
+    embedded = jax.ShapeDtypeStruct((*ids.shape, architecture.width), dtype)
+    # FLUX.1's sees padding too.
+    mask = None if published.family.name == "flux1" else ids
+    return Layerwise(encoding(architecture, graph), stored, embedded, ids, mask, target=target)
+
+
+def decode(published: Published, program: Program, target: Target) -> Coder:
+    """What decodes one picture, or the chunks of one video, without tiles."""
+    family, request = published.family, published.request
+    module = abstract_autoencoder(family.vae, family.vae_dtype or jnp.bfloat16)
+    coder = Coder(module, nnx.state(module), target=target)
+    shape = (1, *family.leading(request.num_frames), *published.grids[program.what])
+    # A picture is a video of one frame to an autoencoder of videos.
+    of_videos = family.vae.frames_per_latent > 1
+    coder.prepare((*shape[:2], 1, *shape[2:]) if of_videos and len(shape) == 4 else shape)
+    return coder
+
+
+def answer(published: Published, program: Program, target: Target) -> dict:
+    """What the compiler says of one program."""
+    begin = time.perf_counter()
+    made = {"denoise": denoise, "encode": encode, "decode": decode}[program.kind](published, program, target)
+    found = {"compile_seconds": round(time.perf_counter() - begin, 1)}
+    family, platform = published.family, target.device.platform
+    if program.kind == "decode":
+        compiled = [*made._programs.values()]
+        found |= {"bytes": max(map(program_bytes, compiled)), "weights": parameter_bytes(made.parameters)}
+        often = {"first": 1, "later": family.leading(published.request.num_frames)[-1] - 1}
+        runs = [(program, often[key[-1]]) for key, program in made._programs.items()]
+        found |= estimate(runs, platform)
+        return found
+    pieces = [piece.program for piece in made._pieces]
+    found["bytes"] = made.peak_bytes
+    found |= estimate([(piece, 1) for piece in pieces], platform)
+    if program.kind == "denoise":
+        found["weights"] = parameter_bytes(family.abstract_parameters(jnp.bfloat16))
+        grid = published.grids[program.what]
+        tokens = family.tokens((*family.leading(published.request.num_frames), *grid))
+        found["flops"] = (1 + published.guided) * family.forward_flops(tokens)
+        texts = {id(piece): piece.as_text() for piece in pieces}
+        layers = [id(piece) for piece in pieces if LAYER in texts[id(piece)].partition("\n")[0]]
+        found["layers"] = len(layers)
+        found["fused_layers"] = sum(FUSED.get(platform, "none such") in texts[key] for key in layers)
+    return found
+
+
+def estimate(runs: Iterable[tuple[jax.stages.Compiled, int]], platform: str) -> dict:
+    """On a TPU, the compiler's own estimate: cycles, kernels of custom calls not counted. `runs` are programs
+    and how often each runs.
+    """
+    if platform != "tpu":
+        return {}
+    runs = [*runs]
+    cycles = {
+        id(program): sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program.as_text())))
+        for program, _ in runs
+    }
+    return {"cycles": sum(times * cycles[id(program)] for program, times in runs)}
+
+
+def main(card: str, name: str, *names: str) -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
+    [model] = (model for model in MODELS if model.name == name)
+    published, target = Published(model), target_of(card)
+    for program in published.programs:
+        if program.name not in names:
+            continue
+        try:
+            found = answer(published, program, target)
+        except Exception as error:
+            found = {"error": first_line(error)[:300]}
+        print(json.dumps({"program": program.name, **found}, default=np.ndarray.item), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
