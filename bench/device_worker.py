@@ -117,7 +117,7 @@ def answer(published: Published, program: Program, target: Target) -> dict:
     if program.kind == "decode":
         compiled = [*made._programs.values()]
         found |= {"bytes": max(map(program_bytes, compiled)), "weights": parameter_bytes(made.parameters)}
-        often = {"first": 1, "later": family.leading(published.request.num_frames)[-1] - 1}
+        often = {"only": 1, "first": 1, "later": family.leading(published.request.num_frames)[-1] - 1}
         runs = [(program, often[key[-1]]) for key, program in made._programs.items()]
         found |= estimate(runs, platform)
         return found

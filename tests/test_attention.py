@@ -59,7 +59,7 @@ def test_a_single_head_attends_as_one_of_many(monkeypatch, room):
     draw = np.random.default_rng(0)
     query, key, value = (draw.standard_normal((2, n, 8), dtype=np.float32) for n in (24, 40, 40))
     theirs = jax.nn.dot_product_attention(*(x[:, :, None] for x in (query, key, value)))[:, :, 0]
-    for limit in ("SCORES", "CPU_SCORES"):
+    for limit in ("CODER_SCORES", "CPU_SCORES"):
         monkeypatch.setattr(xla, limit, room)
     np.testing.assert_allclose(xla.single_head_attention(query, key, value), theirs, rtol=0, atol=1e-6)
 

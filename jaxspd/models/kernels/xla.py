@@ -12,6 +12,8 @@ from jaxspd.target import platform
 # Scores of queries against keys that may be held at once, in bytes: of all heads, and of one head on a CPU,
 # about what stays in its caches.
 SCORES, CPU_SCORES = 2**30, 2**24
+# Those of an autoencoder, whose other maps take less than the first number would.
+CODER_SCORES = 2**28
 PLATFORM = None
 
 
@@ -22,14 +24,16 @@ def attend(
     batch, queries, heads, _ = query.shape
     scores = queries * key.shape[1]
     if platform() == "cpu":
-        return _in_blocks(lambda some: attention_by_head(some, key, value, key_lengths), query, 1, scores)
+        return _in_blocks(
+            lambda some: attention_by_head(some, key, value, key_lengths), query, 1, scores, SCORES
+        )
 
     def all_heads(some: jax.Array) -> jax.Array:
         return jax.nn.dot_product_attention(
             some, key, value, key_value_seq_lengths=key_lengths, implementation="xla"
         )
 
-    return _in_blocks(all_heads, query, 1, scores * batch * heads)
+    return _in_blocks(all_heads, query, 1, scores * batch * heads, SCORES)
 
 
 def attention_by_head(
@@ -61,7 +65,7 @@ def single_head_attention(query: jax.Array, key: jax.Array, value: jax.Array) ->
 
     def attend(one: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v = one
-        return _in_blocks(lambda some: _one_head(some, k, v), q, 0, len(q) * len(k))
+        return _in_blocks(lambda some: _one_head(some, k, v), q, 0, len(q) * len(k), CODER_SCORES)
 
     return jax.lax.map(attend, (query, key, value))
 
@@ -77,13 +81,13 @@ def _one_head(
 
 
 def _in_blocks(
-    attend: Callable[[jax.Array], jax.Array], query: jax.Array, axis: int, scores: int
+    attend: Callable[[jax.Array], jax.Array], query: jax.Array, axis: int, scores: int, most: int
 ) -> jax.Array:
     """`attend(query)`, which keeps that many `scores`; of a block of queries, along `axis`, at a time where
-    they are too many.
+    they are more than `most` bytes, or than a CPU wants.
     """
     queries = query.shape[axis]
-    least = -(-4 * scores // (CPU_SCORES if platform() == "cpu" else SCORES))
+    least = -(-4 * scores // (CPU_SCORES if platform() == "cpu" else most))
     # The nearest number of equal blocks; the grids that videos are made of have many divisors.
     blocks = next(n for n in range(min(max(1, least), queries), queries + 1) if queries % n == 0)
     if blocks == 1:

@@ -194,6 +194,8 @@ class Coder:
         lengths = map(tiles.tile_length, self._latents(way, shape), splits)
         size = tuple(unit * length for length in lengths)
         video = len(shape) == 5
+        # Of the only chunk nothing is carried on: it may take several times the memory of all else.
+        whole = not video or shape[1] == 1
         key = way, size, shape[-1]
 
         def code(parameters, maps, *state):
@@ -203,6 +205,7 @@ class Coder:
             else:
                 out = autoencoder.decode(jnp.moveaxis(maps, -1, 1), *state)
             out, state = out if video else (out, ())
+            state = () if whole else state
             return out if way == "decode" else jnp.moveaxis(out, 1, -1), state
 
         def chunk(frames: int) -> jax.ShapeDtypeStruct:
@@ -212,10 +215,10 @@ class Coder:
             with self.target.tracing():
                 return jax.jit(code, keep_unused=True, **options).lower(*self.target.abstract(arguments))
 
-        jobs = {}
-        if (first := (*key, "first")) not in self._programs:
+        jobs, first, later = {}, (*key, "only" if whole else "first"), (*key, "later")
+        if first not in self._programs:
             jobs[first] = lowered(self.parameters, chunk(1))
-        if (later := (*key, "later")) not in self._programs and video and shape[1] > 1:
+        if not whole and later not in self._programs:
             _, state = jax.eval_shape(code, self.parameters, chunk(1))
             frames = 1 if way == "decode" else self.config.frames_per_latent
             # What is carried is written over.
@@ -225,7 +228,7 @@ class Coder:
                 compiled = list(pool.map(lambda job: job.compile(), jobs.values()))
             self._programs.update(zip(jobs, compiled, strict=True))
             self.compiled_programs += len(jobs)
-        return Programs(self._programs[first], self._programs.get(later))
+        return Programs(self._programs[first], None if whole else self._programs[later])
 
 
 def _area(lengths: tuple[int, int], splits: tuple[int, int]) -> int:
