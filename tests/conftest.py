@@ -30,9 +30,11 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_compilation_cache(tmp_path_factory):
-    """Tests neither read nor fill the user's cache."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+def _own_compilation_cache(tmp_path_factory, worker_id):
+    """Tests neither read nor fill the user's cache, but share one among them, of however small programs."""
+    base = tmp_path_factory.getbasetemp()
+    jax.config.update("jax_compilation_cache_dir", str((base if worker_id == "master" else base.parent) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Both sides of a comparison: our transformer or family, and what judges it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import chex
 import jax
@@ -44,12 +44,14 @@ def flax_transformer(model_class, config_class, rules, pipeline, dtype=jnp.float
 
 class Loop:
     """The denoising of one tiny checkpoint, here and in its `reference` of torch_ref. Latents are `latent`
-    in size, videos of `frames` frames; `texts(prompts)` makes the reference's arguments.
+    in size, videos of `frames` frames; `texts(prompts)` makes the reference's arguments. `text_tokens` pads
+    texts to less than the family's length.
     """
 
-    def __init__(self, folder, reference, latent=(16, 24), frames=1, texts=None):
+    def __init__(self, folder, reference, latent=(16, 24), frames=1, texts=None, text_tokens=None):
         self.texts = texts or (lambda prompts: (reference.encode(prompts),))
         self.family, self.reference, self.latent, self.frames = open_family(folder), reference, latent, frames
+        self.family = replace(self.family, text_tokens=text_tokens or self.family.text_tokens)
         self.components, self.leading = components(self.family), self.family.leading(frames)
         abstract = self.family.abstract_parameters(jnp.float32)
         self.parameters = load_parameters(Checkpoint(folder / "transformer"), abstract, self.family.rules)

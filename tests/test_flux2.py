@@ -177,7 +177,8 @@ def test_patches_are_the_pipelines():
 
 
 def loop_of(folder):
-    return Loop(folder, Flux2Reference.from_pretrained(folder))
+    reference = Flux2Reference.from_pretrained(folder)
+    return Loop(folder, reference, texts=lambda prompts: (reference.encode(prompts, 48),), text_tokens=48)
 
 
 @pytest.fixture(scope="module")

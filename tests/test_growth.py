@@ -68,19 +68,21 @@ def test_without_a_rewind_there_is_nothing_to_space_anew(flux1):
 
 @pytest.mark.parametrize("grid", ["patchified", "latent"])
 def test_flux2(klein_folder, grid):
-    loop = Loop(klein_folder, Flux2Reference.from_pretrained(klein_folder), latent=(12, 18))
+    reference = Flux2Reference.from_pretrained(klein_folder)
+    texts = lambda prompts: (reference.encode(prompts, 48),)  # noqa: E731
+    loop = Loop(klein_folder, reference, latent=(12, 18), texts=texts, text_tokens=48)
     for name in ("fft, any ratio", "each stage's shift, re-spaced", "fresh noise", "forecast"):
         compare(loop, OPTIONS[name], grid=grid)
 
 
 def test_qwen_image(qwen_image_folder):
-    loop = Loop(qwen_image_folder, QwenImageReference.from_pretrained(qwen_image_folder))
+    loop = Loop(qwen_image_folder, QwenImageReference.from_pretrained(qwen_image_folder), text_tokens=48)
     for name in ("dwt, two levels", "each stage's shift", "re-spaced", "forecast"):
         compare(loop, OPTIONS[name])
 
 
 def test_z_image(z_image_folder):
-    loop = Loop(z_image_folder, ZImageReference.from_pretrained(z_image_folder))
+    loop = Loop(z_image_folder, ZImageReference.from_pretrained(z_image_folder), text_tokens=64)
     for name in ("fft, any ratio", "dct, any ratio", "forecast"):
         compare(loop, OPTIONS[name], guidance=0.0)
     compare(loop, {"respace": True, **THIRDS}, guidance=0.0)

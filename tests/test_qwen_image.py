@@ -132,7 +132,7 @@ def test_bfloat16_is_as_close_to_float32_as_diffusers_is(tmp_path):
 
 @pytest.fixture(scope="module")
 def loop(qwen_image_folder):
-    return Loop(qwen_image_folder, QwenImageReference.from_pretrained(qwen_image_folder))
+    return Loop(qwen_image_folder, QwenImageReference.from_pretrained(qwen_image_folder), text_tokens=64)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0], ids=["unguided", "guided"])

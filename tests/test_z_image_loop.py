@@ -15,7 +15,7 @@ STEPS, DELTA = 14, 0.05
 
 
 def open_loop(folder):
-    return Loop(folder, ZImageReference.from_pretrained(folder))
+    return Loop(folder, ZImageReference.from_pretrained(folder), text_tokens=64)
 
 
 @pytest.fixture(scope="module")

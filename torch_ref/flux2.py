@@ -29,9 +29,9 @@ class Flux2Reference(Reference):
     """
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+    def encode(self, prompts: Sequence[str], length: int = 512) -> torch.Tensor:
         """Three hidden layers' states ``[B, S, 3D]`` of ``prompts``, padding included."""
-        return self.pipeline.encode_prompt(list(prompts), max_sequence_length=512)[0]
+        return self.pipeline.encode_prompt(list(prompts), max_sequence_length=length)[0]
 
     @torch.no_grad()
     def velocity(

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 
 from jaxspd.hub import DEMO
 from training import landscapes
-from training.autoencoder import encode
+from training.autoencoder import encode, half_precision
 from training.text import encode_text
 
 SHARD = 1000  # drawings
@@ -46,7 +46,7 @@ def write_shard(vae: AutoencoderKL, out: Path, number: int) -> None:
     rows = []
     for seed in shard_seeds(number):
         picture = landscapes.sample(seed)[0]
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             rows.append(encode(vae, np.stack([picture, picture[:, ::-1]])).float())
     config = vae.config
     latents = (torch.cat(rows) - config.shift_factor) * config.scaling_factor

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from jaxspd.models.packing import pack
 from training import landscapes
-from training.autoencoder import halve
+from training.autoencoder import half_precision, halve
 from training.latents import shard_seeds
 
 CONFIG = {
@@ -195,7 +195,7 @@ class Training:
         factor = float(np.exp(shift))
         sigma = factor * uniform / (1 + (factor - 1) * uniform)
         weight = sigma[:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             velocity = self.model(
                 hidden_states=pack((1 - weight) * clean + weight * noise),
                 encoder_hidden_states=t5,
