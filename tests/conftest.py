@@ -33,7 +33,8 @@ def pytest_collection_modifyitems(items):
 def _own_compilation_cache(tmp_path_factory, worker_id):
     """Tests neither read nor fill the user's cache, but share one among them, of however small programs."""
     base = tmp_path_factory.getbasetemp()
-    jax.config.update("jax_compilation_cache_dir", str((base if worker_id == "master" else base.parent) / "xla"))
+    cache = (base if worker_id == "master" else base.parent) / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
