@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from jaxspd.models.attention import check_backend
 from jaxspd.planning import plan_report, plan_request, reading, resolve
 from jaxspd.progress import ProgressBar, aside
 from jaxspd.request import Request, SamplingParams
-from jaxspd.results import GenerationResult, Output, Outputs, peak_memory, written
+from jaxspd.results import GenerationResult, Output, Outputs, Progress, peak_memory, written
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.cache import enable_compilation_cache
 from jaxspd.runtime.memory import memory_for
 from jaxspd.sampling.guidance import Guided
-from jaxspd.sampling.loop import denoise
+from jaxspd.sampling.loop import Step, denoise
 from jaxspd.sampling.programs import peak_bytes
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
@@ -40,6 +41,8 @@ LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
 
 # What a user asks for.
 Asked = SamplingParams | Mapping[str, Any]
+# Who is told of every step.
+Watch = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,15 @@ class DiffGenerator:
         save_output: bool = True,
         skip_existing: bool = False,
         show_progress: bool = True,
+        watch: Watch | None = None,
     ) -> Outputs:
         """The same one by one: each output is made when it is asked for, written to `output_path` unless
         `save_output` is false, and then forgotten here, so that memory does not grow with their number.
 
         `skip_existing` leaves out those whose file exists and says that it was made by the same request; if
-        that is all of them, nothing is loaded. Raises UsageError at once, not at the first output, if the
-        request cannot be served, and at an output that cannot be written, with how many are.
+        that is all of them, nothing is loaded. `watch` is told of every step; what it raises ends the run.
+        Raises UsageError at once, not at the first output, if the request cannot be served, and at an output
+        that cannot be written, with how many are.
         """
         request = resolve(self.family, self._params(params))
         kind = output_format(request.output_format, request.output_file_name, request.num_frames)
@@ -159,8 +164,8 @@ class DiffGenerator:
             for number, (own, path) in enumerate(zip(requests, paths, strict=True))
             if not (skip_existing and path and made_by(path, own))
         ]
-        check_writable([task.path for task in tasks if task.path])
-        left = {task.path for task in tasks}
+        left = [task.path for task in tasks if task.path]
+        check_writable(left)
         result = GenerationResult(
             frames=[],
             requests=[],
@@ -170,10 +175,10 @@ class DiffGenerator:
             programs=0,
             peak_memory=peak_memory(self._target.device),
             resident=self._resident(),
-            skipped=[path for path in paths if path not in left],
+            skipped=[path for path in paths if path and path not in left],
         )
-        made = self._make(request, plan, tasks, len(requests), result, show_progress)
-        return Outputs(result, len(requests), made)
+        made = self._make(request, plan, tasks, len(requests), result, show_progress, watch)
+        return Outputs(result, len(requests), left, made)
 
     def _make(
         self,
@@ -183,6 +188,7 @@ class DiffGenerator:
         asked: int,
         result: GenerationResult,
         show_progress: bool,
+        watch: Watch | None,
     ) -> Generator[Output, None, None]:
         """Makes the outputs of `tasks`, and keeps count of them in `result`."""
         if not tasks:
@@ -198,6 +204,7 @@ class DiffGenerator:
         texts = [first.request["prompt"] + first.request["prompt_suffix"] for first, *_ in by_prompt]
         conditionings = self._conditionings(family, texts, request, seconds)
         with ProgressBar(plan, len(tasks), show_progress) as progress:
+            tell = partial(self._tell, progress, watch, plan)
             for group, conditioning in zip(by_prompt, conditionings, strict=True):
                 if parameters is None:  # the first texts are encoded meanwhile
                     parameters, seconds["load"] = loading.result()
@@ -208,7 +215,7 @@ class DiffGenerator:
                     progress.begin()
                 for task in group:
                     noises = programs.noises(plan, [task.request["seed"]], leading)
-                    clean, taken = denoise(programs, plan, parameters, conditioning, noises, progress)
+                    clean, taken = denoise(programs, plan, parameters, conditioning, noises, tell)
                     begin = time.perf_counter()
                     with memory_for(f"decoding {request.width}×{request.height} pixels"):
                         frames = self._components.decode(np.asarray(clean))[0]
@@ -225,6 +232,11 @@ class DiffGenerator:
                     result.peak_memory, result.resident = peak_memory(self._target.device), self._resident()
                     yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
                     del frames  # else they would lie in memory beside the next
+
+    def _tell(self, bar: ProgressBar, watch: Watch | None, plan: Plan, step: Step) -> None:
+        bar(step)
+        if watch:
+            watch(Progress(plan, step, self._components.preview))
 
     def _conditionings(self, family, prompts: list[str], request: Request, seconds: dict) -> Iterator:
         """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed."""

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
+from jaxspd.sampling.loop import Step
 from jaxspd.signals import undisturbed
 from jaxspd.spectral.plan import Plan
 
@@ -28,10 +29,10 @@ class ProgressBar:
         steps = self.plan.steps * self.outputs
         self.bar = tqdm(total=steps, disable=not self.shown, unit="step", file=sys.stderr)
 
-    def __call__(self, stage: int, step: int, sigma: float) -> None:
-        h, w = self.plan.stages[stage].latent
+    def __call__(self, step: Step) -> None:
+        h, w = self.plan.stages[step.stage].latent
         self.bar.set_description_str(
-            f"stage {stage + 1}/{len(self.plan.stages)} · {h}×{w} · σ {sigma:.3f}", refresh=False
+            f"stage {step.stage + 1}/{len(self.plan.stages)} · {h}×{w} · σ {step.reached:.3f}", refresh=False
         )
         self.bar.update()
 

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,29 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
+
+from jaxspd.sampling.loop import Step
+from jaxspd.spectral.plan import Plan
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an output is: the last `step` done of `plan`."""
+
+    plan: Plan
+    step: Step
+    _look: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The stage's grid, (h, w) in latents."""
+        return self.plan.stages[self.step.stage].latent
+
+    def preview(self) -> np.ndarray:
+        """Where the output is heading: pixels `[t, h, w, 3]`, uint8, of its predicted clean latents, one
+        each; a picture's t is 1. `components.preview` says how. Costs nothing unless it is called.
+        """
+        return self._look(self.step.clean())
 
 
 @dataclass(frozen=True)
@@ -71,11 +94,17 @@ class Outputs(Iterator[Output]):
     """Outputs of one call, each made when it is asked for, and written before it is given.
 
     `result` tells at any time what was made so far and what that took, without pixels. `asked` is how many
-    outputs the request has, those that are skipped included.
+    outputs the request has, those that are skipped included; `paths` are those that will be written.
     """
 
-    def __init__(self, result: GenerationResult, asked: int, made: Generator[Output, None, None]):
-        self.result, self.asked, self._made = result, asked, made
+    def __init__(
+        self,
+        result: GenerationResult,
+        asked: int,
+        paths: list[Path],
+        made: Generator[Output, None, None],
+    ):
+        self.result, self.asked, self.paths, self._made = result, asked, paths, made
 
     def __next__(self) -> Output:
         return next(self._made)

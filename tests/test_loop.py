@@ -168,8 +168,13 @@ def run_by_hand(plan, noises, progress=lambda *_: None):
 def test_progress_tells_stage_step_and_the_sigma_reached():
     heard, plan = [], plan_by_hand()
     noises = stage_noises([1], (2,), [stage.latent for stage in plan.stages])
-    _, seconds = run_by_hand(plan, noises, lambda *call: heard.append(call))
-    assert heard == [(0, 0, 0.9), (0, 1, 0.5), (1, 2, 0.2), (1, 3, 0.0)]
+    _, seconds = run_by_hand(plan, noises, heard.append)
+    assert [(s.stage, s.number, s.reached) for s in heard] == [
+        (0, 0, 0.9),
+        (0, 1, 0.5),
+        (1, 2, 0.2),
+        (1, 3, 0.0),
+    ]
     assert len(seconds) == 2
     assert min(seconds) > 0
 

@@ -208,10 +208,10 @@ def test_an_output_replaces_an_earlier_one(tmp_path):
 
 # What each encoder calls for every frame, or for every file.
 INNER = {
-    "png": (output, "_write_png"),
+    "png": (output, "write_png"),
     "mp4": (video, "_yuv"),
     "gif": (Image.Image, "quantize"),
-    "frames": (output, "_write_png"),
+    "frames": (output, "write_png"),
 }
 
 
@@ -239,7 +239,7 @@ def test_a_failing_poster_leaves_no_video(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(output, "_write_png", interrupted)
+    monkeypatch.setattr(output, "write_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path, "mp4", patches(3))
     assert list(tmp_path.iterdir()) == []

@@ -274,7 +274,7 @@ def test_sigterm_is_left_as_it_was(flux1_folder, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("where", [(output, "_write_png"), (generator, "write_output")])
+@pytest.mark.parametrize("where", [(output, "write_png"), (generator, "write_output")])
 def test_a_full_disk_keeps_what_is_written(flux1_folder, tmp_path, monkeypatch, capsys, where):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -299,7 +299,7 @@ def test_a_full_disk_keeps_what_is_written(flux1_folder, tmp_path, monkeypatch, 
     ("error", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "disk full"), 2)]
 )
 def test_a_report_tells_of_what_was_written(flux1_folder, tmp_path, monkeypatch, capsys, error, code):
-    fails(monkeypatch, output, "_write_png", error, at=3)
+    fails(monkeypatch, output, "write_png", error, at=3)
     assert main(command(flux1_folder, tmp_path / "out", "--json")) == code
     report = json.loads(capsys.readouterr().out)
     assert [made["prompt"] for made in report["outputs"]] == PROMPTS[:2]

@@ -21,6 +21,7 @@ MODEL_KEYS = {
     "attention_backend": str,
     "compilation_cache": bool,
     "skip_existing": bool,
+    "preview": str,
 }
 # Flags that take the place of what a configuration file says in other words.
 REPLACES = {
@@ -72,6 +73,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="true|false",
         help="leave out outputs that the same request has written before (default: false)",
     )
+    parser.add_argument(
+        "--preview",
+        metavar="strip|gif",
+        help="also write how each output grew, beside it: a PNG with looks in a row, or an animation",
+    )
     parser.add_argument("--json", action="store_true", help="print a report as JSON")
     add_sampling_flags(parser)
     parser.set_defaults(run=run)
@@ -105,16 +111,22 @@ def run(args: argparse.Namespace) -> int:
     if not params.prompts:
         raise UsageError("a prompt is needed: give --prompt or --prompt-path")
 
-    skip, outputs = model.pop("skip_existing", False), None
+    skip, preview, outputs = model.pop("skip_existing", False), model.pop("preview", None), None
     try:
         with terminable():
             from jaxspd.generator import DiffGenerator
+            from jaxspd.media.growth import Growth
             from jaxspd.progress import say
 
-            outputs = DiffGenerator.from_pretrained(**model).iterate(values, skip_existing=skip)
+            growth = None if preview is None else Growth(preview)
+            generator = DiffGenerator.from_pretrained(**model)
+            outputs = generator.iterate(values, skip_existing=skip, watch=growth)
+            if growth:
+                growth.check(outputs.paths)
             for output in outputs:
+                wrote = [output.path, *([growth.write(output)] if growth else [])]
                 if not args.json:
-                    say(f"wrote {output.path}")
+                    say("\n".join(f"wrote {path}" for path in wrote))
                 del output  # else it would lie in memory beside the next
     except (KeyboardInterrupt, UsageError) as end:
         if outputs:

@@ -7,6 +7,7 @@ from threading import RLock
 import numpy as np
 
 from jaxspd.components.autoencoder import Autoencoder
+from jaxspd.components.preview import Preview, fit
 from jaxspd.components.text_encoder import TextEncoder
 from jaxspd.runtime.residency import Residency
 from jaxspd.target import Target
@@ -34,6 +35,10 @@ class Components:
     def autoencoder(self) -> Autoencoder:
         return self.family.open_autoencoder(self.dtype, self.residency)
 
+    @cached_property
+    def _preview(self) -> Preview:
+        return fit(self.encode, self.decode, self.family.pixels_per_latent)
+
     def check(self) -> None:
         """UsageError if a file of theirs is missing or damaged, or what they hold does not fit together:
         better now than when the latents are ready to be decoded. Reads headers and configurations only.
@@ -57,6 +62,15 @@ class Components:
         """Pixels `[B, F, H, W, 3]`, uint8, of clean latents `[B, C, (t,) h, w]`."""
         with self._lock:
             return self.autoencoder.decode(latents)
+
+    def preview(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels `[t, h, w, 3]`, uint8, one for each of clean latents `[1, C, (t,) h, w]`: a quick look, by a
+        linear map that is fitted to the decoder at the first use.
+        """
+        if "_preview" not in vars(self):
+            with self._lock:
+                _ = self._preview
+        return self._preview(latents)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Clean latents, float32, of pixels `[B, F, H, W, 3]`, uint8: `decode`'s reverse."""

@@ -7,8 +7,10 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -114,19 +116,28 @@ def write_output(path: Path, frames: np.ndarray, request: dict[str, Any], fps: f
     written in a folder beside the target first, then renamed.
     """
     text = json.dumps(request)
+    with whole(path) as part:
+        if path.suffix == ".png":
+            write_png(part, frames[0], text)
+        elif path.suffix in (".gif", ".mp4"):
+            _write_video(path, part, frames, fps, text)
+        else:
+            part.mkdir()
+            for number, pixels in enumerate(frames):
+                write_png(part / f"{number:04d}.png", pixels, text)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` for what is renamed to it in the end: whole or not at all. UsageError where that
+    cannot be.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Removed in the end whatever happens: an interrupt too leaves nothing behind.
         with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
             part = Path(folder) / path.name
-            if path.suffix == ".png":
-                _write_png(part, frames[0], text)
-            elif path.suffix in (".gif", ".mp4"):
-                _write_video(path, part, frames, fps, text)
-            else:
-                part.mkdir()
-                for number, pixels in enumerate(frames):
-                    _write_png(part / f"{number:04d}.png", pixels, text)
+            yield part
             os.replace(part, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror or error})") from None
@@ -140,11 +151,12 @@ def _write_video(path: Path, part: Path, frames: np.ndarray, fps: float, text: s
         write_gif(part, frames, fps, text)
         return
     write_mp4(part, frames, fps, text)
-    _write_png(poster_path(part), frames[0], text)
+    write_png(poster_path(part), frames[0], text)
     os.replace(poster_path(part), poster_path(path))
 
 
-def _write_png(path: Path, pixels: np.ndarray, text: str) -> None:
+def write_png(path: Path | BinaryIO, pixels: np.ndarray, text: str) -> None:
+    """Writes `pixels` `[H, W, 3]`, uint8, with `text` inside."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt(METADATA_KEY, text)
     Image.fromarray(pixels).save(path, "PNG", pnginfo=info)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import jax
@@ -13,7 +14,32 @@ from jaxspd.sampling.forecast import weights
 from jaxspd.sampling.programs import Programs
 from jaxspd.spectral.plan import Plan
 
-Progress = Callable[[int, int, float], None]
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is done: the `number` of its `stage` and its own (from 0), the noise level that it began at
+    and the one that it `reached`, and latents `[B, C, ...]` before and after.
+    """
+
+    stage: int
+    number: int
+    sigma: float
+    reached: float
+    before: jax.Array
+    after: np.ndarray
+
+    def clean(self) -> np.ndarray:
+        """The clean latents, float32, to which the straight line through `before` and `after` leads: of an
+        Euler step the model's own prediction, `x - σ·v`.
+        """
+        if self.reached == self.sigma:  # a step that goes nowhere points nowhere
+            return self.after
+        return self.after + self.reached / (self.sigma - self.reached) * (
+            self.after - np.asarray(self.before)
+        )
+
+
+Progress = Callable[[Step], None]
 
 
 @memory_for("denoising")
@@ -23,29 +49,30 @@ def denoise(
     parameters,
     conditioning,
     noises: Sequence[np.ndarray],
-    progress: Progress = lambda stage, step, sigma: None,
+    progress: Progress = lambda step: None,
 ) -> tuple[jax.Array, list[float]]:
     """Runs `plan` and returns the clean latents `[B, C, ...]` and the seconds each stage took.
 
-    `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. When a step is done,
-    `progress` hears the stage's and the step's number (from 0) and the σ reached; the next step of the stage
-    has been dispatched by then, so the device does not wait for the host. UsageError names the step after
-    which the latents are not all finite numbers.
+    `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. `progress` hears of every
+    step that is done; the next step of the stage has been dispatched by then, so the device does not wait for
+    the host. What `progress` raises ends the run. UsageError names the step after which the latents are not
+    all finite numbers.
     """
     # Once, not at each step.
     parameters = jax.tree.leaves(parameters)
     conditioning, latents = jax.device_put((conditioning, noises[0]))
     seconds = []
 
-    def finish(latents: jax.Array, stage: int, step: int, sigma: float, next_sigma: float) -> None:
+    def finish(before: jax.Array, latents: jax.Array, stage: int, step: int, *levels: float) -> None:
         # On the host, which has nothing else to do: the device is at the next step.
-        if not np.isfinite(np.asarray(latents)).all():
+        after = np.asarray(latents)
+        if not np.isfinite(after).all():
             raise UsageError(
                 f"the latents are NaN or infinite after stage {stage + 1} of {len(plan.stages)}, step "
-                f"{step + 1} of {plan.steps} (σ {sigma:.4f} to {next_sigma:.4f}); lower guidance_scale, or "
-                f"if others fail too, download the transformer's weights again"
+                f"{step + 1} of {plan.steps} (σ {levels[0]:.4f} to {levels[1]:.4f}); lower guidance_scale, "
+                f"or if others fail too, download the transformer's weights again"
             )
-        progress(stage, step, next_sigma)
+        progress(Step(stage, step, *levels, before, after))
 
     for number, stage in enumerate(plan.stages):
         begin = time.perf_counter()
@@ -55,7 +82,7 @@ def denoise(
             )
         state, running, evaluated = programs.solver.init(latents), None, []
         for step, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas), stage.start):
-            levels = np.float32(sigma), np.float32(next_sigma)
+            levels, before = (np.float32(sigma), np.float32(next_sigma)), latents
             if step in stage.skipped:
                 latents, state = programs.forecast(latents, state, weights(evaluated, sigma), *levels)
             else:
@@ -63,7 +90,7 @@ def denoise(
                 evaluated.insert(0, sigma)
             if running:
                 finish(*running)
-            running = latents, number, step, sigma, next_sigma
+            running = before, latents, number, step, sigma, next_sigma
         finish(*running)
         seconds.append(time.perf_counter() - begin)
     return latents, seconds
