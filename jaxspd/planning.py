@@ -135,6 +135,7 @@ def plan_request(family, params: SamplingParams) -> Plan:
         delta=request.progressive_delta,
         respace=request.progressive_respace,
         noise=request.progressive_noise,
+        history=request.progressive_history,
     )
     return forecasting_plan(plan, request.forecast)
 
@@ -241,6 +242,7 @@ def plan_report(family, plan: Plan) -> dict:
         "transform": plan.transform,
         "delta": plan.delta,
         "noise": plan.noise,
+        "history": plan.history,
         "stages": [
             {
                 "latent": list(stage.latent),

@@ -110,6 +110,10 @@ class SamplingParams:
         "shared",
         "shared: all stages see one noise, so a seed is one picture at every delta; or fresh, as published",
     )
+    progressive_history: str = option(
+        "forget",
+        "forget: a multistep solver begins anew where the grid grows, as published; carry: it goes on",
+    )
     progressive_respace: bool = option(
         False, "after a rewind, spread the steps left evenly, instead of one long step", bool
     )

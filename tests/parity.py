@@ -56,11 +56,13 @@ class Loop:
         abstract = self.family.abstract_parameters(jnp.float32)
         self.parameters = load_parameters(Checkpoint(folder / "transformer"), abstract, self.family.rules)
         velocity, combine = self.family.velocity_function(jnp.float32), self.family.combine
-        solver = forecasting(SOLVERS[default_solver(self.family.scheduler)])
         # Shared, so that each resolution compiles once for all comparisons.
         self.programs = {
-            grid: Programs(guide(velocity, combine, batched=True), solver, expansion=expansion)
+            (grid, name): Programs(
+                guide(velocity, combine, batched=True), forecasting(solver), expansion=expansion
+            )
             for grid, expansion in self.family.expansions.items()
+            for name, solver in SOLVERS.items()
         }
 
     def plan(self, mode, levels, steps, delta):
@@ -81,10 +83,12 @@ class Loop:
         )
         return plan_request(self.family, params)
 
-    def both(self, plan, prompts, negatives, guidance, seeds=(5, 6), grid=None, **growth):
+    def both(self, plan, prompts, negatives, guidance, seeds=(5, 6), grid=None, scheduler=None, **growth):
         """Latents of `plan`, ours and the reference's, from the same noise and text. `grid` is the one that
-        grows, where the family has several; `growth` tells the reference what the plan does not.
+        grows, where the family has several; `scheduler` replaces the checkpoint's solver; `growth` tells the
+        reference what the plan does not.
         """
+        scheduler = scheduler or default_solver(self.family.scheduler)
         grids = [stage.latent for stage in plan.stages]
         noises = stage_noises(seeds, self.leading, grids[-1:] if plan.noise == "shared" else grids)
         arguments = self.texts(prompts)
@@ -93,16 +97,16 @@ class Loop:
             arguments = (*arguments, *self.texts(negatives))
             negative = self.family.condition(self.components.encode_text(negatives), guidance)
             conditioning = Guided(conditioning, negative, np.full(len(seeds), guidance, np.float32))
-        planned = {"mode": plan.mode, "levels": plan.levels, "delta": plan.delta, "noise": plan.noise}
+        planned = {name: getattr(plan, name) for name in ("mode", "levels", "delta", "noise", "history")}
         theirs = self.reference.denoise(
             noises,
             *arguments,
             num_inference_steps=plan.steps,
             guidance_scale=guidance,
-            **{**planned, "spectrum": STEEP, **growth},
+            **{**planned, "scheduler": scheduler, "spectrum": STEEP, **growth},
             **({} if grid is None else {"grid": grid}),
         )
-        programs = self.programs[grid or next(iter(self.programs))]
+        programs = self.programs[grid or next(iter(self.family.expansions)), scheduler]
         programs.prepare(plan, (len(seeds), *self.leading), self.parameters, conditioning)
         own = programs.noises(plan, seeds, self.leading)
         ours, _ = denoise(programs, plan, self.parameters, conditioning, own)

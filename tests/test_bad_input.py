@@ -42,6 +42,7 @@ PROGRESSIVE = ("--height", "64", "--width", "64", "--progressive-mode", "dct_rew
         ([*PROGRESSIVE, "--progressive-sigmas", "high"], "progressive-sigmas"),
         ([*PROGRESSIVE, "--progressive-respace", "perhaps"], "true or false"),
         ([*PROGRESSIVE, "--progressive-shift", "half"], "use full or stage"),
+        ([*PROGRESSIVE, "--progressive-history", "keep"], "use forget or carry"),
         ([*PROGRESSIVE, "--spectrum", "nowhere.json"], "cannot read a spectrum from nowhere.json"),
         (["--height", "0"], "1 or more"),
         (["--num-outputs-per-prompt", "0"], "1 or more"),

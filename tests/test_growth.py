@@ -23,6 +23,10 @@ OPTIONS = {
     "re-spaced": {"respace": True, "levels": 2},
     "fresh noise": {"noise": "fresh"},
     "forecast": {"forecast": 0.5},
+    "UniPC": {"scheduler": "unipc"},
+    "UniPC, carried": {"scheduler": "unipc", "history": "carry", "levels": 2},
+    "UniPC, carried, any ratio": {"scheduler": "unipc", "history": "carry", "shift": "stage", **THIRDS},
+    "UniPC, carried and forecast": {"scheduler": "unipc", "history": "carry", "forecast": 0.5},
     "each stage's shift": {"shift": "stage"},
     "each stage's shift, re-spaced": {"shift": "stage", "respace": True, **THIRDS},
 }
@@ -39,7 +43,7 @@ def compare(loop, options, mode="dct_rewind", guidance=1.0, **others):
     settings = {"mode": mode, "delta": DELTA, **options}
     if "sigmas" in options:
         del settings["delta"]
-    plan = loop.request(STEPS, **settings)
+    plan = loop.request(STEPS, **{name: value for name, value in settings.items() if name != "scheduler"})
     assert min(stage.steps for stage in plan.stages) > 1
     growth = {name: value for name, value in options.items() if name not in ("scales", "sigmas")}
     if "scales" in options:
@@ -54,6 +58,8 @@ def compare(loop, options, mode="dct_rewind", guidance=1.0, **others):
 def test_every_option_is_the_references_and_none_is_another(flux1):
     made = {name: compare(flux1, options) for name, options in OPTIONS.items()}
     made |= {"dct": compare(flux1, {}), "dct, two levels": compare(flux1, {"levels": 2})}
+    made["UniPC, two levels"] = compare(flux1, {"scheduler": "unipc", "levels": 2})
+    made["UniPC, carried, no rewind"] = compare(flux1, OPTIONS["UniPC, carried"], mode="dct")
     for number, (name, latents) in enumerate(made.items()):
         for other in list(made)[:number]:
             assert relative(latents, made[other]) > 0.005, (name, other)
@@ -73,6 +79,7 @@ def test_flux2(klein_folder, grid):
     loop = Loop(klein_folder, reference, latent=(12, 18), texts=texts, text_tokens=48)
     for name in ("fft, any ratio", "each stage's shift, re-spaced", "fresh noise", "forecast"):
         compare(loop, OPTIONS[name], grid=grid)
+    compare(loop, OPTIONS["UniPC, carried, any ratio"], grid=grid)
 
 
 def test_qwen_image(qwen_image_folder):
@@ -91,5 +98,5 @@ def test_z_image(z_image_folder):
 def test_wan(wan_folder):
     reference = WanReference.from_pretrained(wan_folder)
     loop = Loop(wan_folder, reference, frames=5, texts=lambda prompts: reference.encode(prompts)[:1])
-    for name in ("dwt, two levels", "re-spaced", "given sigmas", "forecast"):
+    for name in ("dwt, two levels", "re-spaced", "given sigmas", "forecast", "UniPC, carried"):
         compare(loop, OPTIONS[name])

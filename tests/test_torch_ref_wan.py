@@ -14,7 +14,8 @@ from scipy.fft import dctn, idctn
 from tests import tiny
 from tests.compare import relative
 from torch_ref import spectral
-from torch_ref.wan import WanReference, set_schedule, solver_on
+from torch_ref.solvers import solver_on
+from torch_ref.wan import WanReference, set_schedule
 
 PROMPTS = ["a red house", "Blue hills, night"]
 NEGATIVES = ["blurred", ""]

@@ -13,6 +13,8 @@ from jaxspd.errors import UsageError
 from jaxspd.sampling.schedule import default_sigmas, flow_match_sigmas, override_shift
 from jaxspd.sampling.solvers import default_solver
 from jaxspd.sampling.unipc import unipc
+from jaxspd.spectral.expansion import expand
+from jaxspd.spectral.plan import alignment
 from tests import tiny
 from tests.compare import relative
 
@@ -105,6 +107,38 @@ def test_after_init_nothing_is_remembered():
     remembered, _ = unipc.step(state, fresh, 2 * velocity, 0.7, 0.6)
     forgotten, _ = unipc.step(unipc.init(fresh), fresh, 2 * velocity, 0.7, 0.6)
     assert relative(remembered, forgotten) > 1e-3
+
+
+@pytest.mark.parametrize("ratio", [2.0, 1.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_it_steps_on_a_finer_grid_as_it_would_have_on_the_coarser(ratio, steps):
+    """The logarithm of the signal-to-noise ratio differs by log r throughout: stepping and growing commute
+    where all signal is in the coarse grid's frequencies. A `ratio` of 1 aligns nothing.
+    """
+    draw = np.random.default_rng(4)
+    noise = jnp.asarray(draw.standard_normal((1, 2, 6, 8), dtype=np.float32))
+
+    def grown(latents, sigma, kappa):
+        return expand(latents, noise, sigma, kappa)
+
+    sigmas = np.linspace(0.95, 0.3, steps + 3, dtype=np.float32)
+    latents = jnp.asarray(draw.standard_normal((1, 2, 4, 5), dtype=np.float32))
+    state = unipc.init(latents)
+    cleans = jnp.asarray(draw.standard_normal((len(sigmas), *latents.shape), dtype=np.float32))
+
+    def advance(state, latents, clean, sigma, next_sigma):
+        return unipc.step(state, latents, (latents - clean) / sigma, sigma, next_sigma)
+
+    for step in range(steps):
+        latents, state = advance(state, latents, cleans[step], sigmas[step], sigmas[step + 1])
+    kappas = alignment(ratio, sigmas)
+    fine = grown(latents, sigmas[steps], kappas[steps])
+    fine_state = unipc.grow(state, fine, grown, ratio)
+    for step in (steps, steps + 1):
+        clean, levels = grown(cleans[step], 0.0, ratio), (kappas * sigmas)[step : step + 2]
+        latents, state = advance(state, latents, cleans[step], sigmas[step], sigmas[step + 1])
+        fine, fine_state = advance(fine_state, fine, clean, *levels)
+        assert relative(fine, grown(latents, sigmas[step + 1], kappas[step + 1])) <= 1e-5
 
 
 def test_a_schedule_that_starts_at_pure_noise_is_survived():

@@ -10,7 +10,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from torch_ref.reference import Reference
-from torch_ref.spectral import Growth, denoise_euler, stage_noises
+from torch_ref.solvers import denoise
+from torch_ref.spectral import Growth, stage_noises
 
 
 def set_schedule(
@@ -107,7 +108,7 @@ class Flux1Reference(Reference):
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
             return self.velocity(latents, sigma, prompt_embeds, pooled, guidance_scale)
 
-        return denoise_euler(schedule, velocity, noises, growth)
+        return denoise(schedule, velocity, noises, growth)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

@@ -13,7 +13,8 @@ from diffusers import (
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, retrieve_timesteps
 
 from torch_ref.reference import Reference
-from torch_ref.spectral import Growth, denoise_euler, expand, stage_noises
+from torch_ref.solvers import denoise
+from torch_ref.spectral import Growth, expand, stage_noises
 
 
 def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, tokens: int) -> None:
@@ -108,7 +109,7 @@ class Flux2Reference(Reference):
             return self.pipeline._patchify_latents(expand(x, noise, sigma, transform))
 
         grown = {"patchified": expand, "latent": expand_unpatchified}[grid]
-        return denoise_euler(schedule, velocity, noises, growth, grown)
+        return denoise(schedule, velocity, noises, growth, grown)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

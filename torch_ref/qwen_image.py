@@ -10,7 +10,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from torch_ref.flux1 import set_schedule
 from torch_ref.reference import Reference
-from torch_ref.spectral import Growth, denoise_euler, stage_noises
+from torch_ref.solvers import denoise
+from torch_ref.spectral import Growth, stage_noises
 
 TEXT_LENGTH = 512
 Text = tuple[torch.Tensor, "torch.Tensor | None"]
@@ -91,7 +92,7 @@ class QwenImageReference(Reference):
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
             return self.velocity(latents, sigma, text, negative, guidance_scale)
 
-        return denoise_euler(schedule, velocity, noises, growth)
+        return denoise(schedule, velocity, noises, growth)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

@@ -12,9 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-
-from torch_ref.forecast import Forecaster
 
 Mode = Literal["fullres", "dct", "dct_rewind"]
 Transform = Literal["dct", "fft", "dwt"]
@@ -35,7 +32,8 @@ class Growth:
     lie evenly along what is left of the schedule. ``shift`` takes the schedule of the full grid, or
     of each stage's own. With ``shared`` noise all stages see parts of one field, which is all that is
     given; else each stage's own is given. With a ``forecast`` most steps do without the model: see
-    :mod:`torch_ref.forecast`.
+    :mod:`torch_ref.forecast`. ``scheduler`` steps from one sigma to the next; where that is UniPC, it carries
+    its ``history`` over a change of grid, or forgets it.
     """
 
     mode: Mode = "fullres"
@@ -49,6 +47,8 @@ class Growth:
     shift: Literal["full", "stage"] = "full"
     noise: Literal["shared", "fresh"] = "fresh"
     forecast: float | None = None
+    scheduler: Literal["euler", "unipc"] = "euler"
+    history: Literal["forget", "carry"] = "forget"
 
     def __post_init__(self) -> None:
         if self.mode not in ("fullres", "dct", "dct_rewind"):
@@ -321,33 +321,3 @@ def kappa(sigma: float, ratio: float = 2.0) -> float:
     ``r / (1 + (r - 1) sigma)``; the latent is then at noise level ``kappa * sigma``.
     """
     return ratio / (1 + (ratio - 1) * sigma)
-
-
-def denoise_euler(
-    schedule: Callable[[int, int], FlowMatchEulerDiscreteScheduler],
-    velocity: Callable[[torch.Tensor, float], torch.Tensor],
-    noises: Sequence[torch.Tensor],
-    growth: Growth,
-    expand: Callable[..., torch.Tensor] = expand,
-) -> torch.Tensor:
-    """Latents ``[..., h, w]`` after all stages, by the steps of ``schedule(h, w)``: a fresh scheduler
-    with the time steps of that latent grid, whose sigmas may be edited.
-
-    ``noises`` are those of :func:`stage_noises`; ``velocity`` is the model at latents and a sigma.
-    """
-    height, width = noises[-1].shape[-2:]
-    schedulers = [schedule(*grid) for grid in growth.schedule_grids(noises)]
-    sigmas = [scheduler.sigmas[:-1].tolist() for scheduler in schedulers]
-    latents, forecaster = noises[0], Forecaster(growth.forecast)
-    for stage, (segment, scheduler) in enumerate(
-        zip(segments(growth, sigmas, height, width), schedulers, strict=True)
-    ):
-        if stage:
-            latents = segment.factor * expand(latents, noises[stage], segment.before, growth.transform)
-            forecaster.forget()
-        scheduler.set_begin_index(segment.start)
-        scheduler.sigmas[segment.start : segment.start + len(segment.sigmas)] = torch.tensor(segment.sigmas)
-        for i, sigma in enumerate(segment.sigmas[:-1], segment.start):
-            predicted = forecaster(i, sigma, lambda x=latents, sigma=sigma: velocity(x, sigma))
-            latents = scheduler.step(predicted, scheduler.timesteps[i], latents).prev_sample
-    return latents

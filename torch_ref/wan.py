@@ -12,9 +12,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from torch_ref.forecast import Forecaster
 from torch_ref.reference import Reference
-from torch_ref.spectral import WAN_SPECTRUM, Growth, expand, segments, stage_noises
+from torch_ref.solvers import Scheduler, grow, solver_on
+from torch_ref.spectral import WAN_SPECTRUM, Growth, segments, stage_noises
 
-Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
 SHIFT_NAMES = {FlowMatchEulerDiscreteScheduler: "shift", UniPCMultistepScheduler: "flow_shift"}
 
 
@@ -27,33 +27,6 @@ def set_schedule(
     schedule.set_timesteps(num_inference_steps)
     schedule.set_begin_index(0)
     return schedule
-
-
-def solver_on(schedule: Scheduler, rule: Literal["unipc", "euler"]) -> Scheduler:
-    """What steps along ``schedule`` by ``rule``: itself where it can, else with the same sigmas.
-
-    UniPC needs the logarithm of ``1 - sigma``, so on another's schedule it starts at 1 - 1e-6,
-    as it does on its own.
-    """
-    if rule == "unipc":
-        solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    elif rule == "euler":
-        solver = FlowMatchEulerDiscreteScheduler()
-    else:
-        raise ValueError(f"unknown scheduler {rule!r}")
-    if isinstance(schedule, type(solver)):
-        return schedule
-    # Neither shifts the sigmas again: both have a shift of 1 unless told otherwise.
-    solver.set_timesteps(sigmas=schedule.sigmas[:-1].numpy())
-    solver.set_begin_index(0)
-    return solver
-
-
-def forget(solver: UniPCMultistepScheduler) -> None:
-    """Makes the next step UniPC's first: first order, and no corrector before it."""
-    solver.lower_order_nums = 0
-    solver.last_sample = None
-    solver.model_outputs = [None] * solver.config.solver_order
 
 
 class WanReference(Reference):
@@ -151,10 +124,8 @@ class WanReference(Reference):
         for stage, segment in enumerate(segments(growth, [sigmas] * len(noises), height, width)):
             first = segment.start
             if stage:
-                latents = segment.factor * expand(latents, noises[stage], segment.before, growth.transform)
-                # What UniPC remembers is on the coarser grid.
-                if isinstance(solver, UniPCMultistepScheduler):
-                    forget(solver)
+                ratio = growth.ladder[stage] / growth.ladder[stage - 1]
+                latents = grow(latents, noises[stage], segment, ratio, (solver, solver), growth)
                 forecaster.forget()
             for i, sigma in enumerate(segment.sigmas, first):
                 if sigma != solver.sigmas[i].item():

@@ -11,7 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
 from torch_ref.reference import Reference
-from torch_ref.spectral import Growth, denoise_euler, stage_noises
+from torch_ref.solvers import denoise
+from torch_ref.spectral import Growth, stage_noises
 
 TEXT_LENGTH = 512
 Text = list[torch.Tensor]
@@ -87,7 +88,7 @@ class ZImageReference(Reference):
         def velocity(latents: torch.Tensor, sigma: float) -> torch.Tensor:
             return self.velocity(latents, sigma, text, negative, guidance_scale)
 
-        return denoise_euler(schedule, velocity, noises, growth)
+        return denoise(schedule, velocity, noises, growth)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:

@@ -85,4 +85,7 @@ def forecasting(solver: Solver) -> Solver:
         latents, own = solver.step(state.solver, latents, velocity, sigma, next_sigma)
         return latents, Remembering(own, state.velocities)
 
-    return Solver(init, step, forecast)
+    def grow(state: Remembering, latents, expand, ratio):
+        return init(latents)._replace(solver=solver.grow(state.solver, latents, expand, ratio))
+
+    return Solver(init, step, grow, forecast)

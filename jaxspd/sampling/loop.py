@@ -61,7 +61,7 @@ def denoise(
     # Once, not at each step.
     parameters = jax.tree.leaves(parameters)
     conditioning, latents = jax.device_put((conditioning, noises[0]))
-    seconds = []
+    state, seconds = programs.solver.init(latents), []
 
     def finish(before: jax.Array, latents: jax.Array, stage: int, step: int, *levels: float) -> None:
         # On the host, which has nothing else to do: the device is at the next step.
@@ -77,10 +77,9 @@ def denoise(
     for number, stage in enumerate(plan.stages):
         begin = time.perf_counter()
         if number:
-            latents = programs.transition(
-                latents, noises[number], np.float32(stage.sigma), np.float32(stage.kappa), plan.transform
-            )
-        state, running, evaluated = programs.solver.init(latents), None, []
+            levels = np.float32([stage.sigma, stage.kappa, stage.ratio])
+            latents, state = programs.transition(latents, state, noises[number], *levels, plan)
+        running, evaluated = None, []
         for step, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas), stage.start):
             levels, before = (np.float32(sigma), np.float32(next_sigma)), latents
             if step in stage.skipped:

@@ -61,7 +61,7 @@ class Programs:
             if stage.skipped:
                 prepared.append(self._submit_forecast(latents))
             if previous is not None:
-                prepared.append(self._submit_transition(previous, latents, plan.transform))
+                prepared.append(self._submit_transition(previous, latents, plan))
             previous = latents
         if plan.noise == "shared" and plan.levels:
             prepared.append(self._submit_share(plan, latents))
@@ -88,10 +88,10 @@ class Programs:
         """The same without the model, of a solver that forecasts; `weights` are `sampling.forecast`'s."""
         return self._programs[_key("forecast", latents)].result()(latents, state, weights, sigma, next_sigma)
 
-    def transition(self, latents, noise, sigma, kappa, transform: str) -> jax.Array:
-        """`latents` on the finer grid of `noise`."""
-        program = self._programs[_key(f"transition in {transform}", latents, noise)].result()
-        return program(latents, noise, sigma, kappa)
+    def transition(self, latents, state, noise, sigma, kappa, ratio, plan: Plan):
+        """`latents` on the finer grid of `noise`, and the solver's state there, as `plan` says."""
+        program = self._programs[_transition_key(plan, latents, noise)].result()
+        return program(latents, state, noise, sigma, kappa, ratio)
 
     def noises(self, plan: Plan, seeds: Sequence[int], leading: tuple[int, ...]) -> list:
         """Each stage's noise for one output a seed, once `plan` is prepared."""
@@ -154,15 +154,24 @@ class Programs:
         arguments = self.target.abstract((latents, state, weights, SCALAR, SCALAR))
         return jax.jit(forecast_step).lower(*arguments).compile()
 
-    def _submit_transition(self, coarse, fine, transform: str) -> Future:
+    def _submit_transition(self, coarse, fine, plan: Plan) -> Future:
         return self._submit(
-            _key(f"transition in {transform}", coarse, fine),
-            lambda: (
-                jax.jit(partial(self.expansion.expand, transform=transform))
-                .lower(*self.target.abstract((coarse, fine, SCALAR, SCALAR)))
-                .compile()
-            ),
+            _transition_key(plan, coarse, fine), lambda: self._compile_transition(coarse, fine, plan)
         )
+
+    def _compile_transition(self, coarse, fine, plan: Plan):
+        def transition(latents, state, noise, sigma, kappa, ratio):
+            def expand(latents, sigma, kappa):
+                return self.expansion.expand(latents, noise, sigma, kappa, plan.transform)
+
+            latents = expand(latents, sigma, kappa)
+            if plan.history == "forget":
+                return latents, self.solver.init(latents)
+            return latents, self.solver.grow(state, latents, expand, ratio)
+
+        state = jax.eval_shape(self.solver.init, coarse)
+        arguments = self.target.abstract((coarse, state, fine, SCALAR, SCALAR, SCALAR))
+        return jax.jit(transition).lower(*arguments).compile()
 
     def _submit_share(self, plan: Plan, noise) -> Future:
         grids = [stage.latent for stage in plan.stages]
@@ -179,6 +188,10 @@ def peak_bytes(prepared: Iterable[Future]) -> int:
     return max(
         program.peak_bytes for program in (p.result() for p in prepared) if isinstance(program, Layerwise)
     )
+
+
+def _transition_key(plan: Plan, coarse, fine) -> tuple:
+    return _key(f"transition in {plan.transform}, {plan.history}", coarse, fine)
 
 
 def _share_key(plan: Plan, noise) -> tuple:

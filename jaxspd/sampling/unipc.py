@@ -10,15 +10,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspd.sampling.solver import Solver
+from jaxspd.sampling.solver import Expand, Solver
+from jaxspd.spectral.plan import alignment
 
 # λ is infinite where the picture is pure noise; the official schedules start this far from it.
 SMALLEST_ALPHA = 1e-6
 
 
 class History(NamedTuple):
-    """What is remembered of the last two steps, newest first: `count` steps were made in this stage
-    (0, 1, or 2 for more), from `latents` at `sigmas`, where the model predicted `clean`.
+    """What is remembered of the last two steps, newest first: `count` steps are known (0, 1, or 2 for more),
+    from `latents` at `sigmas`, where the model predicted `clean`.
     """
 
     count: jax.Array
@@ -86,4 +87,19 @@ def _correct(history: History, clean, sigma):
     return sigma / history.sigmas[0] * history.latents - (1 - sigma) * shrink * estimate
 
 
-unipc = Solver(init=_init, step=_step)
+def _grow(history: History, latents, expand: Expand, ratio) -> History:
+    """`history` as if its steps had been made on the finer grid.
+
+    Each noise level is aligned as that at which the grid grows (arXiv 2605.18736), so that grown latents lie
+    on the finer grid's own trajectory. Of a clean prediction the finer frequencies are not known: they are 0.
+    """
+    kappas = [alignment(ratio, sigma) for sigma in history.sigmas]
+    return History(
+        count=history.count,
+        latents=expand(history.latents, history.sigmas[0], kappas[0]),
+        clean=tuple(expand(clean, 0.0, ratio) for clean in history.clean),
+        sigmas=tuple(kappa * sigma for kappa, sigma in zip(kappas, history.sigmas, strict=True)),
+    )
+
+
+unipc = Solver(init=_init, step=_step, grow=_grow)

@@ -12,6 +12,7 @@ from jaxspd.spectral.transforms import check_transform
 
 MODES = ("fullres", "dct", "dct_rewind")
 NOISES = ("shared", "fresh")
+HISTORIES = ("forget", "carry")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ class Stage:
         return self.end - self.start
 
     @property
+    def ratio(self) -> float:
+        """By what the clean picture's coefficients were multiplied when the grid grew to this one: the ratio
+        of scales where the noise level was aligned, which keeps the picture's amplitude, else 1.
+        """
+        return self.kappa * (1 - self.sigma) / (1 - self.kappa * self.sigma) if self.start else 1.0
+
+    @property
     def evaluated(self) -> list[int]:
         """The steps that evaluate the model."""
         return [step for step in range(self.start, self.end) if step not in self.skipped]
@@ -51,7 +59,8 @@ class Stage:
 class Plan:
     """The stages of one generation, coarsest first, and the transform in which the grid grows between
     them. `delta` is None where the σ at which they change were given. `noise` is "shared" where all stages
-    see parts of one field, "fresh" where each draws its own.
+    see parts of one field, "fresh" where each draws its own. `history` tells what becomes of a multistep
+    solver's memory when the grid grows: "forget" or "carry".
     """
 
     mode: str
@@ -59,6 +68,7 @@ class Plan:
     delta: float | None
     stages: tuple[Stage, ...]
     noise: str = "shared"
+    history: str = "forget"
 
     @property
     def levels(self) -> int:
@@ -119,6 +129,7 @@ def make_plan(
     delta: float | None = None,
     respace: bool = False,
     noise: str = "shared",
+    history: str = "forget",
 ) -> Plan:
     """Divides n steps among `levels`: stage s+1 starts at the first step i with `σ_i ≤ thresholds[s]`.
 
@@ -126,14 +137,16 @@ def make_plan(
     have that of full resolution. Of a new stage's, `dct_rewind` replaces the first by the aligned σ̃;
     with `respace`, the others are spread evenly over what its schedule has left below σ̃.
 
-    `fullres` keeps the last level only. `delta` and `noise` are noted in the plan. Raises UsageError for an
-    unknown mode or noise, a transform that cannot make these levels, a stage without a step, or one whose
-    noise would rise.
+    `fullres` keeps the last level only. `delta`, `noise` and `history` are noted in the plan. Raises
+    UsageError for an unknown mode, noise or history, a transform that cannot make these levels, a stage
+    without a step, or one whose noise would rise.
     """
     if mode not in MODES:
         raise UsageError(f"unknown progressive mode {mode!r}; use one of {', '.join(MODES)}")
     if noise not in NOISES:
         raise UsageError(f"unknown progressive noise {noise!r}; use {' or '.join(NOISES)}")
+    if history not in HISTORIES:
+        raise UsageError(f"unknown progressive history {history!r}; use {' or '.join(HISTORIES)}")
     schedules = [[float(sigma) for sigma in schedule] for schedule in schedules]
     steps = len(schedules[-1]) - 1
     if steps < 1:
@@ -180,7 +193,7 @@ def make_plan(
             )
         )
         start, sigma = end, sigmas[end - start]
-    return Plan(mode, transform, delta, tuple(stages), noise)
+    return Plan(mode, transform, delta, tuple(stages), noise, history)
 
 
 def respaced(schedule: Sequence[float], start: int, sigma: float) -> list[float]:
