@@ -12,13 +12,17 @@ once: an interrupted run goes on from there, as long as neither code nor version
 import argparse
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import compare_report
@@ -50,6 +54,10 @@ def sources() -> str:
     return digest.hexdigest()
 
 
+class ProcessFailed(Exception):
+    """A process of the comparison ended without an answer."""
+
+
 class Answers:
     """What the processes have said, in a file of the work folder."""
 
@@ -59,6 +67,10 @@ class Answers:
         kept = json.loads(self.file.read_text()) if self.file.exists() else None
         if kept and kept["setting"] == json.loads(json.dumps(setting)):
             self.values = kept
+
+    def hold(self, keys: Iterable[str]) -> bool:
+        """Whether the answers of all `keys` are kept."""
+        return all(key in self.values["processes"] for key in keys)
 
     def once(self, key: str, ask) -> dict:
         """The answer kept under `key`, or that of `ask()`."""
@@ -80,7 +92,7 @@ def run(script: str, job: dict, compiled: Path | None = None) -> dict:
         command = [sys.executable, HERE / script, asked, answered]
         done = subprocess.run(command, env=environment(compiled))
         if done.returncode:
-            raise SystemExit(
+            raise ProcessFailed(
                 f"{script} failed with exit code {done.returncode}; run again to go on from here"
             )
         return json.loads(answered.read_text())
@@ -131,33 +143,49 @@ def ask(framework: str, cells: dict, prepared: dict, preset: Preset, folder: Pat
     return answer
 
 
-def measure(preset: Preset, answers: Answers, work: Path) -> dict:
-    """`{model: {**prepared, "processes": {framework: [answer of each round]}}}`."""
-    results = {}
-    for model in preset.models:
+def measure(preset: Preset, answers: Answers, work: Path, until: float = math.inf) -> Iterator[dict]:
+    """`{model: {**prepared, "processes": {framework: [answer of each round]}}}` of the models that have run,
+    after each round of each. No process begins after `until`, of the monotonic clock, and none of a model of
+    which one has failed: what is missing is found by another run.
+    """
+    results, prepared, failed = {}, {}, set()
+    for turn, model in product(range(preset.rounds), preset.models):
+        keys = {framework: f"{model.name} · {framework} · {turn + 1}" for framework in FRAMEWORKS}
+        if model.name in failed or (time.monotonic() >= until and not answers.hold(keys.values())):
+            continue
         folder = work / slug(model.name)
         folder.mkdir(parents=True, exist_ok=True)
-        prepared, cells = prepare(model, preset, folder)
-        processes = {framework: [] for framework in FRAMEWORKS}
-        for turn in range(preset.rounds):
+        found = {}
+        try:
+            if model.name not in prepared:
+                prepared[model.name] = prepare(model, preset, folder)
+            about, cells = prepared[model.name]
             for framework, (_, runs) in FRAMEWORKS.items():
+                if time.monotonic() >= until and not answers.hold([keys[framework]]):
+                    break
                 own = [cell.name for cell in model.cells if runs(cell)]
                 # Another cell first in each turn: whatever runs first in a process runs on a rested machine.
                 first = turn % len(own)
                 own = {name: cells[name] for name in own[first:] + own[:first]}
-                asked = partial(ask, framework, own, prepared, preset, folder, anew=not turn)
-                answer = answers.once(f"{model.name} · {framework} · {turn + 1}", asked)
-                processes[framework].append(answer)
-        published = {cell.name: cell.published for cell in model.cells}
-        results[model.name] = {
-            **{key: value for key, value in prepared.items() if key != "checkpoint"},
-            "request": model.request,
-            "published": published,
-            "published_speedup": {cell.name: cell.published_speedup for cell in model.cells},
-            "published_note": model.note,
-            "processes": processes,
-        }
-    return results
+                asked = partial(ask, framework, own, about, preset, folder, anew=not turn)
+                found[framework] = answers.once(keys[framework], asked)
+        except ProcessFailed as error:
+            print(f"{model.name}: {error}", file=sys.stderr)
+            failed.add(model.name)
+        if len(found) < len(FRAMEWORKS):
+            continue
+        if model.name not in results:
+            results[model.name] = {
+                **{key: value for key, value in about.items() if key != "checkpoint"},
+                "request": model.request,
+                "published": {cell.name: cell.published for cell in model.cells},
+                "published_speedup": {cell.name: cell.published_speedup for cell in model.cells},
+                "published_note": model.note,
+                "processes": {framework: [] for framework in FRAMEWORKS},
+            }
+        for framework, answer in found.items():
+            results[model.name]["processes"][framework].append(answer)
+        yield results
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,8 +195,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, help="folder of results (default: one in bench/results/compare)"
     )
     parser.add_argument("--work", type=Path, help="folder of checkpoints, inputs and what is not finished")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no process after so long")
     args = parser.parse_args(arguments)
 
+    until = time.monotonic() + 60 * args.minutes
     preset, machine = PRESETS[args.preset], hardware()
     output = args.output or RESULTS / "compare" / f"{args.preset}-{slug(machine)}"
     work = args.work or platformdirs.user_cache_path("jaxspd") / "compare" / args.preset
@@ -179,20 +209,36 @@ def main(arguments: list[str] | None = None) -> int:
         "sources": sources(),
     }
     work.mkdir(parents=True, exist_ok=True)
-    report = {**setting, "models": measure(preset, Answers(work, setting), work)}
     found = output / "compare.json"
     if found.exists() and json.loads(found.read_text())["hardware"] != machine:
         raise SystemExit(f"{output} holds results of other hardware; give another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    found.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    text = compare_report.markdown(report)
-    (output / "compare.md").write_text(text)
-    compare_report.plot(report).savefig(output / "compare.png", dpi=110)
-    print(text)
+    report = None
+    for models in measure(preset, Answers(work, setting), work, until):
+        report = {**setting, "models": models}
+        save(report, output)
+    if report is None:
+        raise SystemExit("no model has run in every framework; give it more --minutes, or see what failed")
+    print(compare_report.markdown(report))
+    missing = [m.name for m in preset.models if len(rounds_of(report, m.name)) < preset.rounds]
+    for name in missing:
+        print(f"{name}: {len(rounds_of(report, name))} of {preset.rounds} rounds have run", file=sys.stderr)
     wrong = compare_report.wrong(report)
     for line in wrong:
         print(f"wrong: {line}", file=sys.stderr)
-    return 1 if wrong else 0
+    return 1 if wrong or (missing and args.minutes == math.inf) else 0
+
+
+def rounds_of(report: dict, name: str) -> list:
+    """The rounds of a model that are in the report."""
+    return report["models"].get(name, {"processes": {JUDGE: []}})["processes"][JUDGE]
+
+
+def save(report: dict, output: Path) -> None:
+    """Writes the report, its tables and its plot."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "compare.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (output / "compare.md").write_text(compare_report.markdown(report))
+    compare_report.plot(report).savefig(output / "compare.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ KLEIN_9B = {
     "guidance_embeds": False,
 }
 WIDE = {"num_frames": 81, "guidance_scale": 5.0, "flow_shift": 5.0}
-FLUX1, KLEIN_4B, WAN_1_3B, Z_IMAGE, QWEN_IMAGE = OFFICIAL
+KLEIN_4B, FLUX1, *_, WAN_1_3B = OFFICIAL
 # The text is as long as each model reads, unlike in the comparison with PyTorch.
 MODELS = (
     FLUX1,

@@ -19,6 +19,7 @@ import json
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -34,7 +35,7 @@ import numpy as np
 import parity_report
 import platformdirs
 import torch
-from compare import VERSIONS, Answers, run, sources
+from compare import VERSIONS, Answers, ProcessFailed, run, sources
 from machine import RESULTS, hardware, slug
 from parity_report import LOOP
 from presets import OFFICIAL, PRESETS, Model
@@ -255,7 +256,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, help="folder of results (default: one in bench/results/parity)"
     )
     parser.add_argument("--work", type=Path, help="folder of checkpoints and of what is not finished")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no part after so long")
     args = parser.parse_args(arguments)
+    until = time.monotonic() + 60 * args.minutes
     try:
         where = device()
     except UsageError as error:
@@ -269,13 +272,15 @@ def main(arguments: list[str] | None = None) -> int:
     answers = Answers(work, setting)
     report = {**setting, "parts": {}, "skipped": {}, "failed": {}}
     for name, ask in parts(where, work):
+        if time.monotonic() >= until and not answers.hold([name]):
+            ask = "no time was left"
         if isinstance(ask, str):
             print(f"{name}: skipped, {ask}", flush=True)
             report["skipped"][name] = ask
             continue
         try:
             report["parts"][name] = answers.once(name, ask)
-        except SystemExit as error:  # of a process; what the others find is reported all the same
+        except ProcessFailed as error:  # what the others find is reported all the same
             print(error, file=sys.stderr)
             report["failed"][name] = str(error)
     output.mkdir(parents=True, exist_ok=True)

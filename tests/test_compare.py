@@ -1,6 +1,7 @@
 """The comparison with PyTorch: a small run of it all, and the arithmetic of its report."""
 
 import json
+from dataclasses import replace
 
 import compare
 import compare_report
@@ -83,11 +84,40 @@ def test_goes_on_where_it_was_interrupted(finished, monkeypatch):
     assert not compare.Answers(work, {**kept["setting"], "sources": "other"}).values["processes"]
 
 
+def test_time_that_is_up_reports_what_has_run(finished, tmp_path, monkeypatch, capsys):
+    arguments, output, _ = finished
+    two = replace(PRESETS["ci"], rounds=2)
+    monkeypatch.setitem(PRESETS, "ci", two)
+    work = compare.Path(arguments[3])
+    kept = json.loads((work / "answers.json").read_text())
+    kept["setting"]["preset"]["rounds"] = 2
+    (tmp_path / "answers.json").write_text(json.dumps(kept))
+    asked = []
+    prepared = {"checkpoint": None, **report_of(output)["models"]["tiny FLUX.1"]}
+    monkeypatch.setattr(compare, "prepare", lambda *_: (prepared, dict.fromkeys(prepared["cells"])))
+    monkeypatch.setattr(compare, "ask", lambda framework, *_, anew: asked.append(framework))
+    late = ["--preset", "ci", "--work", str(tmp_path), "--output", str(tmp_path / "out"), "--minutes", "0"]
+    assert compare.main(late) == 0
+    assert not asked
+    assert "tiny FLUX.1: 1 of 2 rounds have run" in capsys.readouterr().err
+    assert len(report_of(tmp_path / "out")["models"]["tiny FLUX.1"]["processes"]["jaxspd"]) == 1
+    # A process that fails costs its round, and the exit code says it.
+
+    def fails(framework, *_, anew):
+        raise compare.ProcessFailed(f"{framework} failed")
+
+    monkeypatch.setattr(compare, "ask", fails)
+    assert compare.main(late[:-2]) == 1
+    assert "tiny FLUX.1: PyTorch, eager failed" in capsys.readouterr().err
+    (tmp_path / "answers.json").unlink()
+    with pytest.raises(SystemExit, match="no model has run in every framework"):
+        compare.main(late)
+
+
 def test_results_of_other_hardware_stay(finished, monkeypatch):
     arguments, output, _ = finished
     before = (output / "compare.json").read_bytes()
     monkeypatch.setattr(compare, "hardware", lambda: "another machine")
-    monkeypatch.setattr(compare, "measure", lambda *_: {})
     with pytest.raises(SystemExit, match="other hardware; give another --output"):
         compare.main(arguments)
     assert (output / "compare.json").read_bytes() == before
@@ -103,7 +133,7 @@ def test_wrong_latents_are_told(finished, monkeypatch, capsys):
         answers[0]["cells"][GROWN]["distance"] = distance
         (line,) = compare_report.wrong(report)
         assert line.startswith(f"tiny FLUX.1, jaxspd, {GROWN}")
-    monkeypatch.setattr(compare, "measure", lambda *_: report["models"])
+    monkeypatch.setattr(compare, "measure", lambda *_: [report["models"]])
     assert compare.main(arguments) == 1
     assert f"wrong: {line}" in capsys.readouterr().err
 
@@ -188,7 +218,7 @@ def test_every_family(family, request, tmp_path, monkeypatch):
     monkeypatch.setattr(
         compare, "FRAMEWORKS", {name: compare.FRAMEWORKS[name] for name in (compare.JUDGE, "jaxspd")}
     )
-    models = compare.measure(preset, compare.Answers(tmp_path, {}), tmp_path)
+    [models] = compare.measure(preset, compare.Answers(tmp_path, {}), tmp_path)
     assert compare_report.wrong({"preset": {"bound": 1e-4}, "models": models}) == []
     answer = models[family]["processes"]["jaxspd"][0]
     assert len(answer["cells"]["δ 0.3"]["denoise"][0]) == 2

@@ -11,6 +11,7 @@ import parity_report
 import parity_torch
 import prepare
 import pytest
+from compare import ProcessFailed
 from flax import nnx
 from presets import OFFICIAL, Model, size
 
@@ -124,7 +125,7 @@ def test_less_than_bfloat16_is_found(suite, monkeypatch, capsys):
 
 def test_a_part_that_fails_is_told_and_the_others_are_compared(suite, monkeypatch, capsys):
     def fails(job):
-        raise SystemExit("parity_torch.py failed")
+        raise ProcessFailed("parity_torch.py failed")
 
     monkeypatch.setattr(parity_torch, "model_outputs", fails)
     code, report = suite()
