@@ -28,6 +28,13 @@ class Progress:
         """The stage's grid, (h, w) in latents."""
         return self.plan.stages[self.step.stage].latent
 
+    def due(self, looks: int) -> bool:
+        """Whether this step is one of so many after which to look: evenly spread, from the first on, without
+        the last, which comes to the output itself.
+        """
+        last = self.plan.steps - 1
+        return self.step.number in np.linspace(0, last, looks + 1).round()[:-1]
+
     def preview(self) -> np.ndarray:
         """Where the output is heading: pixels `[t, h, w, 3]`, uint8, of its predicted clean latents, one
         each; a picture's t is 1. `components.preview` says how. Costs nothing unless it is called.

@@ -119,3 +119,31 @@ def test_a_load_that_failed_is_tried_again(flux1_folder, monkeypatch):
             generator.generate(request, save_output=False, show_progress=False)
     result = generator.generate(request, save_output=False, show_progress=False)
     assert result.frames[0].shape == (1, 32, 32, 3)
+
+
+def test_programs_of_the_last_shapes_are_kept(monkeypatch):
+    monkeypatch.setattr(programs, "RECENT", 2)
+    made = Programs(lambda p, latents, sigma, conditioning: p * latents, SOLVERS["euler"])
+
+    def prepare(width):
+        plan = plan_of(
+            halvings((4, width), 0),
+            [1.0, 0.0],
+            Spectrum(1.0, 1.0),
+            mode="fullres",
+            delta=0.1,
+            tokens=lambda g: 1,
+        )
+        return made.prepare(plan, (1, 2), np.float32(1), np.float32(0))
+
+    held = prepare(2)
+    made.wait(held)
+    for width in (4, 6, 4, 8, 4):
+        made.wait(prepare(width))
+    # What somebody works with stays too; 6 was pushed out by 8.
+    assert made.compiled_steps == 4
+    assert len(made._programs) == 3
+    prepare(2), prepare(4)
+    assert made.compiled_steps == 4
+    made.wait(prepare(6))
+    assert made.compiled_steps == 5

@@ -35,6 +35,34 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = False) -> 
     parser.add_argument("--revision", help=REVISION_HELP)
 
 
+def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
+    """How it runs: `DiffGenerator.from_pretrained`'s other arguments."""
+    parser.add_argument(
+        "--dit-cpu-offload",
+        type=boolean,
+        metavar="true|false",
+        help="keep the transformer's layers in host memory and stream them to the device (default: false)",
+    )
+    parser.add_argument(
+        "--text-encoder-cpu-offload",
+        type=boolean,
+        metavar="true|false",
+        help="read text encoders layer by layer for each batch of prompts, or keep them on the device "
+        "(default: kept from the second batch on, where memory allows)",
+    )
+    parser.add_argument(
+        "--attention-backend",
+        metavar="NAME",
+        help="force the attention kernel: cudnn, splash (TPUs) or xla (default: the best that serves)",
+    )
+    parser.add_argument(
+        "--compilation-cache",
+        type=boolean,
+        metavar="true|false",
+        help="keep compiled programs in the user's cache folder (default: true)",
+    )
+
+
 def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> None:
     """A flag for each field of SamplingParams; those not given stay out of the namespace."""
     for item in fields(SamplingParams):

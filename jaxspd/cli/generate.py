@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from jaxspd.cli.flags import add_model_flags, add_sampling_flags, boolean
+from jaxspd.cli.flags import add_model_flags, add_runtime_flags, add_sampling_flags, boolean
 from jaxspd.errors import UsageError
 from jaxspd.request import SamplingParams, check_keys
 from jaxspd.request_files import read_config_file, read_prompts
@@ -43,30 +43,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         type=Path,
         help="YAML or JSON file with these flags as keys; or what jaxspd wrote, to repeat it",
     )
-    parser.add_argument(
-        "--dit-cpu-offload",
-        type=boolean,
-        metavar="true|false",
-        help="keep the transformer's layers in host memory and stream them to the device (default: false)",
-    )
-    parser.add_argument(
-        "--text-encoder-cpu-offload",
-        type=boolean,
-        metavar="true|false",
-        help="read text encoders layer by layer for each batch of prompts, or keep them on the device "
-        "(default: kept from the second batch on, where memory allows)",
-    )
-    parser.add_argument(
-        "--attention-backend",
-        metavar="NAME",
-        help="force the attention kernel: cudnn, splash (TPUs) or xla (default: the best that serves)",
-    )
-    parser.add_argument(
-        "--compilation-cache",
-        type=boolean,
-        metavar="true|false",
-        help="keep compiled programs in the user's cache folder (default: true)",
-    )
+    add_runtime_flags(parser)
     parser.add_argument(
         "--skip-existing",
         type=boolean,

@@ -30,8 +30,7 @@ class Growth:
         self.kind, self._looks = kind, []
 
     def __call__(self, progress: Progress) -> None:
-        # The last step's look would be of the finished output itself.
-        if progress.step.number in np.linspace(0, progress.plan.steps - 1, LOOKS + 1).round()[:-1]:
+        if progress.due(LOOKS):
             self._looks.append(_middle(progress.preview()))
 
     def path(self, output: Path) -> Path:

@@ -1,12 +1,14 @@
 """Ahead-of-time compiled programs: a denoising step for each resolution, and what joins them."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
 
+# Programs stay for so many of the shapes that were prepared last.
+RECENT = 16
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
@@ -33,7 +37,8 @@ class Programs:
     the first. `expansion` grows latents. All is for `target`. There is one step program, compiled
     layer by layer, for each latent shape and shape of conditioning: σ, guidance and everything else about a
     prompt are arguments, so that nothing but a new size compiles anything. Several threads may use them at
-    once; what failed to compile is tried again when it is next needed.
+    once; what failed to compile is tried again when it is next needed. Programs of the `RECENT` shapes
+    prepared last are kept, and any as long as somebody holds what `prepare` returned.
     """
 
     velocity: Callable[..., jax.Array]
@@ -43,7 +48,8 @@ class Programs:
     target: Target = field(default_factory=Target)
     compiled_steps: int = 0
     compiled_transitions: int = 0
-    _programs: dict[Any, Future] = field(default_factory=dict)
+    _programs: WeakValueDictionary[Any, Future] = field(default_factory=WeakValueDictionary)
+    _recent: OrderedDict[tuple, list[Future]] = field(default_factory=OrderedDict)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "compile"))
     _lock: Any = field(default_factory=Lock)
 
@@ -65,6 +71,12 @@ class Programs:
             previous = latents
         if plan.noise == "shared" and plan.levels:
             prepared.append(self._submit_share(plan, latents))
+        with self._lock:
+            shapes = tuple(map(id, prepared))
+            self._recent[shapes] = prepared
+            self._recent.move_to_end(shapes)
+            while len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
         return prepared
 
     def wait(self, prepared: Iterable[Future] | None = None) -> float:
@@ -119,8 +131,8 @@ class Programs:
                 return known
             self.compiled_steps += key[0] == "step"
             self.compiled_transitions += key[0].startswith("transition")
-            self._programs[key] = self._pool.submit(compile)
-            return self._programs[key]
+            program = self._programs[key] = self._pool.submit(compile)
+            return program
 
     def _compile_step(self, parameters, latents, conditioning):
         state = jax.eval_shape(self.solver.init, latents)

@@ -1,6 +1,7 @@
 """Running an autoencoder: programs compiled once a shape, by chunks, in tiles where memory asks for it."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from jaxspd.target import Target
 log = logging.getLogger("jaxspd")
 # Bytes that a program may take where the device does not tell how much it has.
 BUDGET = 8 * 2**30
+# So many of the programs used last are kept.
+RECENT = 32
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Coder:
         self.parameters, self.config = parameters, autoencoder.config
         self.budget, self.target = budget, target or Target()
         self.compiled_programs = 0
-        self._programs: dict[Any, jax.stages.Compiled] = {}
+        self._programs: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
 
     @property
     def room(self) -> int:
@@ -228,6 +231,11 @@ class Coder:
                 compiled = list(pool.map(lambda job: job.compile(), jobs.values()))
             self._programs.update(zip(jobs, compiled, strict=True))
             self.compiled_programs += len(jobs)
+        used = [first] if whole else [first, later]
+        for one in used:
+            self._programs.move_to_end(one)
+        while len(self._programs) > RECENT:
+            self._programs.popitem(last=False)
         return Programs(self._programs[first], None if whole else self._programs[later])
 
 

@@ -1,0 +1,1 @@
+"""An HTTP server that holds one generator and a queue."""

@@ -1,0 +1,172 @@
+"""One queue, and one thread that holds the generator."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Condition, Thread
+
+import numpy as np
+
+from jaxspd.errors import UsageError
+from jaxspd.generator import DiffGenerator
+from jaxspd.request import Request
+from jaxspd.results import Output, Progress
+from jaxspd.server.limits import Limits, Refused
+
+log = logging.getLogger("jaxspd.server")
+
+
+class Ended(Exception):
+    """A job is to be made no further."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an output was heading for after a step: `pixels` `[h, w, 3]`, uint8, of a video's middle frame;
+    the numbers, from 0, of the look, of the output, of the `stage` and of the `step`; how many `stages` and
+    `steps` there are, and the noise level reached.
+    """
+
+    pixels: np.ndarray
+    index: int
+    output: int
+    stage: int
+    stages: int
+    step: int
+    steps: int
+    sigma: float
+
+
+class Job:
+    """A request on its way. `changed` is called, in the engine's thread, whenever there is news: the newest
+    `look`, one more of `outputs`, or the end, which is `done`; `refused` says why it is not a good one.
+
+    `looks` are how many looks there are to be at each output.
+    """
+
+    def __init__(
+        self, request: Request, seconds: float, looks: int = 0, changed: Callable[[], None] = lambda: None
+    ):
+        self.request, self.looks, self.changed = request, looks, changed
+        self.came, self.started, self.ended = time.monotonic(), None, None
+        self.deadline, self.seconds = self.came + seconds, seconds
+        self.look: Look | None = None
+        self._looked = 0
+        self.outputs: list[Output] = []
+        self.progress, self.refused, self.cancelled, self.done = 0.0, None, False, False
+
+    def watch(self, progress: Progress) -> None:
+        """Notes a step, as `DiffGenerator.iterate` tells of it."""
+        self.check()
+        step, steps, made = progress.step, progress.plan.steps, len(self.outputs)
+        self.progress = (made + (step.number + 1) / steps) / self.request.num_outputs_per_prompt
+        if progress.due(self.looks):
+            frames = progress.preview()
+            where = made, step.stage, len(progress.plan.stages), step.number, steps, step.reached
+            self.look = Look(frames[len(frames) // 2], self._looked, *where)
+            self._looked += 1
+            self.changed()
+
+    def add(self, output: Output) -> None:
+        self.look, self._looked = None, 0
+        self.outputs.append(output)
+        self.changed()
+
+    def check(self) -> None:
+        """Ended where nobody waits for it any more."""
+        if self.cancelled:
+            raise Ended
+        if time.monotonic() > self.deadline:
+            raise Refused(504, f"this took longer than {self.seconds:g} seconds; ask for less, or later")
+
+    def end(self, refused: Refused | None = None) -> None:
+        self.refused, self.done, self.ended = refused, True, time.monotonic()
+        self.changed()
+
+
+class Engine:
+    """Makes jobs one after the other, in the order in which they came."""
+
+    def __init__(self, generator: DiffGenerator, limits: Limits):
+        self.generator, self.limits, self.stopping = generator, limits, False
+        self.current: Job | None = None
+        self._waiting: deque[Job] = deque()
+        self._news = Condition()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not begun."""
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Puts `job` into the queue; Refused where that is full, or the server stops."""
+        with self._news:
+            if self.stopping:
+                raise Refused(503, "the server is stopping; ask again", retry=5)
+            if len(self._waiting) >= self.limits.queue:
+                raise Refused(
+                    429, f"{len(self._waiting)} requests are waiting already; ask again later", retry=5
+                )
+            self._waiting.append(job)
+            self._news.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Makes `job` no further: at once if it waits, else before its next step."""
+        job.cancelled = True
+        with self._news:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.end()
+
+    def stop(self, now: bool = False) -> None:
+        """Takes no more jobs, and hands back those that wait. The one that is being made goes on, unless it
+        is to end `now`.
+        """
+        with self._news:
+            self.stopping = True
+            waiting, self._waiting = [*self._waiting], deque()
+            self._news.notify()
+        for job in waiting:
+            job.end(Refused(503, "the server is stopping; ask again", retry=5))
+        if now and (current := self.current):
+            current.cancelled = True
+
+    def join(self, seconds: float | None = None) -> None:
+        """Waits until the last job after a `stop` is made."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._waiting or self.stopping)
+                if not self._waiting:
+                    return
+                job = self.current = self._waiting.popleft()
+            job.started = time.monotonic()
+            refused = self._make(job)
+            self.current = None
+            job.end(refused)
+            del job  # else its outputs would lie in memory until the next one comes
+
+    def _make(self, job: Job) -> Refused | None:
+        """Makes the outputs of `job`; returns what kept it from that, if anything did."""
+        try:
+            job.check()
+            for output in self.generator.iterate(
+                job.request, save_output=False, show_progress=False, watch=job.watch
+            ):
+                job.add(output)
+        except Ended:
+            pass
+        except Refused as refused:
+            return refused
+        except UsageError as error:
+            return Refused(400, str(error))
+        except Exception as error:
+            log.exception("a job has failed")
+            return Refused(500, f"{type(error).__name__}: a fault of jaxspd; the server's log says more")
+        return None

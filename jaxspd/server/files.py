@@ -1,0 +1,43 @@
+"""Outputs as the bytes of files."""
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxspd.media.output import poster_path, write_output, write_png
+from jaxspd.results import Output
+from jaxspd.server.store import File
+
+MEDIA_TYPES = {"png": "image/png", "gif": "image/gif", "mp4": "video/mp4"}
+
+
+def public(request: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that repeat an output, without where this machine keeps the model: a hub id stays."""
+    local = os.path.isdir(request.get("model_path") or "")
+    return {key: value for key, value in request.items() if not (local and key == "model_path")}
+
+
+def png(pixels: np.ndarray, request: dict[str, Any] | None = None) -> bytes:
+    """`pixels` `[H, W, 3]`, uint8, as a PNG that carries `request`."""
+    file = io.BytesIO()
+    write_png(file, pixels, json.dumps(request))
+    return file.getvalue()
+
+
+def encoded(output: Output) -> tuple[File, File | None]:
+    """`output` as a file that carries its parameters, and a video's poster."""
+    kind, request = output.request["output_format"], public(output.request)
+    if kind == "png":
+        return File(png(output.frames[0], request), MEDIA_TYPES[kind]), None
+    poster = File(png(output.frames[0], request), MEDIA_TYPES["png"])
+    # An MP4's index is put first in a second pass, for which it must be a file.
+    with tempfile.TemporaryDirectory(prefix="jaxspd") as folder:
+        path = Path(folder) / f"video.{kind}"
+        write_output(path, output.frames, request, output.request["fps"])
+        poster_path(path).unlink(missing_ok=True)
+        return File(path.read_bytes(), MEDIA_TYPES[kind]), poster

@@ -1,0 +1,35 @@
+"""What Prometheus reads of a server. Does not import jax."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+
+class Metrics:
+    """Counts of one server."""
+
+    def __init__(self):
+        self._registry = CollectorRegistry()
+        options = {"registry": self._registry, "namespace": "jaxspd"}
+        self.requests = Counter(
+            "requests", "HTTP requests, by endpoint and status", ["endpoint", "status"], **options
+        )
+        self.seconds = Histogram(
+            "request_seconds",
+            "from a request's coming to its answer's end",
+            ["endpoint"],
+            buckets=SECONDS,
+            **options,
+        )
+        self.queued = Histogram("queued_seconds", "a job's time in the queue", buckets=SECONDS, **options)
+        self.made = Histogram("made_seconds", "a job's time in the making", buckets=SECONDS, **options)
+        self.jobs = Counter("jobs", "jobs, by how they ended", ["end"], **options)
+        self.outputs = Counter("outputs", "pictures and videos made", **options)
+        self.waiting = Gauge("waiting_jobs", "jobs in the queue", **options)
+        self.stored = Gauge("stored_bytes", "finished outputs kept in memory", **options)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

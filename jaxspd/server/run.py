@@ -1,0 +1,119 @@
+"""A server in this process, from opening the model to the end of its last job."""
+
+import logging
+import os
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from jaxspd.errors import UsageError
+from jaxspd.generator import DiffGenerator
+from jaxspd.server.app import make_app
+from jaxspd.server.limits import Limits
+
+# Connections at once; more are told 503.
+CONNECTIONS = 1000
+# Seconds that a graceful stop may take: then what is left is cut off.
+GRACE = 300
+
+
+class Server(uvicorn.Server):
+    """Says when it is `ready`. Hands waiting jobs back as soon as a signal has come; a second one gives up
+    the running job too.
+    """
+
+    def __init__(self, config: uvicorn.Config, ready: str):
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        print(self._ready, file=sys.stderr, flush=True)
+
+    def handle_exit(self, sig, frame) -> None:
+        again, state = self.should_exit, self.config.app.state
+        super().handle_exit(sig, frame)
+        state.service.engine.stop(now=again)
+        state.videos.stop()
+
+
+def serve(
+    model: dict[str, Any], host: str, port: int, api_key: str | None, limits: dict[str, int | None]
+) -> None:
+    """Serves until SIGINT or SIGTERM; `model` are the arguments of `DiffGenerator.from_pretrained`.
+    UsageError where the model cannot be opened, or the address not be had.
+    """
+    listening = bound(host, port)
+    log = logging.getLogger("jaxspd.server")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # what is wrong with a form, the client hears
+    generator = DiffGenerator.from_pretrained(**model)
+    name = model_name(model.get("model_path"))
+    warm_up(generator)
+    app = make_app(generator, name, Limits.of(generator.family, **limits), api_key)
+    shown = f"[{host}]" if ":" in host else host
+    ready = f"ready: {name} at http://{shown}:{listening.getsockname()[1]}"
+    with suppress(KeyboardInterrupt):  # the signal that has ended it, once more
+        Server(configured(app), ready).run([listening])
+    engine = app.state.service.engine
+    engine.stop(now=True)
+    engine.join()
+
+
+def configured(app: Starlette) -> uvicorn.Config:
+    """How uvicorn runs `app`: without logs of its own, and not for ever when it is to stop."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE,
+    )
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at that address, which nobody can connect to yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"cannot listen at {host}, port {port} ({reason}); use another host or port"
+        ) from None
+    return listening
+
+
+def model_name(path: str | os.PathLike | None) -> str:
+    """What clients call the model: its hub id, its folder's name, or `demo`."""
+    if path is None:
+        return "demo"
+    return Path(path).absolute().name if os.path.isdir(path) else str(path)
+
+
+def warm_up(generator: DiffGenerator) -> None:
+    """Reads all weights and compiles what the model's own size needs, at once and growing: makes one output
+    in few steps, of which the first is coarse.
+    """
+    request = {"prompt": "a lake", "num_inference_steps": 4, "progressive_mode": "dct_rewind"}
+    request |= {"progressive_sigmas": [0.999], "progressive_respace": True}
+    for _ in generator.iterate(
+        request, save_output=False, show_progress=False, watch=lambda progress: progress.preview()
+    ):
+        pass
