@@ -13,21 +13,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import httpx2 as httpx
 import jax
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
 from jaxspd import DiffGenerator, SamplingParams, UsageError
 from jaxspd.cli import main
 from jaxspd.media.metadata import read_request
-
-for _library in ("starlette", "uvicorn", "prometheus_client", "openai"):
-    pytest.importorskip(_library, reason=f'needs {_library}: pip install -e ".[test]"')
-
-import httpx2 as httpx
-import openai
-
 from jaxspd.server.store import File, Store
 from tests.serving import Held, serving
 
