@@ -1,4 +1,4 @@
-"""Official checkpoint folders: safetensors, single or sharded, read and written tensor by tensor."""
+"""Checkpoints in safetensors, a folder or a file, single or sharded: read and written tensor by tensor."""
 
 import json
 import mmap
@@ -19,7 +19,7 @@ from .table import Rule, official_keys
 STEM = "diffusion_pytorch_model"
 # Some checkpoints hold weights of half the size as well, and a few nothing else.
 VARIANT = "fp16"
-PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 # Stored types that hold weights, by their names in safetensors.
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # And those of quantised weights, of counters and of indices.
@@ -47,19 +47,27 @@ class Stored(NamedTuple):
 
 
 class Checkpoint:
-    """The tensors of one component's folder. Headers are read at once, tensors when asked."""
+    """The tensors of one component: of a folder, a file, or the files that an index lists. Headers are read
+    at once, tensors when asked.
+    """
+
+    # What says how large its tensors must be, for messages.
+    config = "its config.json"
 
     def __init__(self, folder: Path, stem: str = STEM):
-        """`stem` is the weight files' name. Raises UsageError if files are missing, truncated or not
-        safetensors.
+        """`stem` is the name of a folder's weight files. Raises UsageError if files are missing, truncated or
+        not safetensors.
         """
         self.folder = folder
+        # What the files say of themselves.
+        self.metadata: dict[str, str] = {}
         self._tensors: dict[str, Stored] = {}
         for path in weight_files(folder, stem):
             try:
                 with safe_open(path, framework="np") as file:
                     entries = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
                     starts = tensor_starts(path)
+                    self.metadata |= file.metadata() or {}
                     found = {
                         key: Stored(path, tuple(entry.get_shape()), entry.get_dtype(), starts[key])
                         for key, entry in entries.items()
@@ -91,8 +99,9 @@ class Checkpoint:
                 "give a checkpoint in float32, float16 or bfloat16"
             )
 
-    def read(self, key: str) -> np.ndarray:
-        """The tensor as the file's own memory, not to be written to, which the system reads when it is used.
+    def read(self, key: str, rows: slice | None = None) -> np.ndarray:
+        """The tensor, or some `rows` of it, as the file's own memory, not to be written to, which the system
+        reads when it is used.
 
         Mapped anew each time, since what was read of a mapped file counts as this process's memory for as
         long as the map lives. Map and open file live as long as the array does. UsageError if the dtype is
@@ -102,7 +111,8 @@ class Checkpoint:
         try:
             with path.open("rb") as file:
                 memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.ndarray(shape, DTYPES[dtype], memory, start)
+            array = np.ndarray(shape, DTYPES[dtype], memory, start)
+            return array if rows is None else array[rows]
         except (OSError, ValueError, TypeError) as error:  # gone, empty, cut
             raise changed(path, error) from None
 
@@ -152,14 +162,24 @@ def tensor_starts(path: Path) -> dict[str, int]:
 
 
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
-    """The safetensors files of `folder`, in order; the index decides where there is one."""
+    """The safetensors files of `folder`, in order; the index decides where there is one. `folder` may be the
+    only file, or an index, as well.
+    """
+    if folder.is_file():
+        if folder.suffix != ".json":
+            return [folder]
+        return _present(folder.parent, shard_names(folder))
     if not folder.is_dir():
         raise UsageError(f"{folder} is missing; the checkpoint needs a {folder.name}/ folder")
     inside = file_names(folder)
     entry = weight_entry(inside, stem)
     if entry is None:
         raise no_weights(folder, inside, stem)
-    names = shard_names(folder / entry) if entry.endswith(".json") else [entry]
+    return _present(folder, shard_names(folder / entry) if entry.endswith(".json") else [entry])
+
+
+def _present(folder: Path, names: list[str]) -> list[Path]:
+    """The paths of files in `folder`; UsageError if some are missing."""
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder} lacks {', '.join(missing)}; download the folder again")

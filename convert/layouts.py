@@ -142,6 +142,14 @@ def as_published(rules) -> Layout:
     return Layout("diffusers", tuple(same(rule.official) for rule in rules))
 
 
+# What people call the families.
+TITLES = {
+    "flux1": "FLUX.1",
+    "flux2": "FLUX.2",
+    "qwen_image": "Qwen-Image",
+    "wan": "Wan",
+    "z_image": "Z-Image",
+}
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "flux1": (as_published(flux1.RULES), Layout("bfl", FLUX1)),
     "flux2": (as_published(flux2.RULES), Layout("bfl", FLUX2)),

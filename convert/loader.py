@@ -68,7 +68,7 @@ def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str
     try:
         return assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
     except UsageError as error:
-        raise UsageError(f"{checkpoint.folder} does not fit its config.json: {error}") from None
+        raise UsageError(f"{checkpoint.folder} does not fit {checkpoint.config}: {error}") from None
 
 
 def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[Rule]) -> bool:

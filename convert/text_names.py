@@ -14,6 +14,8 @@ class Renamed:
     `names_of` finds these among the stored keys, as the functions `names` of the tables do.
     """
 
+    config = Checkpoint.config
+
     def __init__(self, checkpoint: Checkpoint, names_of: Callable[[set[str]], Mapping[str, str]]):
         """UsageError if two stored tensors are one and the same."""
         self.folder, self._checkpoint = checkpoint.folder, checkpoint

@@ -37,6 +37,11 @@ def lasting_model_path(given: str | os.PathLike | None) -> str | None:
     return str(folder.absolute()) if os.path.isdir(folder) else os.fspath(given)
 
 
+def lasting_path(given: str | os.PathLike | None) -> str | None:
+    """`given` as it still names the same file elsewhere."""
+    return None if given is None else str(user_path(given).absolute())
+
+
 def read_text(given: str | os.PathLike, what: str) -> str:
     """The text of a UTF-8 file, without the byte order mark that some editors put first.
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.pipeline import Components
 from jaxspd.errors import UsageError
-from jaxspd.files import lasting_model_path
+from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.hub import fetch
 from jaxspd.media.metadata import made_by
 from jaxspd.media.output import check_writable, output_format, output_paths, write_output
@@ -37,6 +37,7 @@ from jaxspd.target import Target
 # Prompts that are encoded at once: enough to keep a GPU busy with sequences of 512 tokens, and to read an
 # encoder that cannot stay in memory seldom; few enough that an encoder's hidden states take some gigabytes.
 TEXT_BATCH = 8
+WEIGHTS = "transformer_weights_path"
 LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
 
 # What a user asks for.
@@ -66,11 +67,14 @@ class DiffGenerator:
         dit_cpu_offload: bool = False,
         text_encoder_cpu_offload: bool | None = None,
         attention_backend: str | None = None,
+        transformer_weights_path: str | os.PathLike | None = None,
     ):
         self.model_path = lasting_model_path(model_path)
         self.revision = revision
+        self.transformer_weights_path = lasting_path(transformer_weights_path)
         start_backend()
-        self.family = family = replace(fetch(model_path, revision=revision), streamed=dit_cpu_offload)
+        opened = fetch(model_path, revision=revision, transformer_weights_path=self.transformer_weights_path)
+        self.family = family = replace(opened, streamed=dit_cpu_offload)
         self._target = Target(attention_backend=attention_backend)
         platform = self._target.device.platform
         check_backend(attention_backend, platform)
@@ -90,6 +94,7 @@ class DiffGenerator:
         dit_cpu_offload: bool = False,
         text_encoder_cpu_offload: bool | None = None,
         attention_backend: str | None = None,
+        transformer_weights_path: str | os.PathLike | None = None,
         compilation_cache: bool = True,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
@@ -99,14 +104,23 @@ class DiffGenerator:
         `text_encoder_cpu_offload` reads a text encoder's layers from their file, one after the other, for
         every batch of prompts; where it is false they stay on the device; unless it is given, they stay from
         the second batch on, where memory allows. `attention_backend` forces the transformer's attention:
-        cudnn, splash or xla; unless it is given, the best that serves. `compilation_cache` keeps compiled
+        cudnn, splash or xla; unless it is given, the best that serves. `transformer_weights_path` is a file
+        with a transformer for this pipeline, in safetensors or GGUF, that takes the place of the pipeline's
+        own, whose weights then need not be there. `compilation_cache` keeps compiled
         programs in the user's cache folder. Other weights are read when the first output needs them, and
         stay. UsageError for a folder that cannot be used, what the hub does not give, or a backend that
         cannot stream or has not that attention.
         """
         if compilation_cache:
             enable_compilation_cache()
-        return cls(model_path, revision, dit_cpu_offload, text_encoder_cpu_offload, attention_backend)
+        return cls(
+            model_path,
+            revision,
+            dit_cpu_offload,
+            text_encoder_cpu_offload,
+            attention_backend,
+            transformer_weights_path,
+        )
 
     def plan(self, params: Asked) -> Plan:
         """The stages `params` would run."""
@@ -271,13 +285,15 @@ class DiffGenerator:
         """`asked`, checked; one that a result or a file holds must be of this model."""
         if isinstance(asked, Mapping):
             asked = dict(asked)
-            own = {"model_path": self.model_path, "revision": self.revision}
+            own = {name: getattr(self, name) for name in ("model_path", "revision", WEIGHTS)}
             for name in own.keys() & asked.keys():
                 given = asked.pop(name)
                 if name == "model_path":
                     given = lasting_model_path(given)
+                elif name == WEIGHTS:
+                    given = lasting_path(given)
                 if given is not None and given != own[name]:
-                    which = given if name == "model_path" else f"revision {given}"
+                    which = f"revision {given}" if name == "revision" else given
                     raise UsageError(f"this request is for {which}; open that, or leave {name} out")
         return SamplingParams.of(asked)
 
@@ -291,8 +307,9 @@ class DiffGenerator:
         del common["output_path"], common["output_file_name"]
         if self.model_path is not None:
             common["model_path"] = self.model_path
-        if self.revision is not None:
-            common["revision"] = self.revision
+        for name in ("revision", WEIGHTS):
+            if getattr(self, name) is not None:
+                common[name] = getattr(self, name)
         return [
             {**common, "prompt": prompt, "prompt_suffix": suffix(prompt), "seed": request.seed + number}
             for prompt in request.prompts

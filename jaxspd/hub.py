@@ -5,7 +5,7 @@ needed comes, when it is needed.
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path, PurePosixPath
 
@@ -31,23 +31,26 @@ def fetch(
     model_path: str | os.PathLike | None,
     parts: Collection[str] | None = None,
     revision: str | None = None,
+    transformer_weights_path: str | os.PathLike | None = None,
 ):
     """The family of `model_path`: a local folder, a hub id, or without one the demo.
 
     Of a hub id, configuration comes first, and then, unless the family refuses it, the weights and
     tokenizers of `parts`, such as ("vae",); by default of all that the pipeline has. What the hub's cache
     holds is not fetched again, and suffices where the hub cannot be asked. `revision` is a branch, tag or
-    commit. UsageError, in one line, for what is no model, is not supported, or cannot be had.
+    commit. A `transformer_weights_path` takes the place of the transformer's own weights, which then need not
+    be there. UsageError, in one line, for what is no model, is not supported, or cannot be had.
     """
+    file = transformer_weights_path and user_path(transformer_weights_path)
     folder = local_folder(model_path, revision)
     if folder:
-        return open_family(folder)
+        return replace(open_family(folder), transformer_weights_path=file)
     snapshot = open_snapshot(os.fspath(model_path), revision)
     family_class = pipeline_family(snapshot.folder, snapshot.model)
     snapshot.get(configurations(snapshot, family_class.parts))
-    family = family_class.from_folder(snapshot.folder)
-    wanted = family.parts if parts is None else parts
-    snapshot.get([name for part in wanted for name in part_files(snapshot, family, part)])
+    family = replace(family_class.from_folder(snapshot.folder), transformer_weights_path=file)
+    wanted = set(family.parts if parts is None else parts) - ({"transformer"} if file else set())
+    snapshot.get([name for part in sorted(wanted) for name in part_files(snapshot, family, part)])
     return family
 
 

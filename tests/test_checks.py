@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 from jaxspd.components.tokenizer import open_tokenizer
 from jaxspd.convert import orbax_store
 from jaxspd.convert.checkpoint import Checkpoint
-from jaxspd.convert.orbax_store import convert_pipeline
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.generator import DiffGenerator

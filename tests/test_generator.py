@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxPipeline
 
 from jaxspd import DiffGenerator, UsageError
-from jaxspd.convert.orbax_store import convert_pipeline
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.families import open_family
 from jaxspd.planning import resolve
 from jaxspd.request import SamplingParams

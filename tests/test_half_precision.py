@@ -87,7 +87,7 @@ def test_full_precision_goes_first(klein_folder, variant):
 
 
 def test_a_conversion_leaves_no_twin_behind(klein_folder, variant, tmp_path, capsys):
-    from jaxspd.convert.orbax_store import convert_pipeline
+    from jaxspd.convert.pipeline_folder import convert_pipeline
 
     for path in (klein_folder / "transformer").glob("*.safetensors"):
         shutil.copy(path, variant / "transformer")

@@ -108,6 +108,15 @@ def test_all_that_a_pipeline_needs_and_nothing_else_is_fetched(hub, request, fol
         np.testing.assert_array_equal(ours[name], value)
 
 
+def test_weights_of_a_transformer_that_another_replaces_stay_away(hub, flux1_folder, tmp_path):
+    hub.add("maker/model", flux1_folder)
+    family = fetch("maker/model", transformer_weights_path=tmp_path / "other.safetensors")
+    assert family.transformer_weights_path == tmp_path / "other.safetensors"
+    assert hub.names() == {
+        name for name in needed(flux1_folder) if not name.startswith("transformer/diffusion")
+    }
+
+
 def test_a_chat_template_comes_with_its_tokenizer(hub, klein_folder, tmp_path, capsys):
     commit = hub.add("maker/klein", klein_folder)
     assert "tokenizer/chat_template.jinja" in commit.files

@@ -9,7 +9,8 @@ import pytest
 
 from jaxspd import DiffGenerator
 from jaxspd.convert.loader import flat_parameters
-from jaxspd.convert.orbax_store import convert_pipeline, load_transformer
+from jaxspd.convert.orbax_store import load_transformer
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.runtime.layerwise import HOST, Layerwise

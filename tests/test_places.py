@@ -15,8 +15,8 @@ from jaxspd import DiffGenerator
 from jaxspd.calibrate import calibrate
 from jaxspd.cli import main
 from jaxspd.components.denoiser import Denoiser
-from jaxspd.convert import orbax_store
-from jaxspd.convert.orbax_store import convert_pipeline
+from jaxspd.convert import orbax_store, pipeline_folder
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import fetch
@@ -274,7 +274,7 @@ def test_convert_to_a_full_disk(model, tmp_path, monkeypatch, error):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(orbax_store.shutil, "copytree", full)
+    monkeypatch.setattr(pipeline_folder.shutil, "copytree", full)
     with pytest.raises(UsageError, match=r"new cannot be written \(disk full\)"):
         convert_pipeline(open_family(model), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -10,7 +10,8 @@ from diffusers import WanTransformer3DModel
 
 from jaxspd.convert.checkpoint import Checkpoint, write_component
 from jaxspd.convert.loader import flat_parameters, load_parameters
-from jaxspd.convert.orbax_store import convert_pipeline, load_transformer
+from jaxspd.convert.orbax_store import load_transformer
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.convert.wan import RULES
 from jaxspd.families import open_family
 from jaxspd.models.wan import WanConfig, WanTransformer

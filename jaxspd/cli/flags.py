@@ -35,8 +35,18 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = False) -> 
     parser.add_argument("--revision", help=REVISION_HELP)
 
 
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Which weights instead of the model's own."""
+    parser.add_argument(
+        "--transformer-weights-path",
+        metavar="FILE",
+        help="safetensors or GGUF file with a transformer that takes the place of the pipeline's own",
+    )
+
+
 def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     """How it runs: `DiffGenerator.from_pretrained`'s other arguments."""
+    add_weights_flag(parser)
     parser.add_argument(
         "--dit-cpu-offload",
         type=boolean,

@@ -16,6 +16,7 @@ from jaxspd.signals import exit_code, terminable
 MODEL_KEYS = {
     "model_path": str,
     "revision": str,
+    "transformer_weights_path": str,
     "dit_cpu_offload": bool,
     "text_encoder_cpu_offload": bool,
     "attention_backend": str,
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     known = [item.name for item in fields(SamplingParams)]
     check_keys(values, [*known, *MODEL_KEYS])
     if args.model_path is not None:
-        values.pop("revision", None)  # the other model's
+        for name in ("revision", "transformer_weights_path"):
+            values.pop(name, None)  # the other model's
     for name, kind in MODEL_KEYS.items():
         given = getattr(args, name)
         if given is not None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxspd.convert.orbax_store import check_transformer, load_transformer
+from jaxspd.convert.single_file import replaced_transformer
 from jaxspd.errors import UsageError
 from jaxspd.request import Request
 from jaxspd.runtime.layerwise import HOST
@@ -37,7 +38,8 @@ class Denoiser:
             )
         self.family, self._residency = family, residency
         self.parameters = family.abstract_parameters(dtype, device)
-        check_transformer(family.folder, self.parameters, family.rules)
+        self._weights = replaced_transformer(family)
+        check_transformer(family.folder, self.parameters, family.rules, self._weights)
         self._velocity = family.velocity_function(dtype)
         self._programs: dict[tuple[str, str, bool], Programs] = {}
         self._lock, self._pool = Lock(), ThreadPoolExecutor(1, "load")
@@ -59,7 +61,9 @@ class Denoiser:
         begin = time.perf_counter()
         try:
             with memory_for(f"{self.family.title}'s transformer", "use dit_cpu_offload, or a smaller model"):
-                loaded = load_transformer(self.family.folder, self.parameters, self.family.rules)
+                loaded = load_transformer(
+                    self.family.folder, self.parameters, self.family.rules, self._weights
+                )
                 # Plain dictionaries: JAX takes them apart in a sixth of the time, and does so at every step.
                 return nnx.to_pure_dict(jax.block_until_ready(loaded)), time.perf_counter() - begin
         finally:

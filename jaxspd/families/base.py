@@ -73,6 +73,8 @@ class BaseFamily:
     text_tokens: int
     # Whether the layers' parameters stay in host memory, and come to the device when their turn is near.
     streamed: bool = False
+    # Where the transformer's weights lie if not in the folder.
+    transformer_weights_path: Path | None = None
 
     # What a family adds, beside `default_steps`, `default_guidance` and `default_size`, (height, width) in
     # pixels, and `sigmas(steps, tokens, flow_shift)`, σ `[steps + 1]` for `tokens` at full resolution.
