@@ -44,6 +44,14 @@ MODELS = (
     Model("Qwen-Image", "qwen_image", size(1024, 1024, 30, guidance_scale=4.0), ()),
     Model("Qwen-Image at 1664×928", "qwen_image", size(928, 1664, 50, guidance_scale=4.0), ()),
 )
+# What a card of 24, 32 or 48 GB holds in 8 bits.
+LARGE = ("FLUX.1-dev", "FLUX.2-dev", "Wan2.1-T2V-14B", "Qwen-Image")
+MODELS += tuple(
+    replace(model, name=f"{model.name} in {kind}", quantize=kind)
+    for kind in ("int8", "fp8")
+    for model in MODELS
+    if model.name in LARGE
+)
 # The code that a program of a kind is made of, beside the transformer's own module.
 CODE = {
     "denoise": (
@@ -115,11 +123,19 @@ class Published:
     @cached_property
     def programs(self) -> tuple[Program, ...]:
         ways = (1, 2) if self.guided else (1,)
-        return (
-            *(Program("encode", text.part) for text in self.family.texts),
-            *(Program("denoise", grid, forwards) for grid in self.grids for forwards in ways),
-            Program("decode", [*self.grids][-1]),
-        )
+        steps = tuple(Program("denoise", grid, forwards) for grid in self.grids for forwards in ways)
+        encoding = (Program("encode", text.part) for text in self.family.texts)
+        return (*encoding, *steps, Program("decode", [*self.grids][-1]))
+
+    @property
+    def own(self) -> tuple[Program, ...]:
+        """The programs that no other model has: of one in 8 bits, the steps."""
+        return tuple(p for p in self.programs if p.kind == "denoise" or not self.model.quantize)
+
+    @property
+    def whole(self) -> str:
+        """The name of the model whose other programs these are."""
+        return self.model.name.removesuffix(f" in {self.model.quantize}")
 
     def digest(self, program: Program, target: str) -> str:
         """Of all that makes the program what it is: the code, the configuration, the compilers, the card."""
@@ -130,6 +146,9 @@ class Published:
             files.append(Path(inspect.getfile(family.transformer)))
             parts += map(inspect.getsource, (type(family).velocity, type(family).abstract_conditioning))
             parts.append(repr(family.config))
+            if family.quantize:
+                parts.append(family.quantize)
+                files.append(ROOT / "jaxspd/models/quantized.py")
         elif program.kind == "encode":
             parts += [repr(text) for text in family.texts if text.part == program.what]
         else:

@@ -12,7 +12,8 @@ HEAD = """# What the compilers say
 
 Made by `bench/devices.py`, which says how. No such card was there: sizes are facts, times are guesses of the
 compiler. GB are 10⁹ bytes. Of each model in bfloat16 (Wan's VAE in float32, as its card says), one output,
-one level, δ 0.05, text as long as the model reads.
+one level, δ 0.05, text as long as the model reads. "In int8" and "in fp8" are with
+`--quantize`.
 
 - *weights*: of the transformer. They stay on the card throughout.
 - *encode*: the text encoder alone, whose layers come one after the other from their file. With guidance it
@@ -36,6 +37,8 @@ def rows(card: str, answers: dict) -> list[list[str]]:
         if not (known := answers.get(model.name)):
             continue
         published = Published(model)
+        own = {program.name for program in published.own}
+        known |= {name: one for name, one in answers.get(published.whole, {}).items() if name not in own}
         of_kind = {
             kind: [p for p in published.programs if p.kind == kind]
             for kind in ("encode", "denoise", "decode")

@@ -59,7 +59,7 @@ def described(card: str) -> str:
 
 def missing(known: dict, card: str, published: Published) -> dict[str, str]:
     """The programs that are to be compiled, and their digests."""
-    digests = {p.name: published.digest(p, described(card)) for p in published.programs}
+    digests = {p.name: published.digest(p, described(card)) for p in published.own}
     return {name: digest for name, digest in digests.items() if known.get(name, {}).get("digest") != digest}
 
 

@@ -58,13 +58,14 @@ class Model:
     transformer: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
     note: str = ""  # on the published seconds
+    quantize: str | None = None
 
     def recipe(self) -> BaseFamily:
         """Its family, of such a transformer."""
         family = family_class(self.family)()
         known = {item.name for item in fields(family.config)}
         options = {name: value for name, value in self.transformer.items() if name in known}
-        return replace(family, config=replace(family.config, **options))
+        return replace(family, config=replace(family.config, **options), quantize=self.quantize)
 
 
 @dataclass(frozen=True)

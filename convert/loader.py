@@ -14,6 +14,7 @@ from flax import nnx
 from .checkpoint import FLOATS, Checkpoint
 from .copying import copy, empty
 from .errors import UsageError
+from .rounding import LARGEST, Quantized
 from .table import Rule, official_keys
 
 # What puts an array where a sharding says.
@@ -69,6 +70,22 @@ def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str
         return assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
     except UsageError as error:
         raise UsageError(f"{checkpoint.folder} does not fit {checkpoint.config}: {error}") from None
+
+
+def quantized_keys(abstract: nnx.State, rules: Sequence[Rule]) -> dict[str, np.dtype]:
+    """The official keys of parameters that are wanted in 8 bits, and their dtypes."""
+    parameters = flat_parameters(abstract)
+    return {
+        key: np.dtype(parameters[path].dtype)
+        for path, key in official_keys(parameters, rules).items()
+        if np.dtype(parameters[path].dtype) in LARGEST
+    }
+
+
+def quantized(checkpoint, abstract: nnx.State, rules: Sequence[Rule]):
+    """`checkpoint`, with the weights that `abstract` wants in 8 bits rounded to these as they are read."""
+    keys = quantized_keys(abstract, rules)
+    return Quantized(checkpoint, keys) if keys else checkpoint
 
 
 def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[Rule]) -> bool:

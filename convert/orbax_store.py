@@ -3,14 +3,17 @@ parameters' dotted paths.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from .checkpoint import Checkpoint
+from .checkpoint import FLOATS, Checkpoint
 from .errors import UsageError, first_line
-from .loader import flat_parameters, holds_exactly, load_parameters, match
+from .loader import flat_parameters, holds_exactly, load_parameters, match, quantized, quantized_keys
+from .table import SCALE, official_keys
 
 NAME = "orbax"
 
@@ -22,20 +25,66 @@ def check_transformer(folder: Path, abstract: nnx.State, rules, weights=None) ->
         checkpoint = weights or Checkpoint(folder / "transformer")
         # First, since what quantises weights adds keys of its own.
         checkpoint.check_floats()
-        match(checkpoint, flat_parameters(abstract), rules)
+        match(quantized(checkpoint, abstract, rules), flat_parameters(abstract), rules)
         return
+    found = {path: array[0] for path, array in _arrays(store).items()}
+    wanted = {path: array.shape for path, array in flat_parameters(abstract).items()}
+    for path in wanted.keys() - found.keys():
+        if path.endswith(SCALE):  # it follows from the weight
+            del wanted[path]
+    if odd := sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path)):
+        raise UsageError(f"{store} does not fit its config.json ({odd[0]}); convert it again")
+
+
+def _arrays(store: Path) -> dict[str, tuple[tuple[int, ...] | None, Any]]:
+    """Shape and dtype of each array of `store`, by path; UsageError if it is damaged."""
     import orbax.checkpoint as ocp
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(store.absolute()).item_metadata.tree
         # A folder of arrays, which has no shape, is how older conversions kept them.
-        found = {path: getattr(array, "shape", None) for path, array in tree.items()}
+        return {path: (getattr(a, "shape", None), getattr(a, "dtype", None)) for path, a in tree.items()}
     except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
         raise _damaged(store, error) from error
-    wanted = {path: array.shape for path, array in flat_parameters(abstract).items()}
-    if odd := sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path)):
-        raise UsageError(f"{store} does not fit its config.json ({odd[0]}); convert it again")
+
+
+class OrbaxWeights:
+    """The arrays of a converted transformer one by one, by their official keys, as `Checkpoint` has them."""
+
+    config = "its config.json"
+
+    def __init__(self, store: Path, rules):
+        self.folder, self._found = store, _arrays(store)
+        self._paths = {key: path for path, key in official_keys(self._found, rules).items()}
+
+    def keys(self) -> set[str]:
+        return set(self._paths)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._found[self._paths[key]][0]
+
+    def dtype(self, key: str) -> str:
+        """As safetensors would name it."""
+        dtype = self._found[self._paths[key]][1]
+        return next((name for name, known in FLOATS.items() if known == dtype), str(dtype))
+
+    def check_floats(self) -> None:
+        """Conversion writes nothing else."""
+
+    def read(self, key: str) -> np.ndarray:
+        import orbax.checkpoint as ocp
+
+        path = self._paths[key]
+        wanted = ocp.args.PyTreeRestore(
+            item={path: 0},
+            restore_args={path: ocp.RestoreArgs(restore_type=np.ndarray)},
+            partial_restore=True,
+        )
+        try:
+            return ocp.PyTreeCheckpointer().restore(self.folder.absolute(), args=wanted)[path]
+        except Exception as error:
+            raise _damaged(self.folder, error) from error
 
 
 def _damaged(store: Path, error: Exception) -> UsageError:
@@ -48,8 +97,10 @@ def load_transformer(folder: Path, abstract: nnx.State, rules, weights=None) -> 
     a `Checkpoint` is, in its place; on the first device or where the shardings of `abstract` say.
     """
     store = folder / "transformer" / NAME
-    if weights is not None or not store.is_dir():
-        return load_parameters(weights or Checkpoint(folder / "transformer"), abstract, rules)
+    converted = weights is None and store.is_dir()
+    if not converted or quantized_keys(abstract, rules):
+        given = weights or (OrbaxWeights(store, rules) if converted else Checkpoint(folder / "transformer"))
+        return load_parameters(quantized(given, abstract, rules), abstract, rules)
     import orbax.checkpoint as ocp  # here, since most checkpoints need none of it and it takes a while
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

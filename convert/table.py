@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # A layer's number in a parameter's path.
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+# What follows the name of a quantised weight, in files as in our parameters, where its scales lie.
+SCALE = "_scale"
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,19 @@ class Rule:
 
 
 def official_keys(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
-    """The official key of each parameter, by its path; TypeError if the rules leave one out."""
+    """The official key of each parameter, by its path; TypeError if the rules leave one out. The scales of a
+    quantised weight follow from the weight's.
+    """
     known = {rule.path: rule.official for rule in rules}
-    keys = {path: known.get(path) or _numbered(path, known) for path in paths}
+
+    def key_of(path: str) -> str | None:
+        key = known.get(path) or _numbered(path, known)
+        if key is None and path.endswith(SCALE):
+            weight = key_of(path.removesuffix(SCALE))
+            return weight and weight + SCALE
+        return key
+
+    keys = {path: key_of(path) for path in paths}
     if unruled := sorted(path for path, key in keys.items() if key is None):
         raise TypeError(f"the conversion table has no rule for {', '.join(unruled)}")
     return keys

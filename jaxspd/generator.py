@@ -68,13 +68,14 @@ class DiffGenerator:
         text_encoder_cpu_offload: bool | None = None,
         attention_backend: str | None = None,
         transformer_weights_path: str | os.PathLike | None = None,
+        quantize: str | None = None,
     ):
         self.model_path = lasting_model_path(model_path)
-        self.revision = revision
+        self.revision, self.quantize = revision, quantize
         self.transformer_weights_path = lasting_path(transformer_weights_path)
         start_backend()
         opened = fetch(model_path, revision=revision, transformer_weights_path=self.transformer_weights_path)
-        self.family = family = replace(opened, streamed=dit_cpu_offload)
+        self.family = family = replace(opened, streamed=dit_cpu_offload, quantize=quantize)
         self._target = Target(attention_backend=attention_backend)
         platform = self._target.device.platform
         check_backend(attention_backend, platform)
@@ -95,6 +96,7 @@ class DiffGenerator:
         text_encoder_cpu_offload: bool | None = None,
         attention_backend: str | None = None,
         transformer_weights_path: str | os.PathLike | None = None,
+        quantize: str | None = None,
         compilation_cache: bool = True,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
@@ -106,7 +108,8 @@ class DiffGenerator:
         the second batch on, where memory allows. `attention_backend` forces the transformer's attention:
         cudnn, splash or xla; unless it is given, the best that serves. `transformer_weights_path` is a file
         with a transformer for this pipeline, in safetensors or GGUF, that takes the place of the pipeline's
-        own, whose weights then need not be there. `compilation_cache` keeps compiled
+        own, whose weights then need not be there. `quantize` is int8 or fp8: the weights of the transformer's
+        blocks are rounded to 8 bits as they are read, and multiplied so. `compilation_cache` keeps compiled
         programs in the user's cache folder. Other weights are read when the first output needs them, and
         stay. UsageError for a folder that cannot be used, what the hub does not give, or a backend that
         cannot stream or has not that attention.
@@ -120,6 +123,7 @@ class DiffGenerator:
             text_encoder_cpu_offload,
             attention_backend,
             transformer_weights_path,
+            quantize,
         )
 
     def plan(self, params: Asked) -> Plan:
@@ -281,11 +285,16 @@ class DiffGenerator:
             places["transformer"] = self._denoiser.place
         return dict(sorted(places.items()))
 
+    @property
+    def _opened(self) -> dict[str, Any]:
+        """What of the model shows in its outputs, by the names of `from_pretrained`."""
+        return {name: getattr(self, name) for name in ("model_path", "revision", WEIGHTS, "quantize")}
+
     def _params(self, asked: Asked) -> SamplingParams:
         """`asked`, checked; one that a result or a file holds must be of this model."""
         if isinstance(asked, Mapping):
             asked = dict(asked)
-            own = {name: getattr(self, name) for name in ("model_path", "revision", WEIGHTS)}
+            own = self._opened
             for name in own.keys() & asked.keys():
                 given = asked.pop(name)
                 if name == "model_path":
@@ -293,7 +302,7 @@ class DiffGenerator:
                 elif name == WEIGHTS:
                     given = lasting_path(given)
                 if given is not None and given != own[name]:
-                    which = f"revision {given}" if name == "revision" else given
+                    which = given if name in ("model_path", WEIGHTS) else f"{name} {given}"
                     raise UsageError(f"this request is for {which}; open that, or leave {name} out")
         return SamplingParams.of(asked)
 
@@ -305,11 +314,7 @@ class DiffGenerator:
         suffix = self.family.default_prompt_suffix if given is None else lambda _: given
         common = asdict(replace(request, num_outputs_per_prompt=1))
         del common["output_path"], common["output_file_name"]
-        if self.model_path is not None:
-            common["model_path"] = self.model_path
-        for name in ("revision", WEIGHTS):
-            if getattr(self, name) is not None:
-                common[name] = getattr(self, name)
+        common |= {name: value for name, value in self._opened.items() if value is not None}
         return [
             {**common, "prompt": prompt, "prompt_suffix": suffix(prompt), "seed": request.seed + number}
             for prompt in request.prompts

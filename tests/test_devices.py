@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import device_models
@@ -53,6 +54,17 @@ def test_only_what_changed_is_compiled_again(asked, tmp_path, monkeypatch):
     [row] = [line for line in (tmp_path / "devices.md").read_text().splitlines() if "small" in line]
     # In all it takes the weights and what is decoded.
     assert row.startswith("| small | 1.00 | 2.00 | 2.00/2.00 | 2.00 | 3.00 | 2 of 3 |")
+
+
+def test_of_a_model_in_8_bits_only_the_steps_are_compiled(asked, tmp_path, monkeypatch):
+    both = SMALL, replace(SMALL, name="small in int8", quantize="int8")
+    monkeypatch.setattr(devices, "MODELS", both)
+    monkeypatch.setattr(device_report, "MODELS", both)
+    assert devices.main(["--card", "h100"], tmp_path) == 0
+    assert asked[-3:] == ["decode 16×16", "denoise 8×8", "denoise 16×16"]
+    [_, row] = [line for line in (tmp_path / "devices.md").read_text().splitlines() if "small" in line]
+    # Its text encoder and VAE are the whole model's.
+    assert row.startswith("| small in int8 | 1.00 | 2.00 | 2.00/2.00 | 2.00 | 3.00 |")
 
 
 def test_comments_are_no_change(tmp_path):

@@ -66,6 +66,11 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
         help="force the attention kernel: cudnn, splash (TPUs) or xla (default: the best that serves)",
     )
     parser.add_argument(
+        "--quantize",
+        metavar="int8|fp8",
+        help="round the weights of the transformer's blocks to 8 bits as they are read, and multiply them so",
+    )
+    parser.add_argument(
         "--compilation-cache",
         type=boolean,
         metavar="true|false",

@@ -20,6 +20,7 @@ MODEL_KEYS = {
     "dit_cpu_offload": bool,
     "text_encoder_cpu_offload": bool,
     "attention_backend": str,
+    "quantize": str,
     "compilation_cache": bool,
     "skip_existing": bool,
     "preview": str,

@@ -19,6 +19,7 @@ from jaxspd.components.text_encoder import TextEncoder, TextPart
 from jaxspd.convert.checkpoint import STEM, read_json
 from jaxspd.convert.table import Rule
 from jaxspd.errors import UsageError, first_line
+from jaxspd.models.quantized import quantize
 from jaxspd.models.vae import VaeConfig
 from jaxspd.runtime.layerwise import HOST
 from jaxspd.runtime.residency import Residency
@@ -75,6 +76,8 @@ class BaseFamily:
     streamed: bool = False
     # Where the transformer's weights lie if not in the folder.
     transformer_weights_path: Path | None = None
+    # In what the blocks' weights are kept and multiplied: a name in `models.quantized`, or as they are.
+    quantize: str | None = None
 
     # What a family adds, beside `default_steps`, `default_guidance` and `default_size`, (height, width) in
     # pixels, and `sigmas(steps, tokens, flow_shift)`, σ `[steps + 1]` for `tokens` at full resolution.
@@ -157,10 +160,13 @@ class BaseFamily:
     def abstract_transformer(self, dtype) -> nnx.Module:
         """The transformer without weights; UsageError if there is none such."""
         try:
-            return self.transformer(self.config, dtype=dtype)
+            transformer = self.transformer(self.config, dtype=dtype)
         except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
             line = first_line(error)
             raise UsageError(f"no transformer can be made of transformer/config.json ({line})") from error
+        if self.quantize:
+            quantize(transformer, self.quantize)
+        return transformer
 
     def abstract_parameters(self, dtype, device: jax.Device | None = None) -> nnx.State:
         """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are
