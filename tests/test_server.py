@@ -253,6 +253,13 @@ def test_what_takes_too_long_is_given_up(generator):
         late = running.result()
         assert (late.status_code, late.json()["error"]["type"]) == (504, "server_error")
         assert "took longer than 0.3 seconds" in late.json()["error"]["message"]
+        # One that has begun to answer says it in the end, once.
+        held.reached.clear(), held.go.clear()
+        running = pool.submit(post, served, {**body, "stream": True})
+        assert held.reached.wait(60)
+        time.sleep(0.3)
+        held.go.set()
+        assert running.result().text.count("event: error") == 1
 
 
 def test_a_stop_finishes_what_is_begun_and_hands_back_the_rest(generator):

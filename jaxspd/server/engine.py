@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition, Thread
 
@@ -40,19 +41,21 @@ class Look:
 
 
 class Job:
-    """A request on its way. `changed` is called, in the engine's thread, whenever there is news: the newest
-    `look`, one more of `outputs`, or the end, which is `done`; `refused` says why it is not a good one.
+    """A request on its way, of which nothing more is made after so many `seconds`. `changed` is called, in
+    the engine's thread, whenever there is news: one more of `looks`, one more of `outputs`, or the end, which
+    is `done`; `refused` says why it is not a good one.
 
-    `looks` are how many looks there are to be at each output.
+    `count` is how many looks are taken at each output. Until somebody takes them out, the newest of each
+    stage is kept.
     """
 
     def __init__(
-        self, request: Request, seconds: float, looks: int = 0, changed: Callable[[], None] = lambda: None
+        self, request: Request, seconds: float, count: int = 0, changed: Callable[[], None] = lambda: None
     ):
-        self.request, self.looks, self.changed = request, looks, changed
+        self.request, self._count, self.changed = request, count, changed
         self.came, self.started, self.ended = time.monotonic(), None, None
         self.deadline, self.seconds = self.came + seconds, seconds
-        self.look: Look | None = None
+        self.looks: deque[Look] = deque()
         self._looked = 0
         self.outputs: list[Output] = []
         self.progress, self.refused, self.cancelled, self.done = 0.0, None, False, False
@@ -62,15 +65,20 @@ class Job:
         self.check()
         step, steps, made = progress.step, progress.plan.steps, len(self.outputs)
         self.progress = (made + (step.number + 1) / steps) / self.request.num_outputs_per_prompt
-        if progress.due(self.looks):
+        if progress.due(self._count):
             frames = progress.preview()
             where = made, step.stage, len(progress.plan.stages), step.number, steps, step.reached
-            self.look = Look(frames[len(frames) // 2], self._looked, *where)
+            look = Look(frames[len(frames) // 2], self._looked, *where)
+            with suppress(IndexError):
+                last = self.looks.pop()
+                if (last.output, last.stage) != (look.output, look.stage):
+                    self.looks.append(last)
+            self.looks.append(look)
             self._looked += 1
             self.changed()
 
     def add(self, output: Output) -> None:
-        self.look, self._looked = None, 0
+        self._looked = 0
         self.outputs.append(output)
         self.changed()
 

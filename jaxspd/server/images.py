@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -98,15 +97,16 @@ class Events(Response):
             more = True
             while more:
                 more = await change()
-                # What has come meanwhile; of the looks only the newest, however slowly the client reads.
-                text = "".join(self._partial(look) for look in _taken(job))
-                for output in job.outputs[sent:]:
+                # What has come meanwhile; outputs first, for a look at one comes before it is made.
+                outputs, text = job.outputs[sent:], ""
+                while job.looks:
+                    text += self._partial(job.looks.popleft())
+                for output in outputs:
                     text += await self._completed(output, sent)
                     sent += 1
-                if job.refused:
-                    text += _event({"type": "error", "error": error_body(job.refused)})
                 await send(_chunk(text or ": waiting\n\n"))
-            await send(_chunk("", more=False))
+            end = _event({"type": "error", "error": error_body(job.refused)}) if job.refused else ""
+            await send(_chunk(end, more=False))
 
     def _common(self, kind: str) -> dict[str, Any]:
         size = f"{self._request.width}x{self._request.height}"
@@ -114,12 +114,9 @@ class Events(Response):
         return {"type": kind, **common, "quality": "auto", "background": "opaque"}
 
     def _partial(self, look: Look) -> str:
-        height, width, _ = look.pixels.shape
-        values = {name: value for name, value in vars(look).items() if name not in ("pixels", "index")}
         return _event(
             self._common("image_generation.partial_image")
-            | {"b64_json": base64.b64encode(png(look.pixels)).decode(), "partial_image_index": look.index}
-            | {"grid": [height, width], **values},
+            | {"partial_image_index": look.index, **described(look)},
         )
 
     async def _completed(self, output: Output, number: int) -> str:
@@ -127,10 +124,11 @@ class Events(Response):
         return _event(self._common("image_generation.completed") | {"output": number} | answer)
 
 
-def _taken(job: Job) -> Iterator[Look]:
-    look, job.look = job.look, None
-    if look is not None:
-        yield look
+def described(look: Look) -> dict[str, Any]:
+    """A look as clients read it."""
+    values = {name: value for name, value in vars(look).items() if name not in ("pixels", "index")}
+    picture = base64.b64encode(png(look.pixels)).decode()
+    return {"b64_json": picture, "grid": [*look.pixels.shape[:2]], **values}
 
 
 def _chunk(text: str, more: bool = True) -> dict[str, Any]:

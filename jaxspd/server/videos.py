@@ -13,13 +13,15 @@ from jaxspd.server.bodies import read_body, video_ask
 from jaxspd.server.engine import Job
 from jaxspd.server.files import encoded
 from jaxspd.server.gate import error_body
-from jaxspd.server.images import about
+from jaxspd.server.images import about, described
 from jaxspd.server.limits import Refused
 from jaxspd.server.service import Service
 from jaxspd.server.store import unguessable
 
 # So many videos are listed; of more that have ended, the oldest are forgotten.
 MOST = 1000
+# Looks that are taken at each while it is made.
+LOOKS = 24
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Videos:
     def add(self, request) -> Video:
         """A video whose job is in the queue."""
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        job = Job(request, self.service.limits.seconds, 0, lambda: loop.call_soon_threadsafe(news.set))
+        job = Job(request, self.service.limits.seconds, LOOKS, lambda: loop.call_soon_threadsafe(news.set))
         self.service.engine.submit(job)
         video = Video(f"video_{unguessable()}", job, request)
         self.all[video.id] = video
@@ -153,9 +155,13 @@ async def listing(http: HttpRequest) -> Response:
 
 
 async def retrieve(http: HttpRequest) -> Response:
-    """`GET /v1/videos/{id}`."""
+    """`GET /v1/videos/{id}`, with the newest look at one that is being made."""
     service, videos = _of(http)
-    return JSONResponse(videos.get(http.path_params["id"]).described(service.name))
+    video = videos.get(http.path_params["id"])
+    values = video.described(service.name)
+    if looks := [*video.job.looks] if video.job else []:
+        values["look"] = described(looks[-1])
+    return JSONResponse(values)
 
 
 async def content(http: HttpRequest) -> Response:
