@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import PICKLES, STEM, Checkpoint, file_names, weight_entry
+from .dequantised import Dequantised
 from .errors import UsageError
 from .gguf_file import MAGIC, GgufCheckpoint
 from .identify import Transformer, find_transformer, kind_of, refusal, three
 from .layout import Target
 from .layouts import LAYOUTS, TITLES, as_published
-from .quantised import Dequantised
 from .table import Rule
 
 CONFIG = "the pipeline's transformer/config.json"

@@ -3,6 +3,7 @@ classes that we run name, every tensor as they do.
 """
 
 import hashlib
+from functools import cache
 
 import jax.numpy as jnp
 import pytest
@@ -174,6 +175,7 @@ def of_module(make) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensor.shape) for key, tensor in make().state_dict().items()}
 
 
+@cache
 def of_rules(checkpoint: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes that our parameters have by our table."""
     name, options, *_ = CHECKPOINTS[checkpoint]

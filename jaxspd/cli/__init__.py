@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import fields
 
 from jaxspd import __version__
-from jaxspd.cli import calibrate, convert, generate, plan, serve
+from jaxspd.cli import calibrate, convert, generate, inspect, plan, serve
 from jaxspd.cli.flags import Parser, as_flags
 from jaxspd.errors import UsageError
 from jaxspd.request import SamplingParams
@@ -29,7 +29,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"jaxspd {__version__}")
     parser.add_argument("--traceback", action="store_true", help=TRACEBACK_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, plan, convert, calibrate):
+    for command in (generate, serve, plan, inspect, convert, calibrate):
         command.add_parser(commands)
     for command in commands.choices.values():
         command.add_argument(

@@ -67,6 +67,10 @@ class Dequantised:
     def shape(self, key: str) -> tuple[int, ...]:
         return self._checkpoint.shape(key)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {key: self.shape(key) for key in self._keys}
+
     def dtype(self, key: str) -> str:
         """Of what `read` gives, which loses nothing of the stored values."""
         if key in self._scales:

@@ -1,0 +1,197 @@
+"""What a file or folder of weights holds, from its headers: of which kind and family, in what layout, how
+many of its layers are known, and what it lacks.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from . import flux1, flux2, lora_names, qwen_image, wan, z_image
+from .component_names import Names, text_encoder_names, vae_names
+from .dequantised import Dequantised
+from .errors import UsageError
+from .identify import Transformer, find_transformer, kind_of, refusal, three
+from .lora_names import LoraNames
+from .shapes import config_of, variant_of
+from .single_file import Relaid, open_file
+from .table import Rule
+
+RULES = {
+    "flux1": flux1.RULES,
+    "flux2": flux2.RULES,
+    "qwen_image": qwen_image.RULES,
+    "wan": wan.RULES,
+    "z_image": z_image.RULES,
+}
+# Layers that not all models of a family have.
+OPTIONAL = "guidance_embedder"
+
+
+@dataclass
+class Contents:
+    """What lies in `path`. `matched` counts layers, a weight and its bias as one; `unmatched` are tensors
+    that no model of the family has, `missing` those that it should have besides. `refused` is why jaxspd
+    cannot use it, `config` what the shapes say of a transformer's config.json.
+    """
+
+    path: Path
+    kind: str
+    family: str | None
+    layout: str
+    parameters: int
+    dtype: str
+    matched: int
+    unmatched: list[str]
+    missing: list[str] = field(default_factory=list)
+    prefix: str = ""
+    variant: str | None = None
+    config: dict | None = None
+    # Tensors of other components in the same file, counted by what their names begin with.
+    beside: dict[str, int] = field(default_factory=dict)
+    refused: str | None = None
+
+
+def describe(path: Path) -> Contents:
+    """What a file of weights holds, or a component's folder. UsageError for what cannot be read, and for what
+    is none of the kinds.
+    """
+    tensors = open_file(path)
+    keys = tensors.keys()
+    kind = kind_of(keys)
+    if kind == "lora":
+        return _lora(path, tensors)
+    if found := find_transformer(keys):
+        return _transformer(path, tensors, found)
+    if kind is None and tensors.foreign:
+        tensors.check_floats()
+    if kind is None:
+        what = f"its tensors are {three(keys)}" if keys else "it has no tensors"
+        raise UsageError(
+            f"{path} is no transformer, LoRA, VAE or text encoder of a model that jaxspd runs: {what}"
+        )
+    names = vae_names(keys) if kind == "vae" else text_encoder_names(keys, tensors.shape)
+    return _component(path, tensors, kind, names)
+
+
+def _transformer(path: Path, tensors: Dequantised, found: Transformer) -> Contents:
+    refused, shapes = None, {}
+    try:
+        tensors.check_floats()
+        shapes = Relaid(tensors, found).shapes()
+        refused = refusal(found, shapes)
+    except UsageError as error:
+        refused = str(error)
+    present = {target.key for targets in found.targets.values() for target in targets}
+    absent = set(expected(RULES[found.family], present)) - present
+    missing = sorted(found.prefix + name for name in found.layout.sources(absent))
+    if missing and not refused:
+        refused = f"{len(missing)} tensors are missing: {three(missing)}"
+    return Contents(
+        path,
+        "transformer",
+        found.family,
+        found.layout.name,
+        **_measures(tensors, found.targets),
+        matched=len(layers(found.targets)),
+        unmatched=list(found.unmatched),
+        missing=missing,
+        prefix=found.prefix,
+        variant=variant_of(found.family, shapes),
+        config=config_of(found.family, shapes),
+        beside=dict(Counter(key.split(".")[0] for key in found.beside)),
+        refused=refused and refused.removeprefix(f"{path} "),
+    )
+
+
+def _lora(path: Path, tensors: Dequantised) -> Contents:
+    shapes = tensors.shapes()
+    found = lora_names.parse(shapes)
+    if found is None:
+        raise UsageError(
+            f"{path} is a LoRA for another model than jaxspd runs: its tensors are {three(tensors.keys())}"
+        )
+    missing, faults = _halves(found, shapes)
+    if found.dialect == "control":
+        faults.insert(0, "it is a LoRA of FLUX.1 Canny or Depth, which need a picture")
+    if any("dora_scale" in parts or "lora_magnitude_vector" in parts for parts in found.modules.values()):
+        faults.insert(0, "it is a DoRA, whose magnitudes jaxspd does not apply")
+    if found.unmatched and not faults:
+        faults.append(f"{len(found.unmatched)} tensors belong to no layer: {three(found.unmatched)}")
+    return Contents(
+        path,
+        "lora",
+        found.family,
+        found.dialect,
+        **_measures(tensors, shapes),
+        matched=len(found.modules),
+        unmatched=list(found.unmatched),
+        missing=missing,
+        beside=dict(Counter(re.split(r"[._]", key)[0] for key in found.text)),
+        refused=faults[0] if faults else None,
+    )
+
+
+def _halves(found: LoraNames, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[str], list[str]]:
+    """What the layers of a LoRA lack of their factors, and what does not fit together."""
+    missing, faults = [], []
+    for module, parts in found.modules.items():
+        for part, other in (("down", "up"), ("up", "down")):
+            if part in parts and other not in parts:
+                missing.append(f"{module} {other}")
+        if {"down", "up"} <= parts.keys():
+            down, up = (shapes[parts[part]] for part in ("down", "up"))
+            if len(down) < 2 or len(up) < 2 or down[0] != up[1]:
+                faults.append(f"{module}: {list(down)} and {list(up)} are no two factors of one matrix")
+    if missing:
+        faults.insert(0, f"it is half a LoRA: {three(missing)} missing")
+    return missing, faults
+
+
+def _component(path: Path, tensors: Dequantised, kind: str, names: Names) -> Contents:
+    return Contents(
+        path,
+        kind,
+        names.family,
+        names.layout,
+        **_measures(tensors, names.matched),
+        matched=len(layers(names.matched)),
+        unmatched=sorted(names.unmatched),
+        variant=names.variant,
+        refused=names.refused,
+    )
+
+
+def _measures(tensors: Dequantised, keys: Iterable[str]) -> dict:
+    """How many parameters lie under `keys`, and in which types, the most frequent first."""
+    sizes = Counter()
+    for key in keys:
+        sizes[tensors.stored_dtype(key)] += prod(tensors.shape(key))
+    kinds = [kind for kind, size in sizes.most_common() if size]
+    return {"parameters": sizes.total(), "dtype": ", ".join(kinds)}
+
+
+def layers(keys: Iterable[str]) -> set[str]:
+    """The layers that tensors of these names are of."""
+    return {re.sub(r"\.(weight|bias|scale|gamma)$", "", key) for key in keys}
+
+
+def expected(rules: Sequence[Rule], present: Iterable[str]) -> list[str]:
+    """The tensors, as diffusers calls them, of a model with as many blocks as those `present` have numbers
+    for.
+    """
+    present = set(present)
+    counts: dict[str, int] = {}
+    for key in present:
+        stack, *rest = key.split(".")
+        if rest and rest[0].isdecimal():
+            counts[stack] = max(counts.get(stack, 0), int(rest[0]) + 1)
+    optional = any(OPTIONAL in key for key in present)
+    return [
+        rule.official.replace("{}", str(number))
+        for rule in rules
+        if optional or OPTIONAL not in rule.official
+        for number in (range(counts.get(rule.official.split(".")[0], 0)) if "{}" in rule.official else [0])
+    ]

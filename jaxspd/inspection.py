@@ -1,0 +1,113 @@
+"""What a file or folder is, for people and machines: from headers and configurations, without any weights."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxspd.convert.checkpoint import STEM, weight_entry
+from jaxspd.convert.contents import Contents, describe
+from jaxspd.convert.layouts import TITLES
+from jaxspd.convert.orbax_store import NAME
+from jaxspd.errors import UsageError
+from jaxspd.families import family_class, open_family, pipeline_family
+from jaxspd.files import user_path
+
+INDEX = "model_index.json"
+# How many names people are shown.
+SHOWN = 8
+
+
+def inspect(given: str) -> dict[str, Any]:
+    """What `given`, a pipeline's folder, a component's or a file, is. UsageError for what cannot be read, is
+    a pickle, or is nothing that jaxspd knows.
+    """
+    path = user_path(given)
+    if (path / INDEX).is_file():
+        return inspect_pipeline(path)
+    found = describe(path)
+    report = asdict(found) | {"path": str(path)}
+    if not found.missing:
+        own = "text_encoder_2" if found.variant == "T5" else found.kind
+        report["missing"] = [part for part in family_class(found.family).parts if part != own]
+    return report
+
+
+def inspect_pipeline(folder: Path) -> dict[str, Any]:
+    """What a pipeline's folder is, and what it lacks."""
+    family_type = pipeline_family(folder)
+    parts, missing = {}, []
+    for part in family_type.parts:
+        if not (folder / part).is_dir():
+            missing.append(part)
+        elif (folder / part / NAME).is_dir():
+            parts[part] = NAME
+        elif part not in ("scheduler",) and not part.startswith("tokenizer"):
+            names = [path.name for path in (folder / part).iterdir()]
+            if weight_entry(names, STEM) or weight_entry(names, "model"):
+                parts[part] = describe(folder / part)
+            else:
+                missing.append(f"{part}/*.safetensors")
+    transformer = parts.get("transformer")
+    stored = transformer if isinstance(transformer, Contents) else None
+    refused = _refused(folder)
+    held = {name: part for name, part in parts.items() if isinstance(part, Contents)}
+    return {
+        "path": str(folder),
+        "kind": "pipeline",
+        "family": family_type.name,
+        "layout": NAME if transformer == NAME else "diffusers",
+        "variant": stored and stored.variant,
+        "parameters": sum(part.parameters for part in held.values()),
+        "dtype": ", ".join(dict.fromkeys(part.dtype for part in held.values())),
+        "matched": sum(part.matched for part in held.values()),
+        "unmatched": [f"{name}/{key}" for name, part in held.items() for key in part.unmatched],
+        "missing": missing + [f"{name}/{key}" for name, part in held.items() for key in part.missing],
+        "components": {
+            name: {"parameters": part.parameters, "dtype": part.dtype, "layout": part.layout}
+            for name, part in held.items()
+        },
+        "refused": refused,
+    }
+
+
+def _refused(folder: Path) -> str | None:
+    """Why the pipeline cannot be used: what a generator would say that opens it."""
+    import jax.numpy as jnp
+
+    from jaxspd.components.denoiser import Denoiser
+    from jaxspd.components.pipeline import Components
+
+    try:
+        family = open_family(folder)
+        components = Components(family, jnp.float32)
+        components.check()
+        Denoiser(family, jnp.float32, components.residency)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report in lines for people."""
+    title = report["variant"] or TITLES.get(report["family"], report["family"]) or "a model not known"
+    prefix = f", names begin with {report['prefix']}" if report.get("prefix") else ""
+    rows = [
+        ("kind", f"{report['kind'].replace('_', ' ')} ({title})"),
+        ("family", report["family"] or "-"),
+        ("layout", report["layout"] + prefix),
+        ("parameters", f"{report['parameters']:,} in {report['dtype']}"),
+        ("matched", f"{report['matched']} layers"),
+        ("unmatched", _some(report["unmatched"])),
+        ("missing", _some(report["missing"])),
+    ]
+    if beside := report.get("beside"):
+        rows.append(("beside", ", ".join(f"{name} ({count} tensors)" for name, count in beside.items())))
+    for name, part in report.get("components", {}).items():
+        rows.append((f"  {name}", f"{part['parameters']:,} in {part['dtype']}"))
+    rows.append(("usable", "yes" if report["refused"] is None else f"no: {report['refused']}"))
+    return "\n".join(f"{name:<18}{value}" for name, value in rows)
+
+
+def _some(names: list[str]) -> str:
+    more = f", … ({len(names)})" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) + more) or "nothing"
