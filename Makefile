@@ -10,8 +10,7 @@ PROMPT ?= a serene mountain lake at golden hour with snow
 .PHONY: demo test parity lint
 
 demo: $(VENV)/installed
-	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --progressive-mode dct_rewind --progressive-delta 0.05 --seed $(SEED) \
-		--output-path outputs --output-file-name demo.png
+	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --speed fast --seed $(SEED) --output-path outputs --output-file-name demo.png
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

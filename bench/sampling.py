@@ -47,8 +47,7 @@ class Demo:
             self.family.rules,
         )
         self.velocity = self.family.velocity_function(jnp.float32)
-        self.solver = SOLVERS[default_solver(self.family.scheduler)]
-        self.programs = {}  # by what grows the grid
+        self.programs = {}  # by what grows the grid, and the solver
 
     def plan(self, cell: Cell, cells: dict[str, Cell]) -> Plan:
         """The stages of `cell`; of one that is to be as fast as another, by FLOPs, its fewer steps."""
@@ -61,8 +60,9 @@ class Demo:
     def pictures(self, cell: Cell, plan: Plan) -> np.ndarray:
         """One `[H, W, 3]`, uint8, for each caption."""
         expansion = cell.expansion or self.family.expansions["latent"]
+        name = cell.settings.get("scheduler") or default_solver(self.family.scheduler)
         programs = self.programs.setdefault(
-            expansion, Programs(self.velocity, self.solver, expansion=expansion)
+            (expansion, name), Programs(self.velocity, SOLVERS[name], expansion=expansion)
         )
         starts = tqdm(range(0, self.count, BATCH), desc=cell.name)
         batches = (range(start, min(start + BATCH, self.count)) for start in starts)

@@ -15,6 +15,7 @@ from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
 from jaxspd.spectral.plan import MODES, Plan, activation_thresholds, make_plan
 from jaxspd.spectral.spectrum import Spectrum
+from jaxspd.speed import at_speed
 
 log = logging.getLogger("jaxspd")
 
@@ -30,6 +31,7 @@ def resolve(family, params: SamplingParams) -> Request:
     """
     if isinstance(params, Request):
         return params
+    params = at_speed(family, params)
     scheduler = params.scheduler or default_solver(family.scheduler)
     if scheduler not in SOLVERS:
         raise UsageError(f"unknown scheduler {scheduler!r}; use one of {', '.join(sorted(SOLVERS))}")
@@ -78,6 +80,9 @@ def resolve(family, params: SamplingParams) -> Request:
     height, width = pixel_size(family, params)
     given = {item.name: getattr(params, item.name) for item in fields(params)}
     decided = dict(
+        speed=None,  # all that it sets is here
+        progressive_mode=params.progressive_mode or "fullres",
+        progressive_history=params.progressive_history or "forget",
         progressive_grid=grid,
         progressive_levels=levels,
         progressive_delta=delta,
@@ -178,14 +183,13 @@ def thresholds(family, request: Request, levels: list[Level]) -> list[float]:
 
 def used_levels(params: SamplingParams) -> int:
     """How many times the grid is halved: not at all in `fullres`, or where scales are given."""
-    if params.progressive_mode not in MODES:
-        raise UsageError(
-            f"unknown progressive_mode {params.progressive_mode!r}; use one of {', '.join(MODES)}"
-        )
+    mode = "fullres" if params.progressive_mode is None else params.progressive_mode
+    if mode not in MODES:
+        raise UsageError(f"unknown progressive_mode {mode!r}; use one of {', '.join(MODES)}")
     levels = 1 if params.progressive_levels is None else params.progressive_levels
     if levels < 0:
         raise UsageError(f"progressive_levels must be 0 or more, not {levels}")
-    return 0 if params.progressive_mode == "fullres" or params.progressive_scales else levels
+    return 0 if mode == "fullres" or params.progressive_scales else levels
 
 
 def pixel_size(family, params: SamplingParams) -> tuple[int, int]:

@@ -60,6 +60,9 @@ class SamplingParams:
         None, "words put after each prompt (default: the model card's, where it has some)"
     )
     negative_prompt: str | None = option(None, "what to avoid, for models that are guided this way")
+    speed: str | None = option(
+        None, "exact (as published), high, fast or fastest: sets steps, solver and growth that are not given"
+    )
     num_inference_steps: int | None = option(None, "denoising steps", int)
     guidance_scale: float | None = option(None, "how closely to follow the prompt", float)
     height: int | None = option(None, "height in pixels", int)
@@ -88,8 +91,8 @@ class SamplingParams:
         None, "png for pictures; mp4 (with a poster), gif or frames (a folder) for videos"
     )
     output_file_name: str | None = option(None, "file name; default: from prompt, seed and settings")
-    progressive_mode: str = option(
-        "fullres", "fullres, dct (grow the resolution) or dct_rewind (and align the noise level)"
+    progressive_mode: str | None = option(
+        None, "fullres (the default), dct (grow the resolution) or dct_rewind (and align the noise level)"
     )
     progressive_levels: int | None = option(
         None, "how many times the first stage's grid is halved (default: 1)", int
@@ -110,9 +113,9 @@ class SamplingParams:
         "shared",
         "shared: all stages see one noise, so a seed is one picture at every delta; or fresh, as published",
     )
-    progressive_history: str = option(
-        "forget",
-        "forget: a multistep solver begins anew where the grid grows, as published; carry: it goes on",
+    progressive_history: str | None = option(
+        None,
+        "forget (the default): a multistep solver begins anew where the grid grows; or carry: it goes on",
     )
     progressive_respace: bool = option(
         False, "after a rewind, spread the steps left evenly, instead of one long step", bool

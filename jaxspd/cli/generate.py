@@ -11,6 +11,7 @@ from jaxspd.errors import UsageError
 from jaxspd.request import SamplingParams, check_keys
 from jaxspd.request_files import read_config_file, read_prompts
 from jaxspd.signals import exit_code, terminable
+from jaxspd.speed import SETS
 
 # Keys of a configuration file that are not sampling parameters.
 MODEL_KEYS = {
@@ -32,6 +33,7 @@ REPLACES = {
     "progressive_delta": ["progressive_sigmas"],
     "spectrum": ["progressive_sigmas"],
     "progressive_sigmas": ["progressive_delta", "spectrum"],
+    "speed": [*SETS, "forecast", "progressive_sigmas"],
 }
 
 

@@ -19,6 +19,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_sampling_flags(
         parser,
         only=(
+            "speed",
+            "scheduler",
             "num_inference_steps",
             "height",
             "width",
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxspd.families import family_class
     from jaxspd.hub import fetch
     from jaxspd.planning import plan_report, plan_request, plan_table, reading
+    from jaxspd.speed import speed_lines, speed_report
 
     if args.family and args.model_path:
         raise UsageError("give either --family or --model-path, not both")
@@ -48,6 +51,9 @@ def run(args: argparse.Namespace) -> None:
     family = family_class(args.family)() if args.family else fetch(args.model_path, (), args.revision)
     plan, family = plan_request(family, params), reading(family, params)
     if args.json:
-        print(json.dumps(plan_report(family, plan)))
-    else:
-        print(plan_table(family, plan))
+        asked = {"speed": speed_report(family, params.speed, plan)} if params.speed else {}
+        print(json.dumps(plan_report(family, plan) | asked))
+        return
+    print(plan_table(family, plan))
+    if params.speed:
+        print(speed_lines(family, params.speed, plan))

@@ -16,8 +16,8 @@ class Solver(NamedTuple):
     `init(latents) -> state` remembers nothing. `step(state, latents, velocity, sigma, next_sigma) ->
     (latents, state)` moves the float32 latents from σ to the next σ. `grow(state, latents, expand, ratio) ->
     state` brings what a multistep solver remembers to a finer grid, on which `latents` are already: `expand`
-    grows an array as it grew those, which multiplied a clean picture by `ratio`. Solvers that `sampling.forecast` makes can step without a
-    velocity, too: by `forecast`.
+    grows an array as it grew those, which multiplied a clean picture by `ratio`. Solvers that
+    `sampling.forecast` makes can step without a velocity, too: by `forecast`.
     """
 
     init: Callable[[jax.Array], State]
