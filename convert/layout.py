@@ -21,8 +21,8 @@ import numpy as np
 
 from .errors import UsageError
 
-# A layer's number: the first number that is a whole part of a name.
-NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.|$)")
+# A layer's number: the first number that is a whole part of a name. No model has a thousand layers.
+NUMBER = re.compile(r"(?<=\.)[0-9]{1,3}(?=\.|$)")
 # What follows a layer's name, the same in every layout.
 SUFFIXES = (".weight", ".bias")
 

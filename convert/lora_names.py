@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from .layout import Layout
+from .layout import NUMBER, Layout
 from .layouts import LAYOUTS
 
 # What follows a layer's name, and the part that it says: down, up, alpha, …
@@ -110,15 +110,15 @@ def layer_called(name: str, layout: Layout) -> str | None:
     if match := XLABS.match(name):
         name = f"{match['block']}.{STREAMS[match['stream']]}.{match['layer']}"
     for tail in _tails(name):
-        if tail in layout.layers or _numbered(tail, ".") in layout.layers:
+        if tail in layout.layers or _numbered(tail) in layout.layers:
             return tail
         for old, new in AGAIN:
             changed = tail.replace(old, new) if old.endswith(".") else tail.removesuffix(old) + new
-            if (changed != tail) and (old in tail) and _numbered(changed, ".") in layout.layers:
+            if (changed != tail) and (old in tail) and _numbered(changed) in layout.layers:
                 return changed
     flat = name.replace(".", "_")
     for tail in _tails(flat, "_"):
-        for number in (None, *re.finditer(r"(?<=_)[0-9]+(?=_|$)", tail)):
+        for number in (None, *re.finditer(r"(?<=_)[0-9]{1,3}(?=_|$)", tail)):
             template = tail if number is None else f"{tail[: number.start()]}{{}}{tail[number.end() :]}"
             if template in layout.flattened:
                 return layout.flattened[template].replace("{}", number[0] if number else "")
@@ -132,9 +132,9 @@ def _tails(name: str, separator: str = ".") -> Iterator[str]:
         yield separator.join(parts[start:])
 
 
-def _numbered(name: str, separator: str) -> str:
+def _numbered(name: str) -> str:
     """`name` with `{}` for its layer's number."""
-    return re.sub(rf"(?<=\{separator})[0-9]+(?=\{separator}|$)", "{}", name, count=1)
+    return NUMBER.sub("{}", name, count=1)
 
 
 def _score(

@@ -10,11 +10,11 @@ WAN = {30: "Wan 2.1 T2V 1.3B", 40: "Wan T2V 14B"}
 
 def config_of(family: str, shapes: Shapes) -> dict | None:
     """The fields of `config.json` that the shapes tell; what else there is, such as how positions are turned,
-    is as in the official one. None where the tensors are missing that tell it.
+    is as in the official one. None where the tensors that tell it are missing or misshapen.
     """
     try:
         return CONFIGS[family](shapes)
-    except (KeyError, IndexError, ZeroDivisionError):
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         return None
 
 
@@ -90,13 +90,14 @@ def qwen_image(shapes: Shapes) -> dict:
 def wan(shapes: Shapes) -> dict:
     """Wan's norms are over all heads, whose size is therefore the official one, where the width allows."""
     width, channels, *patch = shapes["patch_embedding.weight"]
-    size = 128 if width % 128 == 0 else None
+    size = 128 if width % 128 == 0 else width
     return {
         "patch_size": list(patch),
         "in_channels": channels,
         "out_channels": shapes["proj_out.weight"][0] // (patch[0] * patch[1] * patch[2]),
         "num_layers": blocks(shapes, "blocks"),
-        **({"attention_head_dim": size, "num_attention_heads": width // size} if size else {}),
+        "attention_head_dim": size,
+        "num_attention_heads": width // size,
         "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
         "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
         "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],

@@ -1,13 +1,16 @@
 """What a file or folder is, for people and machines: from headers and configurations, without any weights."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from jaxspd.convert.checkpoint import STEM, weight_entry
 from jaxspd.convert.contents import Contents, describe
+from jaxspd.convert.errors import printable
 from jaxspd.convert.layouts import TITLES
+from jaxspd.convert.loader import assign, flat_parameters
 from jaxspd.convert.orbax_store import NAME
+from jaxspd.convert.single_file import open_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import family_class, open_family, pipeline_family
 from jaxspd.files import user_path
@@ -26,10 +29,27 @@ def inspect(given: str) -> dict[str, Any]:
         return inspect_pipeline(path)
     found = describe(path)
     report = asdict(found) | {"path": str(path)}
+    if found.kind == "transformer" and found.refused is None:
+        report["refused"] = misfit(found)
     if not found.missing:
         own = "text_encoder_2" if found.variant == "T5" else found.kind
         report["missing"] = [part for part in family_class(found.family).parts if part != own]
     return report
+
+
+def misfit(found: Contents) -> str | None:
+    """Why a transformer's tensors do not fit together in size, though none is missing; None if they do."""
+    family = family_class(found.family)
+    try:
+        config = {name: tuple(v) if isinstance(v, list) else v for name, v in (found.config or {}).items()}
+        known = {field.name for field in fields(family().config)}
+        own = replace(family().config, **{name: v for name, v in config.items() if name in known})
+        abstract = replace(family(), config=own).abstract_parameters("float32")
+        tensors = open_transformer(found.path, found.family)
+        assign(tensors.keys(), tensors.shape, flat_parameters(abstract), family.rules)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def inspect_pipeline(folder: Path) -> dict[str, Any]:
@@ -105,7 +125,7 @@ def table(report: dict[str, Any]) -> str:
     for name, part in report.get("components", {}).items():
         rows.append((f"  {name}", f"{part['parameters']:,} in {part['dtype']}"))
     rows.append(("usable", "yes" if report["refused"] is None else f"no: {report['refused']}"))
-    return "\n".join(f"{name:<18}{value}" for name, value in rows)
+    return "\n".join(f"{name:<18}{printable(value)}" for name, value in rows)
 
 
 def _some(names: list[str]) -> str:

@@ -130,6 +130,20 @@ def test_models_and_forms_that_are_not_run(inspect, tmp_path, checkpoint, layout
     assert says in report["refused"]
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("double_blocks.3.img_mlp.2.weight", (3072, 12289)),
+        ("double_blocks.3.img_mlp.2.bias", (3072, 1)),
+        ("img_in.weight", (3072,)),
+        ("single_blocks.0.linear1.weight", (21505, 3072)),
+    ],
+)
+def test_tensors_that_do_not_fit_together(inspect, tmp_path, key, shape):
+    shapes = single_file("FLUX.1-dev", "bfl") | {key: shape}
+    assert inspect(write_header(tmp_path / "a.safetensors", shapes))["refused"]
+
+
 def test_loras(inspect, tmp_path):
     dev = single_file("FLUX.1-dev", "bfl")
     whole = lora(dev, flat("lora_unet_"), *KOHYA, rank=4, alpha=True)
