@@ -397,17 +397,23 @@ def test_sigterm_lets_the_running_request_finish(flux1_folder):
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         },
     )
-    lines = iter(process.stderr.readline, "")
-    ready = next(line for line in lines if line.startswith("ready: "))
-    body = {"prompt": "a lake", "size": "64x64", "num_inference_steps": 200, "stream": True}
-    with httpx.stream(
-        "POST", ready.split()[-1] + "/v1/images/generations", json={**body, "partial_images": 100}, timeout=60
-    ) as answer:
-        events = (line for line in answer.iter_lines() if line.startswith("event: "))
-        assert next(events) == "event: image_generation.partial_image"
-        process.send_signal(signal.SIGTERM)
-        assert [*events][-1] == "event: image_generation.completed"
-    assert process.wait(60) == 0
-    rest = process.stderr.read()
-    assert "POST /v1/images/generations 200" in rest
-    assert "Traceback" not in rest
+    try:
+        lines = iter(process.stderr.readline, "")
+        ready = next(line for line in lines if line.startswith("ready: "))
+        body = {"prompt": "a lake", "size": "64x64", "num_inference_steps": 200, "stream": True}
+        with httpx.stream(
+            "POST",
+            ready.split()[-1] + "/v1/images/generations",
+            json={**body, "partial_images": 100},
+            timeout=60,
+        ) as answer:
+            events = (line for line in answer.iter_lines() if line.startswith("event: "))
+            assert next(events) == "event: image_generation.partial_image"
+            process.send_signal(signal.SIGTERM)
+            assert [*events][-1] == "event: image_generation.completed"
+        assert process.wait(60) == 0
+        rest = process.stderr.read()
+        assert "POST /v1/images/generations 200" in rest
+        assert "Traceback" not in rest
+    finally:
+        process.kill()

@@ -159,4 +159,5 @@ def write_png(path: Path | BinaryIO, pixels: np.ndarray, text: str) -> None:
     """Writes `pixels` `[H, W, 3]`, uint8, with `text` inside."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt(METADATA_KEY, text)
-    Image.fromarray(pixels).save(path, "PNG", pnginfo=info)
+    # Pillow's own level, 6, takes three times as long for a tenth of the size.
+    Image.fromarray(pixels).save(path, "PNG", pnginfo=info, compress_level=3)

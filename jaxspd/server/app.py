@@ -22,10 +22,15 @@ PAGE = Path(__file__).parent / "page"
 
 
 def make_app(
-    generator: DiffGenerator, name: str, limits: Limits | None = None, api_key: str | None = None
+    generator: DiffGenerator,
+    name: str,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    prefix: str = "",
 ) -> Starlette:
     """The ASGI application that serves `generator` as the model `name`. With `api_key`, all but the page and
-    `/health` want it as a bearer token. `app.state.service.engine.stop()` ends it gracefully.
+    `/health` want it as a bearer token. Names of what it keeps begin with `prefix`.
+    `app.state.service.engine.stop()` ends it gracefully.
     """
     app = Starlette(
         routes=[
@@ -45,7 +50,7 @@ def make_app(
         ],
         exception_handlers=dict.fromkeys((Refused, UsageError, HTTPException, Exception), failed),
     )
-    app.state.service = Service(generator, name, limits or Limits.of(generator.family))
+    app.state.service = Service(generator, name, limits or Limits.of(generator.family), prefix)
     app.state.videos = Videos(app.state.service)
     app.add_middleware(Gate, api_key=api_key, metrics=app.state.service.metrics)
     return app

@@ -143,6 +143,11 @@ class Engine:
         if now and (current := self.current):
             current.cancelled = True
 
+    def check_alive(self) -> None:
+        """RuntimeError where nothing is made any more, though nobody said stop."""
+        if not self._thread.is_alive() and not self.stopping:
+            raise RuntimeError("the engine's thread has ended")
+
     def join(self, seconds: float | None = None) -> None:
         """Waits until the last job after a `stop` is made."""
         self._thread.join(seconds)

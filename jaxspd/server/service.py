@@ -25,10 +25,14 @@ PULSE = 10
 class Service:
     """One model, served under `name`."""
 
-    def __init__(self, generator: DiffGenerator, name: str, limits: Limits):
+    def __init__(self, generator: DiffGenerator, name: str, limits: Limits, prefix: str = ""):
         self.generator, self.name, self.limits = generator, name, limits
         self.family, self.created = generator.family, int(time.time())
-        self.engine, self.store, self.metrics = Engine(generator, limits), Store(limits.stored), Metrics()
+        self.engine, self.store, self.metrics = (
+            Engine(generator, limits),
+            Store(limits.stored, prefix),
+            Metrics(),
+        )
 
     def model(self) -> dict:
         """The model, as OpenAI's clients read of it, and what the page needs to know."""

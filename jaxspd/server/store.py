@@ -11,26 +11,27 @@ class File:
     media_type: str
 
 
-def unguessable() -> str:
-    """A new name, of letters, digits, - and _."""
-    return secrets.token_urlsafe(16)
-
-
 class Store:
-    """Files by names that nobody can guess. Of more than `most` bytes in all, the oldest go."""
+    """Files by names that begin with `prefix` and that nobody can guess. Of more than `most` bytes in all,
+    the oldest go.
+    """
 
-    def __init__(self, most: int):
-        self.most, self.size = most, 0
+    def __init__(self, most: int, prefix: str = ""):
+        self.most, self.size, self._prefix = most, 0, prefix
         self._files: OrderedDict[str, File] = OrderedDict()
 
     def put(self, file: File) -> str:
         """The name under which `file` is kept."""
-        name = unguessable()
+        name = self.name()
         self._files[name] = file
         self.size += len(file.content)
         while self.size > self.most and len(self._files) > 1:
             self.drop(next(iter(self._files)))
         return name
+
+    def name(self) -> str:
+        """A new name, of letters, digits, - and _."""
+        return self._prefix + secrets.token_urlsafe(16)
 
     def get(self, name: str) -> File | None:
         return self._files.get(name)

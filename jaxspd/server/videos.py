@@ -16,7 +16,6 @@ from jaxspd.server.gate import error_body
 from jaxspd.server.images import about, described
 from jaxspd.server.limits import Refused
 from jaxspd.server.service import Service
-from jaxspd.server.store import unguessable
 
 # So many videos are listed; of more that have ended, the oldest are forgotten.
 MOST = 1000
@@ -81,7 +80,7 @@ class Videos:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         job = Job(request, self.service.limits.seconds, LOOKS, lambda: loop.call_soon_threadsafe(news.set))
         self.service.engine.submit(job)
-        video = Video(f"video_{unguessable()}", job, request)
+        video = Video(f"video_{self.service.store.name()}", job, request)
         self.all[video.id] = video
         ended = [one.id for one in self.all.values() if one.job is None]
         for name in ended[: max(0, len(self.all) - MOST)]:

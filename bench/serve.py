@@ -1,0 +1,236 @@
+"""The server under load, with the demo: throughput, latency, overhead, and a thousand requests of all kinds.
+
+    python bench/serve.py
+    python bench/serve.py --requests 200
+
+First the same pictures by the command and by 1, 4 and 16 clients of one server. `overhead` is what the server
+adds to a request that runs alone: the client's time less the server's own making of it, as a share of the
+denoising. Then small requests from 16 clients at once: good ones, whose pictures are compared with those
+made alone; ones whose client goes away; bodies that are wrong; and readers that are slow. Nothing may be
+stuck, wrong or left over, and the server's memory may not grow. Exit code 1 if it is not so.
+"""
+
+import argparse
+import base64
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+
+import httpx2 as httpx
+import numpy as np
+import psutil
+from machine import environment, save
+from PIL import Image
+
+from jaxspd import DiffGenerator
+
+LARGE = {"progressive_mode": "dct_rewind", "progressive_delta": 0.05}
+SMALL = {"num_inference_steps": 2, "height": 64, "width": 64}
+PROMPTS = [
+    f"a serene mountain {place} at {time}" for place in ("lake", "meadow") for time in ("noon", "night")
+]
+CLIENTS, PICTURES, SEEDS = (1, 4, 16), 16, 5
+# Seconds after which a request counts as stuck.
+PATIENCE = 120
+# One for all: making a client reads certificates, which takes tens of milliseconds.
+HTTP = httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_connections=100))
+# Bodies, and the status that each deserves.
+WRONG = [
+    (b"{", 400),
+    (b"[]", 400),
+    (b"\xff\xfe\x00", 400),
+    (b'{"prompt": ""}', 400),
+    (b'{"prompt": "a", "size": "1x1"}', 400),
+    (b'{"prompt": "a", "seed": -1}', 400),
+    (b'{"prompt": "a", "output_path": "/tmp"}', 400),
+    (b'{"prompt": "a", "size": "4096x4096"}', 413),
+    (b'{"prompt": "a", "num_inference_steps": 9999}', 422),
+    (b'{"prompt": "a", "model": "none"}', 404),
+    (b'{"prompt": "' + b"a" * 2**20 + b'"}', 413),
+]
+
+
+@contextmanager
+def serving():
+    """A server in a process of its own, and its address."""
+    with tempfile.NamedTemporaryFile("w+") as log:
+        command = [sys.executable, "-m", "jaxspd", "serve", "--port", "0"]
+        process = subprocess.Popen(command, stderr=log, env=environment())
+        try:
+            while not (found := re.search("ready: .* at (.*)", Path(log.name).read_text())):
+                assert process.poll() is None, Path(log.name).read_text()
+                time.sleep(0.2)
+            yield psutil.Process(process.pid), found[1]
+        finally:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        assert "Traceback" not in Path(log.name).read_text(), Path(log.name).read_text()
+
+
+def ask(url: str, body: dict) -> tuple[float, dict]:
+    """The client's seconds, and the answer."""
+    begin = time.perf_counter()
+    answer = HTTP.post(f"{url}/v1/images/generations", json=body).raise_for_status()
+    return time.perf_counter() - begin, answer.json()
+
+
+def by_command() -> dict[str, float]:
+    """Seconds a picture, of the command once all is loaded and compiled, and of its denoising."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder, "prompts.txt")
+        prompts.write_text("\n".join(PROMPTS * (PICTURES // len(PROMPTS))))
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in LARGE.items()]
+        command = [sys.executable, "-m", "jaxspd", "generate", "--prompt-path", str(prompts), *flags]
+        process = subprocess.Popen(
+            [*command, "--output-path", folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        came, denoise = [], 0.0
+        for line in process.stdout:
+            if line.startswith("wrote "):
+                came.append(time.perf_counter())
+            elif line.startswith("denoise"):
+                denoise = float(line.split()[1]) / PICTURES
+        assert process.wait() == 0
+    return {"picture": (came[-1] - came[0]) / (len(came) - 1), "denoise": denoise}
+
+
+def by_clients(url: str, clients: int) -> dict[str, float]:
+    """Pictures a second, and latencies in seconds, of so many clients that each ask as soon as they can."""
+    bodies = [
+        {"prompt": prompt, "seed": seed, **LARGE} for seed in range(PICTURES // 4) for prompt in PROMPTS
+    ]
+    bodies *= 1 if clients < 16 else 2
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        results = list(pool.map(lambda body: ask(url, body), bodies))
+    wall, times = time.perf_counter() - begin, [seconds for seconds, _ in results]
+    denoise = [sum(answer["data"][0]["seconds"]["denoise"]) for _, answer in results]
+    told = {
+        "pictures_per_second": len(bodies) / wall,
+        "median": median(times),
+        "p95": quantiles(times, n=20)[-1],
+    }
+    if clients == 1:
+        own = [seconds - answer["seconds"]["made"] for seconds, answer in results]
+        told |= {"denoise": median(denoise), "overhead": median(own) / median(denoise)}
+    return told
+
+
+class Load:
+    """Requests of all kinds, one of them a call; `counts` how they ended."""
+
+    def __init__(self, url: str, wanted: dict):
+        self.url, self.wanted, self.counts = f"{url}/v1/images/generations", wanted, Counter()
+
+    def __call__(self, number: int) -> None:
+        draw = random.Random(number)
+        kind = draw.choices(["good", "cancelled", "wrong", "slow"], [60, 15, 15, 10])[0]
+        try:
+            getattr(self, kind)(draw)
+            self.counts[kind] += 1
+        except Exception as error:
+            self.counts[f"{kind} failed: {error!r}"[:200]] += 1
+
+    def body(self, draw: random.Random) -> dict:
+        return {"prompt": draw.choice(PROMPTS), "seed": draw.randrange(SEEDS), **SMALL}
+
+    def check(self, body: dict, text: str) -> None:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+        difference = np.abs(pixels.astype(int) - self.wanted[body["prompt"], body["seed"]]).max()
+        assert difference == 0, f"a picture is wrong by {difference}"
+
+    def good(self, draw: random.Random) -> None:
+        body = self.body(draw)
+        answer = HTTP.post(self.url, json=body).raise_for_status()
+        self.check(body, answer.json()["data"][0]["b64_json"])
+
+    def wrong(self, draw: random.Random) -> None:
+        body, status = draw.choice(WRONG)
+        headers = {"content-type": "application/json"}
+        answer = HTTP.post(self.url, content=body, headers=headers)
+        assert answer.status_code == status, answer.text
+
+    def cancelled(self, draw: random.Random) -> None:
+        body = {
+            **self.body(draw),
+            "stream": draw.random() < 0.5,
+            "partial_images": 2,
+            "num_inference_steps": 50,
+        }
+        try:
+            HTTP.post(self.url, json=body, timeout=httpx.Timeout(PATIENCE, read=draw.uniform(0.01, 0.5)))
+        except httpx.ReadTimeout:
+            return
+
+    def slow(self, draw: random.Random) -> None:
+        body, text = self.body(draw), ""
+        asked = {**body, "stream": True, "partial_images": 2}
+        with HTTP.stream("POST", self.url, json=asked) as answer:
+            for piece in answer.iter_bytes(2048):
+                text += piece.decode()
+                time.sleep(draw.uniform(0, 0.2))
+        *_, last = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+        self.check(body, json.loads(last)["b64_json"])
+
+
+def under_load(process: psutil.Process, url: str, requests: int) -> dict:
+    """What became of so many requests, and of the server's memory in MB after each tenth of them."""
+    generator = DiffGenerator.from_pretrained()
+    wanted = {
+        (prompt, seed): generator.generate(
+            {"prompt": prompt, "seed": seed, **SMALL}, save_output=False, show_progress=False
+        )
+        .frames[0][0]
+        .astype(int)
+        for prompt in PROMPTS
+        for seed in range(SEEDS)
+    }
+    load, memory, begin = Load(url, wanted), [], time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        for tenth in range(10):
+            list(pool.map(load, range(tenth * requests // 10, (tenth + 1) * requests // 10)))
+            memory.append(round(process.memory_info().rss / 1e6, 1))
+    wall = time.perf_counter() - begin
+    assert HTTP.get(f"{url}/health").json() == {"status": "ok", "waiting": 0}
+    # The first tenth's are what caches take once they are filled.
+    return {
+        "seconds": wall,
+        "counts": dict(load.counts),
+        "memory_mb": memory,
+        "growth": memory[-1] / memory[1] - 1,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--requests", type=int, default=1000)
+    requests = parser.parse_args().requests
+    with serving() as (process, url):
+        for body in ({**LARGE}, {**SMALL}):
+            ask(url, {"prompt": "a lake", **body})  # compiles what the measurements run
+        command = by_command()
+        clients = {str(count): by_clients(url, count) for count in CLIENTS}
+        load = under_load(process, url, requests)
+    failed = [end for end in load["counts"] if "failed" in end]
+    fine = not failed and clients["1"]["overhead"] <= 0.03 and load["growth"] <= 0.05
+    measured = {"command": command, "clients": clients, "requests": requests, "load": load, "passed": fine}
+    save("serve", ("jax", "starlette", "uvicorn"), json.loads(json.dumps(measured), parse_float=_rounded))
+    return not fine
+
+
+def _rounded(text: str) -> float:
+    return float(f"{float(text):.4g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
