@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from jaxspd import DiffGenerator, SamplingParams, UsageError
 from jaxspd.cli import main
 from jaxspd.media.metadata import read_request
 from jaxspd.server.store import File, Store
+from tests import tiny
 from tests.serving import Held, serving
 
 SMALL = {"num_inference_steps": 4, "seed": 5}
@@ -386,9 +388,11 @@ def test_addresses_that_cannot_be_had(server, capsys):
     assert "--max-queue must be 1 or more, not 0" in capsys.readouterr().err
 
 
-def test_sigterm_lets_the_running_request_finish(flux1_folder):
+def test_sigterm_lets_the_running_request_finish(flux1_folder, tmp_path):
+    folder = shutil.copytree(flux1_folder, tmp_path / "small")
+    tiny.change_json(folder / "vae" / "config.json", sample_size=64)  # what the server warms up at
     process = subprocess.Popen(
-        [sys.executable, "-m", "jaxspd", "serve", "--model-path", str(flux1_folder), "--port=0"],
+        [sys.executable, "-m", "jaxspd", "serve", "--model-path", str(folder), "--port=0"],
         stderr=subprocess.PIPE,
         text=True,
         env={

@@ -8,7 +8,7 @@ from scipy.fft import idctn
 
 # Pictures that the map is fitted on, and their sides in latents: far more equations than the 129 unknowns of
 # FLUX.2's 128 channels.
-PICTURES, SIDE = 8, 32
+PICTURES, SIDE = 4, 32
 # Spread of their colours, of 255: much of the gamut, with little that has to be cut off.
 SPREAD = 80
 
