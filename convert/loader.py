@@ -1,7 +1,7 @@
 """Official weights into Flax parameters: strict, streamed, in the target dtype."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from .checkpoint import FLOATS, Checkpoint
 from .copying import copy, empty
 from .errors import UsageError
 from .rounding import LARGEST, Quantized
-from .table import Rule, official_keys
+from .table import SCALE, Rule, official_keys
 
 # What puts an array where a sharding says.
 Put = Callable[[np.ndarray, jax.sharding.Sharding | None], jax.Array]
@@ -147,6 +147,18 @@ def load_parameters(
     table = match(checkpoint, flat_parameters(abstract), rules)
     checkpoint.check_floats()
     return load(stored_parameters(checkpoint, abstract, table), put)
+
+
+def refetch(
+    checkpoint, abstract: nnx.State, rules: Sequence[Rule], keys: set[str], put: Put = jax.device_put
+) -> Iterator[tuple[tuple, jax.Array]]:
+    """The parameters of `abstract` that hold the tensors called `keys`, one after the other, by path."""
+    table = official_keys(flat_parameters(abstract), rules)
+    tensors = quantized(checkpoint, abstract, rules)
+    for path, variable in nnx.to_flat_state(abstract):
+        key = table[".".join(map(str, path))]
+        if key in keys or key.removesuffix(SCALE) in keys:
+            yield path, StoredWeight(tensors, key, variable.get_value()).fetch(put)
 
 
 def load(stored: nnx.State, put: Put = jax.device_put) -> nnx.State:

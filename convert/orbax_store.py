@@ -92,14 +92,19 @@ def _damaged(store: Path, error: Exception) -> UsageError:
     return UsageError(f"{store} does not fit its config.json or is damaged ({line}); convert it again")
 
 
+def stored_transformer(folder: Path, rules):
+    """The tensors of a pipeline folder's transformer, official or converted, by their official keys."""
+    store = folder / "transformer" / NAME
+    return OrbaxWeights(store, rules) if store.is_dir() else Checkpoint(folder / "transformer")
+
+
 def load_transformer(folder: Path, abstract: nnx.State, rules, weights=None) -> nnx.State:
     """The transformer's parameters from a pipeline folder, official or converted, or from `weights`, read as
     a `Checkpoint` is, in its place; on the first device or where the shardings of `abstract` say.
     """
     store = folder / "transformer" / NAME
-    converted = weights is None and store.is_dir()
-    if not converted or quantized_keys(abstract, rules):
-        given = weights or (OrbaxWeights(store, rules) if converted else Checkpoint(folder / "transformer"))
+    if weights is not None or not store.is_dir() or quantized_keys(abstract, rules):
+        given = weights or stored_transformer(folder, rules)
         return load_parameters(quantized(given, abstract, rules), abstract, rules)
     import orbax.checkpoint as ocp  # here, since most checkpoints need none of it and it takes a while
 

@@ -18,6 +18,7 @@ from jaxspd.components.pipeline import Components
 from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.hub import fetch
+from jaxspd.loras import Loras, Paths, Scales
 from jaxspd.media.metadata import made_by
 from jaxspd.media.output import check_writable, output_format, output_paths, write_output
 from jaxspd.models.attention import check_backend
@@ -69,10 +70,14 @@ class DiffGenerator:
         attention_backend: str | None = None,
         transformer_weights_path: str | os.PathLike | None = None,
         quantize: str | None = None,
+        lora_path: Paths = None,
+        lora_scale: Scales = None,
     ):
         self.model_path = lasting_model_path(model_path)
         self.revision, self.quantize = revision, quantize
         self.transformer_weights_path = lasting_path(transformer_weights_path)
+        self.loras = Loras.of(lora_path, lora_scale)
+        self._lora_files = files = self.loras.open()
         start_backend()
         opened = fetch(model_path, revision=revision, transformer_weights_path=self.transformer_weights_path)
         self.family = family = replace(opened, streamed=dit_cpu_offload, quantize=quantize)
@@ -80,10 +85,10 @@ class DiffGenerator:
         platform = self._target.device.platform
         check_backend(attention_backend, platform)
         self.dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
-        self._components = Components(family, self.dtype, text_encoder_cpu_offload, self._target)
+        self._components = Components(family, self.dtype, text_encoder_cpu_offload, self._target, files)
         self._components.check()
         self._residency = self._components.residency
-        self._denoiser = Denoiser(family, self.dtype, self._residency)
+        self._denoiser = Denoiser(family, self.dtype, self._residency, files)
         self._pool = ThreadPoolExecutor(1, "prepare")
 
     @classmethod
@@ -97,6 +102,8 @@ class DiffGenerator:
         attention_backend: str | None = None,
         transformer_weights_path: str | os.PathLike | None = None,
         quantize: str | None = None,
+        lora_path: Paths = None,
+        lora_scale: Scales = None,
         compilation_cache: bool = True,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
@@ -109,10 +116,11 @@ class DiffGenerator:
         cudnn, splash or xla; unless it is given, the best that serves. `transformer_weights_path` is a file
         with a transformer for this pipeline, in safetensors or GGUF, that takes the place of the pipeline's
         own, whose weights then need not be there. `quantize` is int8 or fp8: the weights of the transformer's
-        blocks are rounded to 8 bits as they are read, and multiplied so. `compilation_cache` keeps compiled
-        programs in the user's cache folder. Other weights are read when the first output needs them, and
-        stay. UsageError for a folder that cannot be used, what the hub does not give, or a backend that
-        cannot stream or has not that attention.
+        blocks are rounded to 8 bits as they are read, and multiplied so. `lora_path` names LoRAs, files or
+        hub ids, that are merged into the weights as these are read, `lora_scale` times. `compilation_cache`
+        keeps compiled programs in the user's cache folder. Other weights are read when the first output needs
+        them, and stay. UsageError for a folder that cannot be used, what the hub does not give, a LoRA that
+        does not fit, or a backend that cannot stream or has not that attention.
         """
         if compilation_cache:
             enable_compilation_cache()
@@ -124,7 +132,25 @@ class DiffGenerator:
             attention_backend,
             transformer_weights_path,
             quantize,
+            lora_path,
+            lora_scale,
         )
+
+    def set_loras(self, lora_path: Paths = None, lora_scale: Scales = None) -> None:
+        """Merges these LoRAs instead of those that were, or none. Only weights that either change are made
+        anew, of what was kept of them in the host's memory, or where there was no room, of their files. Not
+        to be called while another thread makes outputs. UsageError, before anything is changed, for a LoRA
+        that does not fit.
+        """
+        loras = Loras.of(lora_path, lora_scale)
+        files, before = loras.open(), self._lora_files
+        self._components.set_loras(files)
+        try:
+            self._denoiser.set_loras(files)
+        except UsageError:
+            self._components.set_loras(before)
+            raise
+        self.loras, self._lora_files = loras, files
 
     def plan(self, params: Asked) -> Plan:
         """The stages `params` would run."""
@@ -288,7 +314,8 @@ class DiffGenerator:
     @property
     def _opened(self) -> dict[str, Any]:
         """What of the model shows in its outputs, by the names of `from_pretrained`."""
-        return {name: getattr(self, name) for name in ("model_path", "revision", WEIGHTS, "quantize")}
+        own = {name: getattr(self, name) for name in ("model_path", "revision", WEIGHTS, "quantize")}
+        return own | {"lora_path": None, "lora_scale": None} | self.loras.report
 
     def _params(self, asked: Asked) -> SamplingParams:
         """`asked`, checked; one that a result or a file holds must be of this model."""
@@ -301,6 +328,8 @@ class DiffGenerator:
                     given = lasting_model_path(given)
                 elif name == WEIGHTS:
                     given = lasting_path(given)
+                elif name == "lora_path":
+                    given = [*Loras.of(given).paths]
                 if given is not None and given != own[name]:
                     which = given if name in ("model_path", WEIGHTS) else f"{name} {given}"
                     raise UsageError(f"this request is for {which}; open that, or leave {name} out")

@@ -22,6 +22,8 @@ CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json")
 SPECTRUM = "spectrum.json"
 # Of what a tokenizer may consist; chat templates are files of their own in recent ones.
 TOKENIZER_FILES = {".json", ".txt", ".model", ".jinja"}
+# What names of files of weights end in, pickles among them, which a hub id does not.
+FILES = {".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin"}
 # Seconds to wait for a list of files before the cache has to do.
 TIMEOUT = 10
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -75,6 +77,53 @@ def local_folder(model_path: str | os.PathLike | None, revision: str | None) -> 
             f"{model_path} does not exist or cannot be reached; give a pipeline's folder or a hub id"
         )
     return None
+
+
+def fetch_file(given: str | os.PathLike) -> Path:
+    """A file of weights, or a folder that holds one: a local path, or a hub id, behind which the file's name
+    may stand, `maker/model/file.safetensors`. UsageError if there is none, or one of several is to be named.
+    """
+    path, given = user_path(given), os.fspath(given)
+    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", given)
+    if os.path.lexists(path) or not hub_id or (not hub_id[2] and PurePosixPath(given).suffix in FILES):
+        if not os.path.exists(path):
+            raise UsageError(f"{path} does not exist; give a file of weights, or a hub id")
+        return path
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    model, name, revision = hub_id[1], hub_id[2], None
+    try:
+        info = HfApi().model_info(model, timeout=TIMEOUT)
+        names, revision = [file.rfilename for file in info.siblings or []], info.sha
+    except Exception as error:
+        fault = UsageError(f"{given} is no local file and cannot be downloaded: {reason(model, error)}")
+        try:
+            folder = Path(snapshot_download(model, local_files_only=True))
+        except Exception:
+            raise fault from error
+        names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        if name is None or name in names:
+            return folder / _only(given, name, names)
+        raise fault from error
+    name = _only(given, name, names)
+    try:
+        return Path(hf_hub_download(model, name, revision=revision))
+    except Exception as error:
+        raise UsageError(f"{given} cannot be downloaded: {reason(model, error)}") from error
+
+
+def _only(given: str, name: str | None, names: list[str]) -> str:
+    """The file that is called `name`, or the only one of weights."""
+    weights = sorted(file for file in names if PurePosixPath(file).suffix in (".safetensors", ".gguf"))
+    if name is None and len(weights) == 1:
+        return weights[0]
+    if name in names:
+        return name
+    if not weights:
+        raise UsageError(f"{given} holds no safetensors, and nothing else is loaded")
+    known = ", ".join(weights[:3]) + (", …" if len(weights) > 3 else "")
+    what = f"holds {len(weights)} files of weights" if name is None else "has no such file"
+    raise UsageError(f"{given} {what}; put the name of one behind the hub id: {known}")
 
 
 @dataclass(frozen=True)

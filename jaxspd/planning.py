@@ -59,10 +59,9 @@ def resolve(family, params: SamplingParams) -> Request:
         raise UsageError("progressive_sigmas replace progressive_delta and spectrum; leave those out")
     if params.progressive_shift not in ("full", "stage"):
         raise UsageError(f"unknown progressive_shift {params.progressive_shift!r}; use full or stage")
-    if params.progressive_shift == "stage" and not family.scheduler.get("use_dynamic_shifting"):
-        raise UsageError(
-            "this checkpoint's noise levels do not depend on the picture's size; leave progressive_shift out"
-        )
+    static = params.flow_shift is not None or not family.scheduler.get("use_dynamic_shifting")
+    if params.progressive_shift == "stage" and static:
+        raise UsageError("the noise levels do not depend on the picture's size; leave progressive_shift out")
     noise_levels = params.noise_levels or next(iter(family.noise_levels), None)
     if noise_levels and not family.noise_levels:
         raise UsageError(f"{family.title} has no noise levels to choose from; leave noise_levels out")

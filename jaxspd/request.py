@@ -79,7 +79,7 @@ class SamplingParams:
     max_sequence_length: int | None = option(
         None, "tokens of text that the model reads; fewer are faster, but a longer prompt is cut", int
     )
-    flow_shift: float | None = option(None, "static shift of the noise levels; more is noisier", float)
+    flow_shift: float | None = option(None, "shift of the noise levels at every size; more is noisier", float)
     noise_levels: str | None = option(
         None,
         "Z-Image's noise levels: its authors' (official, the default) or its scheduler's own (scheduler)",

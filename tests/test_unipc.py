@@ -190,9 +190,11 @@ def test_a_flow_shift_must_be_positive(shift):
         override_shift(OFFICIAL, shift)
 
 
-def test_a_shift_that_follows_the_size_cannot_be_replaced():
-    with pytest.raises(UsageError, match="leave flow_shift out"):
-        override_shift({"use_dynamic_shifting": True}, 3.0)
+def test_a_shift_that_follows_the_size_is_replaced_by_one_that_does_not():
+    dynamic = {"use_dynamic_shifting": True, "shift_terminal": 0.02, "max_shift": 0.9}
+    levels = [flow_match_sigmas(override_shift(dynamic, 3.0), 4, tokens) for tokens in (256, 4096)]
+    np.testing.assert_array_equal(*levels)
+    np.testing.assert_allclose(levels[0], [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
 
 
 def test_a_checkpoint_names_its_solver():

@@ -71,6 +71,19 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
         help="round the weights of the transformer's blocks to 8 bits as they are read, and multiply them so",
     )
     parser.add_argument(
+        "--lora-path",
+        nargs="+",
+        metavar="FILE",
+        help="LoRAs to merge into the weights, files or hub ids",
+    )
+    parser.add_argument(
+        "--lora-scale",
+        nargs="+",
+        type=float,
+        metavar="NUMBER",
+        help="strength of each LoRA (default: 1)",
+    )
+    parser.add_argument(
         "--compilation-cache",
         type=boolean,
         metavar="true|false",

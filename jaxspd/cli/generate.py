@@ -22,6 +22,8 @@ MODEL_KEYS = {
     "text_encoder_cpu_offload": bool,
     "attention_backend": str,
     "quantize": str,
+    "lora_path": list,
+    "lora_scale": list,
     "compilation_cache": bool,
     "skip_existing": bool,
     "preview": str,
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         given = getattr(args, name)
         if given is not None:
             values[name] = given
-        elif not isinstance(values.get(name, kind()), kind):
+        elif kind is not list and not isinstance(values.get(name, kind()), kind):
             raise UsageError(f"{name} must be {'true or false' if kind is bool else 'text'}")
     for name in REPLACES.keys() & vars(args).keys():
         for replaced in REPLACES[name]:

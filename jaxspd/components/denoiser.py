@@ -1,6 +1,7 @@
 """The transformer of a pipeline: its weights and its compiled programs."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
@@ -8,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspd.convert.orbax_store import check_transformer, load_transformer
+from jaxspd.convert.loader import refetch
+from jaxspd.convert.lora import Merged, changes, transformer
+from jaxspd.convert.lora_file import LoraFile
+from jaxspd.convert.orbax_store import check_transformer, load_transformer, stored_transformer
 from jaxspd.convert.single_file import replaced_transformer
 from jaxspd.errors import UsageError
 from jaxspd.request import Request
@@ -21,6 +25,9 @@ from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
 
+# Files, and the strength of each.
+Loras = Sequence[tuple[LoraFile, float]]
+
 
 class Denoiser:
     """What denoises the latents of `family`, in `dtype`. Weights are read when they are first needed, and
@@ -30,7 +37,7 @@ class Denoiser:
     the backend cannot.
     """
 
-    def __init__(self, family, dtype, residency: Residency):
+    def __init__(self, family, dtype, residency: Residency, loras: Loras = ()):
         device = residency.target.device
         if family.streamed and HOST not in (m.kind for m in device.addressable_memories()):
             raise UsageError(
@@ -39,6 +46,8 @@ class Denoiser:
         self.family, self._residency = family, residency
         self.parameters = family.abstract_parameters(dtype, device)
         self._weights = replaced_transformer(family)
+        if loras:
+            self._weights = self._merged(loras)
         check_transformer(family.folder, self.parameters, family.rules, self._weights)
         self._velocity = family.velocity_function(dtype)
         self._programs: dict[tuple[str, str, bool], Programs] = {}
@@ -68,6 +77,41 @@ class Denoiser:
                 return nnx.to_pure_dict(jax.block_until_ready(loaded)), time.perf_counter() - begin
         finally:
             self._residency.to_come = 0
+
+    def _merged(self, loras: Loras) -> Merged:
+        """The transformer's files with `loras` in them."""
+        tensors = self._weights or stored_transformer(self.family.folder, self.family.rules)
+        found = changes(loras, transformer(self.family.name, tensors, self.family.rules))
+        return Merged(tensors, found, self._residency.has_host_room)
+
+    def set_loras(self, loras: Loras) -> None:
+        """Merges `loras` instead of those that were. What either change is made anew of what the files hold,
+        nothing else is read; not to be called while an output is made. UsageError if one does not fit.
+        """
+        with self._lock:
+            weights = self._weights
+            if not isinstance(weights, Merged):
+                weights = self._merged(loras)
+                found, before = weights.changes, set()
+            else:
+                model = transformer(self.family.name, weights, self.family.rules)
+                found, before = changes(loras, model), {*weights.changes}
+            weights.changes, self._weights = found, weights
+            loading = self._loading
+            if loading is None or (loading.done() and loading.exception()):
+                return
+            loaded, _ = loading.result()
+            try:
+                fetched = refetch(weights, self.parameters, self.family.rules, before | found.keys())
+                for path, array in fetched:
+                    *parents, name = path
+                    place = loaded
+                    for parent in parents:
+                        place = place[parent]
+                    place[name] = array
+            except BaseException:
+                self._loading = None  # some are changed and some are not: all are to be read again
+                raise
 
     @property
     def loaded(self) -> bool:

@@ -1,14 +1,18 @@
 """What works beside the transformer of one pipeline, opened when it is first needed."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from threading import RLock
+from typing import Any
 
 import numpy as np
 
 from jaxspd.components.autoencoder import Autoencoder
 from jaxspd.components.preview import Preview, fit
 from jaxspd.components.text_encoder import TextEncoder
+from jaxspd.convert.lora import Merged, changes, text_model
+from jaxspd.convert.lora_file import LoraFile
+from jaxspd.errors import UsageError
 from jaxspd.runtime.residency import Residency
 from jaxspd.target import Target
 
@@ -20,16 +24,49 @@ class Components:
     `offload` is whether text encoders' weights are read anew for every use; None leaves it to the residency.
     """
 
-    def __init__(self, family, dtype, offload: bool | None = None, target: Target | None = None):
-        self.family, self.dtype = family, dtype
+    def __init__(
+        self,
+        family,
+        dtype,
+        offload: bool | None = None,
+        target: Target | None = None,
+        loras: Sequence[tuple[LoraFile, float]] = (),
+    ):
+        self.family, self.dtype, self._loras = family, dtype, loras
         self.residency = Residency(offload, target)
         self._lock = RLock()
 
     @cached_property
     def texts(self) -> tuple[TextEncoder, ...]:
         """The text encoders, in the order in which the family names them."""
-        family = self.family
-        return tuple(TextEncoder(family.folder, asked, self.dtype, self.residency) for asked in family.texts)
+        folder, asked = self.family.folder, self.family.texts
+        merges = [partial(self._merged, number, len(asked)) for number in range(1, len(asked) + 1)]
+        return tuple(
+            TextEncoder(folder, text, self.dtype, self.residency, merge)
+            for text, merge in zip(asked, merges, strict=True)
+        )
+
+    def _merged(self, number: int, count: int, tensors: Any) -> Any:
+        """The `tensors` of the `number`-th of `count` text encoders, with LoRAs in them."""
+        if not any(file.text_modules for file, _ in self._loras):
+            return tensors
+        return Merged(tensors, changes(self._loras, text_model(number, count, tensors)))
+
+    def set_loras(self, loras: Sequence[tuple[LoraFile, float]]) -> None:
+        """Merges `loras` instead of those that were; UsageError if one does not fit."""
+        with self._lock:
+            before, self._loras = self._loras, loras
+            if not any(file.text_modules for file, _ in (*before, *loras)):
+                return
+            opened = vars(self).pop("texts", ())
+            try:
+                _ = self.texts
+            except UsageError:
+                self._loras = before
+                vars(self)["texts"] = opened
+                raise
+            for text in opened:
+                self.residency.forget(text.weights)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:

@@ -128,16 +128,25 @@ def encoding(architecture: Architecture, graph: nnx.GraphDef) -> Callable[..., j
 
 class TextEncoder:
     """One text encoder of the pipeline in `folder`, with its tokenizer. The weights of its layers come from
-    their file when they are needed, or stay in memory: `residency` decides.
+    their file when they are needed, or stay in memory: `residency` decides. `merge` puts LoRAs into the
+    tensors of its files.
 
     UsageError if the folder's files are damaged, or do not fit one another or what is `asked`. Nothing is
     read of the weights before a text is encoded.
     """
 
-    def __init__(self, folder: Path, asked: TextPart, dtype, residency: Residency):
+    def __init__(
+        self,
+        folder: Path,
+        asked: TextPart,
+        dtype,
+        residency: Residency,
+        merge: Callable[[Any], Any] = lambda tensors: tensors,
+    ):
         self.folder, self.dtype, self._target = folder / asked.part, dtype, residency.target
         stored = Checkpoint(self.folder, STEM)
         stored.check_floats()
+        stored = merge(stored)
         config_class, kind = KINDS[asked.kind]
         architecture = kind(config_class.from_folder(self.folder), asked.states)
         self._check(architecture, asked)
@@ -152,7 +161,7 @@ class TextEncoder:
         self._table = keys[TABLE]
         graph, shapes = nnx.split(without_table(architecture, dtype))
         self._encode = encoding(architecture, graph)
-        self._weights = residency.weights(
+        self.weights = residency.weights(
             asked.part, stored_parameters(self._checkpoint, shapes, keys), streamed=True
         )
         self._programs: dict[Any, Layerwise] = {}
@@ -177,7 +186,7 @@ class TextEncoder:
         rows = np.arange(1 << (count - 1).bit_length()) % count
         ids, mask = (None if array is None else np.asarray(array, np.int32)[rows] for array in (ids, mask))
         embedded = self._checkpoint.rows(self._table, ids).astype(self.dtype)
-        values = np.asarray(self._program(embedded, ids, mask)(self._weights(), embedded, ids, mask))[:count]
+        values = np.asarray(self._program(embedded, ids, mask)(self.weights(), embedded, ids, mask))[:count]
         if not np.isfinite(values).all():
             raise UsageError(
                 f"{self.folder} makes NaN or infinity of the prompt; its weights are damaged, download it "
@@ -189,5 +198,5 @@ class TextEncoder:
         """What runs on `inputs` such as these: compiled once."""
         key = tuple(None if array is None else array.shape for array in inputs)
         if key not in self._programs:
-            self._programs[key] = Layerwise(self._encode, self._weights.stored, *inputs, target=self._target)
+            self._programs[key] = Layerwise(self._encode, self.weights.stored, *inputs, target=self._target)
         return self._programs[key]

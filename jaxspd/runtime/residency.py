@@ -33,6 +33,10 @@ class Residency:
         self._all.append(weights)
         return weights
 
+    def forget(self, weights: "Weights") -> None:
+        """Gives up weights that nothing will use any more."""
+        self._all.remove(weights)
+
     def places(self) -> dict[str, str]:
         """Component -> "host" or "device", for those in memory."""
         place = "host" if self.target.device.platform == "cpu" else "device"
@@ -41,6 +45,11 @@ class Residency:
     def has_room(self, size: int) -> bool:
         """Whether `size` bytes more may stay in memory."""
         available, total = device_memory(self.target.device)
+        return available - size - self.to_come >= FREE * total
+
+    def has_host_room(self, size: int) -> bool:
+        """Whether `size` bytes more may stay in the host's memory."""
+        available, total = host_memory()
         return available - size - self.to_come >= FREE * total
 
     def leave(self, needed: int) -> None:

@@ -36,14 +36,15 @@ def dynamic_shift(config: dict, tokens: int) -> float:
 
 
 def override_shift(config: dict, shift: float | None) -> dict:
-    """`config` with its static shift replaced by `shift`, unless that is None."""
+    """`config` with `shift` for every size in place of its own, unless that is None: nothing follows from
+    the picture's size then, and the last step starts at no level of its own, as few-step LoRAs want it.
+    """
     if shift is None:
         return config
     if not 1e-3 <= shift <= 1e3:
         raise UsageError(f"flow_shift must be above 0, from 0.001 to 1000, not {shift:g}")
-    if config.get("use_dynamic_shifting"):
-        raise UsageError("this checkpoint takes its shift from the picture's size; leave flow_shift out")
-    return {**config, "flow_shift" if is_unipc(config) else "shift": shift}
+    static = {"use_dynamic_shifting": False, "shift_terminal": None}
+    return {**config, **static, "flow_shift" if is_unipc(config) else "shift": shift}
 
 
 def empirical_shift(tokens: int, steps: int) -> float:
