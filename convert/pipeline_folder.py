@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
@@ -64,10 +65,14 @@ def convert_pipeline(family, output: Path, format: str = "orbax") -> None:
                 if (Path(folder) / name).resolve() in left or (Path(folder) == source and _is_weights(name))
             ],
         )
+        transformer = temporary / "transformer"
+        if not (transformer / "config.json").exists():
+            transformer.mkdir(exist_ok=True)
+            (transformer / "config.json").write_text(json.dumps(asdict(family.config), indent=2) + "\n")
         if format == "orbax":
-            write_store(temporary / "transformer", checkpoint, family)
+            write_store(transformer, checkpoint, family)
         else:
-            write_shards(temporary / "transformer", checkpoint, sorted(table.values()))
+            write_shards(transformer, checkpoint, sorted(table.values()))
         temporary.chmod(0o755)
         temporary.rename(output)
     except BaseException as error:

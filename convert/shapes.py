@@ -90,14 +90,13 @@ def qwen_image(shapes: Shapes) -> dict:
 def wan(shapes: Shapes) -> dict:
     """Wan's norms are over all heads, whose size is therefore the official one, where the width allows."""
     width, channels, *patch = shapes["patch_embedding.weight"]
-    size = 128 if width % 128 == 0 else width
+    head = {"attention_head_dim": 128, "num_attention_heads": width // 128} if width % 128 == 0 else {}
     return {
         "patch_size": list(patch),
         "in_channels": channels,
         "out_channels": shapes["proj_out.weight"][0] // (patch[0] * patch[1] * patch[2]),
         "num_layers": blocks(shapes, "blocks"),
-        "attention_head_dim": size,
-        "num_attention_heads": width // size,
+        **head,
         "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
         "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
         "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],

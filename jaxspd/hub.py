@@ -46,7 +46,7 @@ def fetch(
     file = transformer_weights_path and user_path(transformer_weights_path)
     folder = local_folder(model_path, revision)
     if folder:
-        return replace(open_family(folder), transformer_weights_path=file)
+        return open_family(folder, file)
     snapshot = open_snapshot(os.fspath(model_path), revision)
     family_class = pipeline_family(snapshot.folder, snapshot.model)
     snapshot.get(configurations(snapshot, family_class.parts))

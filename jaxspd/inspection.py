@@ -41,11 +41,14 @@ def misfit(found: Contents) -> str | None:
     """Why a transformer's tensors do not fit together in size, though none is missing; None if they do."""
     family = family_class(found.family)
     try:
+        tensors = open_transformer(found.path, found.family)
         config = {name: tuple(v) if isinstance(v, list) else v for name, v in (found.config or {}).items()}
+        if found.family == "wan" and "attention_head_dim" not in config:  # which changes no shape
+            width = tensors.shape("patch_embedding.weight")[0]
+            config |= {"attention_head_dim": width, "num_attention_heads": 1}
         known = {field.name for field in fields(family().config)}
         own = replace(family().config, **{name: v for name, v in config.items() if name in known})
         abstract = replace(family(), config=own).abstract_parameters("float32")
-        tensors = open_transformer(found.path, found.family)
         assign(tensors.keys(), tensors.shape, flat_parameters(abstract), family.rules)
     except UsageError as error:
         return str(error)

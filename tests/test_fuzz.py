@@ -206,9 +206,9 @@ def shuffled(tensors: dict, rng: random.Random) -> bytes:
     return save(mixed)
 
 
-def said(path: Path) -> str | None:
-    """How every reading of a file ends: None, or the one line."""
-    lines = []
+def said(path: Path) -> bool:
+    """Whether `inspect` refuses a file, after every way to read it."""
+    lines = {}
     for family in (None, "wan", "flux1"):
         try:
             if family is None:
@@ -218,19 +218,19 @@ def said(path: Path) -> str | None:
             for key, shape in opened.shapes().items():
                 assert opened.read(key).shape == shape
         except UsageError as error:
-            lines.append(str(error))
-    assert all(line.isprintable() for line in lines)
-    return lines[0] if lines else None
+            lines[family] = str(error)
+    assert all(line.isprintable() for line in lines.values())
+    return None in lines
 
 
 def fuzzed(path: Path, make, seeds: list, rng: random.Random, tries: int) -> int:
-    """How many of `tries` were refused; none may end otherwise than with the project's own error."""
+    """How many of `tries` `inspect` refuses; none may end otherwise than with the project's own error."""
     refused = 0
     for number in range(tries):
         content = make(rng.choice(seeds), rng)
         path.write_bytes(content)
         try:
-            refused += said(path) is not None
+            refused += said(path)
         except Exception as error:
             pytest.fail(f"try {number}: {type(error).__name__}: {error} for {content[:2000]!r}")
     return refused
@@ -240,12 +240,12 @@ def fuzzed(path: Path, make, seeds: list, rng: random.Random, tries: int) -> int
 def test_safetensors(tmp_path, make):
     seeds = [save(tensors) for tensors in SEEDS.values()]
     refused = fuzzed(tmp_path / "a.safetensors", make, seeds, random.Random(make.__name__), TRIES)
-    assert refused > TRIES / 2
+    assert TRIES / 4 < refused < TRIES
 
 
 def test_tensors_by_the_names_of_others(tmp_path):
     path = tmp_path / "a.safetensors"
-    assert fuzzed(path, shuffled, [*SEEDS.values()], random.Random(3), TRIES)
+    assert 0 < fuzzed(path, shuffled, [*SEEDS.values()], random.Random(3), TRIES) < TRIES
 
 
 @pytest.fixture(scope="module")
@@ -275,4 +275,4 @@ def test_gguf(tmp_path, gguf_seed):
         return gguf_seed[:4] + damaged(gguf_seed, rng)[4:]
 
     refused = fuzzed(tmp_path / "a.gguf", make, [gguf_seed], random.Random(4), TRIES)
-    assert refused > TRIES / 2
+    assert TRIES / 4 < refused < TRIES

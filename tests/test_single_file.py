@@ -54,7 +54,7 @@ def write(path: Path, tensors: dict[str, np.ndarray], prefix: str = "", metadata
 
 def parameters(folder: Path, path: Path | None = None) -> dict[str, np.ndarray]:
     """The transformer's parameters in float32, of a pipeline or with the weights in another file."""
-    family = replace(open_family(folder), transformer_weights_path=path)
+    family = open_family(folder, path)
     abstract, weights = family.abstract_parameters(jnp.float32), replaced_transformer(family)
     check_transformer(family.folder, abstract, family.rules, weights)
     loaded = flat_parameters(load_transformer(family.folder, abstract, family.rules, weights))

@@ -11,11 +11,14 @@ from jaxspd import DiffGenerator
 from jaxspd.cli import main
 from jaxspd.convert.layouts import find
 from jaxspd.convert.orbax_store import check_transformer
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.convert.single_file import replaced_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
+from jaxspd.hub import fetch
+from tests import tiny
 from tests.layouts import in_layout
-from tests.test_single_file import folder_tensors, write
+from tests.test_single_file import assert_equal, folder_tensors, parameters, write
 
 REQUEST = {"prompt": "a lake", "height": 64, "width": 96, "num_inference_steps": 4}
 
@@ -54,6 +57,20 @@ def test_a_request_for_other_weights_is_refused(rest, bfl, tmp_path):
     with pytest.raises(UsageError, match=r"this request is for .*other\.gguf"):
         generator.plan(REQUEST | {"transformer_weights_path": str(tmp_path / "other.gguf")})
     generator.plan(REQUEST | {"transformer_weights_path": str(bfl)})
+
+
+def test_a_pipeline_without_a_transformer_is_told_its_size_by_the_file(wan_folder, tmp_path):
+    """At the official head size, from which the number of heads follows."""
+    folder = tmp_path / "model"
+    shutil.copytree(wan_folder, folder, ignore=shutil.ignore_patterns("transformer"))
+    transformer = tiny.wan_transformer(num_attention_heads=1, attention_head_dim=128)
+    tensors = {key: tensor.numpy() for key, tensor in transformer.state_dict().items()}
+    path = write(tmp_path / "wan.safetensors", in_layout(find("wan", "wan"), tensors))
+    family = fetch(folder, transformer_weights_path=path)
+    given = {name: getattr(transformer.config, name) for name in vars(family.config)}
+    assert {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()} == vars(family.config)
+    convert_pipeline(family, tmp_path / "new", "safetensors")
+    assert_equal(parameters(tmp_path / "new"), parameters(folder, path))
 
 
 def test_convert_takes_a_file(rest, flux1_folder, bfl, tmp_path, capsys):

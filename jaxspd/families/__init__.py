@@ -1,9 +1,12 @@
 """The model families, found by the pipeline class that a checkpoint's `model_index.json` names."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from jaxspd.convert.checkpoint import read_json
+from jaxspd.convert.shapes import config_of
+from jaxspd.convert.single_file import open_transformer
 from jaxspd.errors import UsageError
 
 # Pipeline class in model_index.json -> family; the module has the family's name, and is imported only
@@ -39,6 +42,28 @@ def pipeline_family(folder: Path, model: str | None = None) -> type:
     return family_class(PIPELINES[pipeline])
 
 
-def open_family(folder: Path):
-    """The family of the pipeline in `folder`, with its configuration read and its parts checked."""
-    return pipeline_family(folder).from_folder(folder)
+def open_family(folder: Path, transformer_weights_path: Path | None = None):
+    """The family of the pipeline in `folder`, with its configuration read and its parts checked.
+
+    Where `transformer_weights_path` is given, the transformer's weights come from there, and where the folder
+    does not say what it is like, the shapes of these tell.
+    """
+    family = pipeline_family(folder)
+    if transformer_weights_path is None:
+        return family.from_folder(folder)
+    if (folder / "transformer" / "config.json").is_file():
+        opened = family.from_folder(folder)
+    else:
+        opened = family.from_folder(folder, transformer_config(transformer_weights_path, family))
+    return replace(opened, transformer_weights_path=transformer_weights_path)
+
+
+def transformer_config(path: Path, family: type) -> dict:
+    """The configuration of the transformer in the file `path`, as far as its shapes tell."""
+    opened = open_transformer(path, family.name, family.rules)
+    config = config_of(family.name, opened.shapes())
+    if config is None:
+        raise UsageError(
+            f"{path} does not tell its configuration; give a pipeline with transformer/config.json"
+        )
+    return config

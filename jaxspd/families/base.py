@@ -183,8 +183,12 @@ class BaseFamily:
         return state
 
 
-def check_parts(folder: Path, parts: tuple[str, ...]) -> None:
-    missing = [part for part in parts if not (folder / part).is_dir()]
+def check_parts(folder: Path, parts: tuple[str, ...], transformer: Mapping | None = None) -> None:
+    """UsageError if `folder` lacks some of `parts`, among them a `transformer` unless its configuration is
+    given.
+    """
+    needed = [part for part in parts if part != "transformer" or transformer is None]
+    missing = [part for part in needed if not (folder / part).is_dir()]
     if missing:
         raise UsageError(f"{folder} lacks {', '.join(missing)}; the folder is incomplete")
 

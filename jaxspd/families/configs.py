@@ -1,10 +1,11 @@
 """What families read of the scheduler's, the tokenizer's and the transformer's configuration."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxspd.configs import read_fields, wrong
+from jaxspd.configs import checked_fields, read_fields, wrong
 from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError
 
@@ -26,12 +27,12 @@ class SchedulerConfig:
     time_shift_type: str = "exponential"
 
 
-def read_transformer_config(folder: Path, config_class: type) -> Any:
-    """`config_class` with those of its fields that `transformer/config.json` holds; UsageError for a value of
-    another type, or a number that is not positive.
+def read_transformer_config(folder: Path, config_class: type, given: Mapping[str, Any] | None = None) -> Any:
+    """`config_class` with those of its fields that `transformer/config.json` holds, or `given` in its place;
+    UsageError for a value of another type, or a number that is not positive.
     """
     path = folder / "transformer" / "config.json"
-    config = read_fields(path, config_class)
+    config = config_class(**checked_fields(path, read_json(path) if given is None else given, config_class))
     for name, value in vars(config).items():
         if isinstance(value, float) and value <= 0:
             raise wrong(path, name, value, "a number above 0")

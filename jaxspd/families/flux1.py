@@ -1,6 +1,6 @@
 """FLUX.1 [dev] and [schnell] (Black Forest Labs, 2024)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -65,10 +65,12 @@ class Family(BaseFamily):
     krea: bool = False
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
-        check_parts(folder, cls.parts)
-        config = read_transformer_config(folder, Flux1Config)
+    def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
+        the place of `transformer/config.json`.
+        """
+        check_parts(folder, cls.parts, transformer)
+        config = read_transformer_config(folder, Flux1Config, transformer)
         vae = read_autoencoder(folder / "vae", "AutoencoderKL")
         check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
         tokens = 4 * vae.channels

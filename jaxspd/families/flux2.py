@@ -1,6 +1,6 @@
 """FLUX.2 [dev], [klein] 4B and 9B, and the undistilled [klein] base models (Black Forest Labs, 2025)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -95,12 +95,14 @@ class Family(BaseFamily):
     distilled: bool = True
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
-        check_parts(folder, cls.parts)
+    def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
+        the place of `transformer/config.json`.
+        """
+        check_parts(folder, cls.parts, transformer)
         index = read_json(folder / "model_index.json")
         klein = index["_class_name"] == "Flux2KleinPipeline"
-        config = read_transformer_config(folder, Flux2Config)
+        config = read_transformer_config(folder, Flux2Config, transformer)
         vae = read_autoencoder(folder / "vae", "AutoencoderKLFlux2")
         check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 4)
         channels = vae.channels

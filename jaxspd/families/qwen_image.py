@@ -1,7 +1,7 @@
 """Qwen-Image (Alibaba, arXiv 2508.02324)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -77,14 +77,16 @@ class Family(BaseFamily):
     december: bool = False
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
-        check_parts(folder, cls.parts)
-        given = read_config(folder / "transformer")
+    def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
+        the place of `transformer/config.json`.
+        """
+        check_parts(folder, cls.parts, transformer)
+        given = transformer or read_config(folder / "transformer")
         foreign = [name for name in FOREIGN if given.get(name)]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config = read_transformer_config(folder, QwenImageConfig)
+        config = read_transformer_config(folder, QwenImageConfig, transformer)
         vae = read_autoencoder(folder / "vae", "AutoencoderKLQwenImage")
         check_rope(folder, config.attention_head_dim, config.axes_dims_rope, 3)
         channels = vae.channels

@@ -1,7 +1,7 @@
 """Wan 2.1 text-to-video, 1.3B and 14B (Alibaba, arXiv 2503.20314)."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -65,15 +65,17 @@ class Family(BaseFamily):
     text_tokens: int = 512
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
+    def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
+        the place of `transformer/config.json`.
+        """
         index = read_json(folder / "model_index.json")
         if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
             raise UsageError(f"{folder} is a Wan 2.2 checkpoint; jaxspd runs Wan 2.1 text-to-video")
-        check_parts(folder, cls.parts)
-        config = read_transformer_config(folder, WanConfig)
+        check_parts(folder, cls.parts, transformer)
+        config = read_transformer_config(folder, WanConfig, transformer)
         vae = read_autoencoder(folder / "vae", "AutoencoderKLWan")
-        whole = read_config(folder / "transformer")
+        whole = transformer or read_config(folder / "transformer")
         if whole.get("image_dim") or whole.get("added_kv_proj_dim"):
             raise UsageError(f"{folder} animates pictures; jaxspd runs Wan 2.1 text-to-video")
         path = folder / "transformer" / "config.json"

@@ -1,6 +1,6 @@
 """Z-Image and Z-Image-Turbo (Alibaba, arXiv 2511.22699)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -53,14 +53,16 @@ class Family(BaseFamily):
     text_tokens: int = 512
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights."""
-        check_parts(folder, cls.parts)
-        given = read_config(folder / "transformer")
+    def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
+        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
+        the place of `transformer/config.json`.
+        """
+        check_parts(folder, cls.parts, transformer)
+        given = transformer or read_config(folder / "transformer")
         foreign = [name for name, wanted in FIXED.items() if given.get(name, wanted) != wanted]
         if foreign:
             raise UsageError(f"{folder}: {', '.join(foreign)} belongs to another model than text-to-image")
-        config = read_transformer_config(folder, ZImageConfig)
+        config = read_transformer_config(folder, ZImageConfig, transformer)
         vae = read_autoencoder(folder / "vae", "AutoencoderKL")
         if config.dim % config.n_heads:
             path = folder / "transformer" / "config.json"
