@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from jaxspd.cli.flags import add_model_flags, add_sampling_flags
@@ -25,6 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "height",
             "width",
             "num_frames",
+            "guidance_scale",
             "forecast",
             "max_sequence_length",
             "flow_shift",
@@ -39,7 +40,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     from jaxspd.families import family_class
     from jaxspd.hub import fetch
-    from jaxspd.planning import plan_report, plan_request, plan_table, reading
+    from jaxspd.plan_memory import memory_line, plan_memory
+    from jaxspd.planning import plan_report, plan_request, plan_table, reading, resolve
     from jaxspd.speed import speed_lines, speed_report
 
     if args.family and args.model_path:
@@ -49,11 +51,13 @@ def run(args: argparse.Namespace) -> None:
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if f.name in args}
     params = SamplingParams.from_mapping(values)
     family = family_class(args.family)() if args.family else fetch(args.model_path, (), args.revision)
-    plan, family = plan_request(family, params), reading(family, params)
+    request = resolve(family, params)
+    plan, family = plan_request(family, request), reading(family, request)
+    memory = plan_memory(family, request, plan)
     if args.json:
         asked = {"speed": speed_report(family, params.speed, plan)} if params.speed else {}
-        print(json.dumps(plan_report(family, plan) | asked))
+        print(json.dumps(plan_report(family, plan) | {"memory": asdict(memory)} | asked))
         return
-    print(plan_table(family, plan))
+    print(plan_table(family, plan), memory_line(memory), sep="\n")
     if params.speed:
         print(speed_lines(family, params.speed, plan))

@@ -103,6 +103,12 @@ class BaseFamily:
         """FLOPs of one forward of one sample: matrix products and attention, text included."""
         raise NotImplementedError
 
+    def live_channels(self, tokens: int) -> float:
+        """Channels of all tokens, in the model's dtype, that a layer of one forward of one sample holds at
+        once beside its weights: as the compilers for GPUs lay it out (`bench/devices.py`).
+        """
+        raise NotImplementedError
+
     # What most do alike.
 
     def guided(self, guidance_scale: float) -> bool:

@@ -133,6 +133,10 @@ class Family(BaseFamily):
         modulation = c.dim**2 * (12 * c.num_layers + 3 * c.num_single_layers + 2)
         return 2.0 * (layers + edges + modulation)
 
+    def live_channels(self, image_tokens: int) -> float:
+        """A single block's input, queries, keys, values and MLP before and after their activations."""
+        return (image_tokens + self.text_tokens) * 12.4 * self.config.dim
+
     def guided(self, guidance_scale: float) -> bool:
         """Whether there is a second pass with a negative prompt: never, FLUX.1 is distilled to need
         none.

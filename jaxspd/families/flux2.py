@@ -152,6 +152,11 @@ class Family(BaseFamily):
         edges = c.dim * (2 * tokens * c.in_channels + self.text_tokens * c.joint_attention_dim)
         return 2.0 * ((c.num_layers + c.num_single_layers) * block + edges + 18 * c.dim**2)
 
+    def live_channels(self, tokens: int) -> float:
+        """A single block's input, queries, keys, values and MLP before and after their activations."""
+        c = self.config
+        return (tokens + self.text_tokens) * (4 * c.dim + 4.2 * c.mlp_dim)
+
     def guided(self, guidance_scale: float) -> bool:
         """Whether there is a second pass with a negative prompt: the others are distilled to need none."""
         return not self.distilled and guidance_scale > 1

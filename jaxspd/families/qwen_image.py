@@ -137,6 +137,10 @@ class Family(BaseFamily):
         modulation = c.dim**2 * (12 * c.num_layers + 3)
         return 2.0 * (layers + edges + modulation)
 
+    def live_channels(self, tokens: int) -> float:
+        """A block's inputs, queries, keys, values and what attention gives."""
+        return (tokens + self.text_tokens) * 6.8 * self.config.dim
+
     @staticmethod
     def combine(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:
         """Guided velocity `[B, C, h, w]` with the norm of the prompt's own in each token's patch."""

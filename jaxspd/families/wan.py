@@ -136,6 +136,10 @@ class Family(BaseFamily):
         embeddings = text * c.dim * (c.text_dim + c.dim) + c.dim * (c.freq_dim + 7 * c.dim)
         return 2.0 * (c.num_layers * (self_attention + cross_attention + mlp) + patches + embeddings)
 
+    def live_channels(self, tokens: int) -> float:
+        """A block's input and what its MLP reads, holds and adds."""
+        return tokens * (3.9 * self.config.dim + 1.1 * self.config.ffn_dim)
+
     # The denoiser.
 
     def velocity(self, model, latents, sigma, conditioning):

@@ -127,6 +127,11 @@ class Family(BaseFamily):
         modulation = c.dim * c.vector_dim * (4 * (c.n_layers + c.n_refiner_layers) + 1)
         return 2.0 * (layers + edges + modulation)
 
+    def live_channels(self, image_tokens: int) -> float:
+        """A block's input and its MLP before and after the gate."""
+        c = self.config
+        return (padded(image_tokens) + padded(self.text_tokens)) * (4 * c.dim + 1.7 * c.mlp_dim)
+
     def guided(self, guidance_scale: float) -> bool:
         """Whether there is a second pass with a negative prompt: as in the official pipeline, above 0."""
         return guidance_scale > 0

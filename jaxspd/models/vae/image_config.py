@@ -11,8 +11,31 @@ from jaxspd.errors import UsageError
 LARGEST_SIDE = 8192  # of the pictures that a model is said to be made for
 
 
+class ImageAutoencoder:
+    """What the configurations of pictures' autoencoders have in common."""
+
+    block_out_channels: tuple[int, ...]
+    # As videos' autoencoders have it: a picture is one frame.
+    frames_per_latent: ClassVar[int] = 1
+
+    @property
+    def decoder_channels(self) -> tuple[int, ...]:
+        return self.block_out_channels
+
+    @property
+    def scale(self) -> int:
+        """Pixels along an edge of a raw latent."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def live_channels(self, frames: int) -> float:
+        """Channels of all pixels, in the VAE's dtype, that decoding holds at once beside the weights: as the
+        compilers for GPUs lay it out (`bench/devices.py`).
+        """
+        return 5.05 * self.decoder_channels[0]
+
+
 @dataclass(frozen=True)
-class AutoencoderKLConfig:
+class AutoencoderKLConfig(ImageAutoencoder):
     """The fields of `vae/config.json`, with the official class's names and defaults."""
 
     in_channels: int = 3
@@ -29,18 +52,6 @@ class AutoencoderKLConfig:
     # Of the published pictures' sides; the official class's own default is of no model.
     sample_size: int = 1024
 
-    # As videos' autoencoders have it: a picture is one frame.
-    frames_per_latent: ClassVar[int] = 1
-
-    @property
-    def decoder_channels(self) -> tuple[int, ...]:
-        return self.block_out_channels
-
-    @property
-    def scale(self) -> int:
-        """Pixels along an edge of a raw latent."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
     @property
     def channels(self) -> int:
         """Channels of the transformer's latents."""
@@ -53,7 +64,7 @@ class AutoencoderKLConfig:
 
 
 @dataclass(frozen=True)
-class AutoencoderKLFlux2Config:
+class AutoencoderKLFlux2Config(ImageAutoencoder):
     """The same, of FLUX.2's."""
 
     in_channels: int = 3
@@ -68,16 +79,9 @@ class AutoencoderKLFlux2Config:
     mid_block_add_attention: bool = True
     batch_norm_eps: float = 1e-4
 
-    frames_per_latent: ClassVar[int] = 1
-
     @property
     def decoder_channels(self) -> tuple[int, ...]:
         return self.decoder_block_out_channels or self.block_out_channels
-
-    @property
-    def scale(self) -> int:
-        """Pixels along an edge of a raw latent."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def channels(self) -> int:

@@ -48,6 +48,13 @@ class VideoAutoencoderConfig:
         """Pixels along an edge of a latent."""
         return self.scale
 
+    def live_channels(self, frames: int) -> float:
+        """Channels of all pixels of so many frames, in the VAE's dtype, that decoding holds at once beside
+        the weights: as the compilers for GPUs lay it out (`bench/devices.py`). Of a video's chunks, what they
+        carry on to the next is most of it.
+        """
+        return (3.2 if frames == 1 else 10.9) * (self.decoder_base_dim or self.base_dim)
+
     @property
     def frames_per_latent(self) -> int:
         """Frames of a latent frame, other than the first."""

@@ -1,0 +1,94 @@
+"""What a request takes of an accelerator's memory, counted before anything is compiled or downloaded.
+
+The shares of activations are what XLA's compilers for GPUs make of each model, by `bench/devices.py`. Weights
+and activations are in bfloat16, as they are on accelerators.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxspd.components.text_encoder import KINDS, TextPart, without_table
+from jaxspd.models.vae import abstract_autoencoder
+from jaxspd.models.vae.coder import parameter_bytes
+from jaxspd.request import Request
+from jaxspd.sampling.forecast import forecasting
+from jaxspd.sampling.solvers import SOLVERS
+from jaxspd.spectral.plan import Plan
+
+DTYPE = jnp.bfloat16
+# On the device: one at work, and the next one on its way.
+STREAMED_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device: of the transformer's weights, which stay, and the most in each phase, with them.
+
+    Text encoders are streamed, guidance runs both prompts in one forward, and the VAE decodes without tiles:
+    where memory is short, two forwards and tiles take less.
+    """
+
+    weights: int
+    encode_peak: int
+    denoise_peak: int
+    decode_peak: int
+
+
+def plan_memory(family, request: Request, plan: Plan) -> Memory:
+    """What `plan`, made of the resolved `request`, takes of a device."""
+    weights = weight_bytes(family.abstract_transformer(DTYPE), family.streamed)
+    samples = 1 + family.guided(request.guidance_scale)
+    leading = family.leading(request.num_frames)
+    solver = SOLVERS[request.scheduler]
+    solver = solver if request.forecast is None else forecasting(solver)
+    denoise = 0
+    for stage in plan.stages:
+        latents = jax.ShapeDtypeStruct((1, *leading, *stage.latent), jnp.float32)
+        held = parameter_bytes((latents, jax.eval_shape(solver.init, latents)))
+        layer = round(jnp.dtype(DTYPE).itemsize * family.live_channels(stage.tokens))
+        denoise = max(denoise, held + samples * layer)
+    encode = max(encode_bytes(family, asked, samples) for asked in family.texts)
+    decode = decode_bytes(family, leading, plan.stages[-1].latent)
+    return Memory(weights, weights + encode, weights + denoise, weights + decode)
+
+
+def memory_line(memory: Memory) -> str:
+    """The same for people to read, in GB of 10⁹ bytes."""
+    names = {"encoding": memory.encode_peak, "denoising": memory.denoise_peak, "decoding": memory.decode_peak}
+    peaks = ", ".join(f"{peak / 1e9:.2f} {phase}" for phase, peak in names.items())
+    weights = f"{memory.weights / 1e9:.2f} GB of weights"
+    return f"on a GPU or TPU, in bfloat16: {weights}; with them at most {peaks}"
+
+
+def weight_bytes(model: nnx.Module, streamed: bool) -> int:
+    """Of a model on the device; of a `streamed` one, whose layers come one after the other, two layers."""
+    layers: dict[tuple, int] = {}
+    for path, parameter in nnx.to_flat_state(nnx.state(model)):
+        # A layer has a number.
+        numbers = [place for place, part in enumerate(path) if isinstance(part, int)]
+        layer = path[: numbers[0] + 1] if numbers else ()
+        layers[layer] = layers.get(layer, 0) + parameter_bytes(parameter)
+    return layers.pop((), 0) + (STREAMED_LAYERS * max(layers.values()) if streamed else sum(layers.values()))
+
+
+def encode_bytes(family, asked: TextPart, texts: int) -> int:
+    """What a text encoder takes while it reads `texts` at once, its layers coming one after the other."""
+    config_class, kind = KINDS[asked.kind]
+    config = config_class.from_folder(family.folder / asked.part) if family.folder else asked.published
+    model = without_table(kind(config, asked.states), DTYPE)
+    # Attention's scores in float32, before the softmax and after.
+    heads = getattr(config, "num_attention_heads", None) or config.num_heads
+    scores = 2 * 4 * heads * asked.tokens**2
+    return weight_bytes(model, streamed=True) + texts * scores
+
+
+def decode_bytes(family, leading: tuple[int, ...], latent: tuple[int, int]) -> int:
+    """What the VAE takes with its weights, for a whole picture or a chunk of a video."""
+    vae, dtype = family.vae, family.vae_dtype or DTYPE
+    weights = parameter_bytes(nnx.state(abstract_autoencoder(vae, dtype)))
+    frames = vae.frames_per_latent if len(leading) > 1 and leading[-1] > 1 else 1
+    pixels = frames * latent[0] * latent[1] * family.pixels_per_latent**2
+    return weights + round(pixels * vae.live_channels(frames) * jnp.dtype(dtype).itemsize)
