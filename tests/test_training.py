@@ -31,6 +31,7 @@ def state(tmp_path, monkeypatch):
     monkeypatch.setattr(transformer, "GRIDS", ((0, 4, 0.7, (0.5, 0.5)), (1, 4, 1.6, (0.5, 0.5))))
     monkeypatch.setattr(transformer, "SAVE_STEPS", 2)
     monkeypatch.setattr(transformer, "BEGINNING", tmp_path / "beginning")
+    monkeypatch.setattr(transformer, "BEGUN", 3)
     monkeypatch.setattr(latents, "SHARD", 3)
     draw = np.random.default_rng(0)
     captions = ["", *sorted({latents.landscapes.describe(seed)[1] for seed in range(6)})]

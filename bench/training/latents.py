@@ -4,7 +4,8 @@
 
 writes `latents/0000.npy` and so on below DIR, each with the latents of 1,000 drawings and of their mirror
 images as float16 [2000, 16, 32, 32], normalised as (mean - shift) * scale; and, once, `text.npz` with the
-features of every caption. The encoder is the one in DIR/vae. Shards that are there are kept.
+features of every caption. The encoder is the one in DIR/vae, or where there is none the demo's. Shards that
+are there are kept.
 """
 
 import argparse
@@ -66,7 +67,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not (args.state / "text.npz").exists():
         write_text(args.state)
-    vae = AutoencoderKL.from_pretrained(args.state / "vae", torch_dtype=torch.float32).eval()
+    folder = args.state if (args.state / "vae").exists() else DEMO
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
     for number in range(args.shards):
         if not (out / f"{number:04d}.npy").exists():
             begin = time.time()

@@ -4,8 +4,8 @@
 
 goes on from the state in DIR to step 20,000, the learning rate falling to zero over the last 4,000 of them,
 and writes the average of the weights to DIR/transformer now and then. `training.latents` makes the data;
-shards that appear meanwhile are taken up. Without a state it starts from the weights in `transformer` beside
-this file, where there are some: an earlier run's average.
+shards that appear meanwhile are taken up. Without a state it goes on from the demo that ships, an earlier
+run's average.
 
 Each step sees latents at full, half or quarter resolution, the coarser ones being their low DCT frequencies
 at unchanged amplitude: exactly what the staged sampler hands the transformer before it grows the grid
@@ -14,7 +14,6 @@ at unchanged amplitude: exactly what the staged sampler hands the transformer be
 
 import argparse
 import copy
-import json
 import os
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
+from jaxspd.hub import DEMO
 from jaxspd.models.packing import pack
 from training import landscapes
 from training.autoencoder import half_precision, halve
@@ -44,14 +44,14 @@ CONFIG = {
 # how often it is their turn at first and in the end. A coarse grid is only ever used at high noise, so that
 # is where its lessons are; composition is learnt there cheaply, so it comes first.
 GRIDS = ((0, 24, 0.7, (0.3, 0.7)), (1, 72, 1.6, (0.6, 0.25)), (2, 96, 2.3, (0.1, 0.05)))
-TURN_STEPS = 8000  # over which the turns go from the first shares to the last
+TURN_STEPS = 2800  # over which the turns go from the first shares to the last
 EMPTY_PROMPT_SHARE = 0.05
 WARM_STEPS = 200
-BEGINNING = Path(__file__).parent / "transformer"
+BEGINNING, BEGUN = DEMO / "transformer", 2300  # and the steps that it has seen
 # The average of the weights reaches back over about a tenth of all steps so far, as Karras et al.
 # (arXiv 2312.02696) let it grow with training.
 AVERAGE_POWER = 9
-SAVE_STEPS = 100
+SAVE_STEPS = 25
 
 
 def image_ids(side: int) -> torch.Tensor:
@@ -131,6 +131,7 @@ class Training:
         self.model = build()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model)
+        self.velocity = self.model
         # The learning rate warms up over the first steps, and over those without the optimisers' past.
         self.step = self.first = 0
         if self.file.exists():
@@ -144,7 +145,7 @@ class Training:
             weights = load_file(BEGINNING / "diffusion_pytorch_model.safetensors")
             for model in (self.model, self.average):
                 model.load_state_dict(weights)
-            self.step = self.first = json.loads((BEGINNING / "training.json").read_text())["step"]
+            self.step = self.first = BEGUN
 
     def save(self) -> None:
         values = {
@@ -157,9 +158,7 @@ class Training:
         part = self.file.with_suffix(".part")
         torch.save(values, part)
         os.replace(part, self.file)
-        folder = self.state / "transformer"
-        copy.deepcopy(self.average).half().save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps({"step": self.step}) + "\n")
+        copy.deepcopy(self.average).half().save_pretrained(self.state / "transformer")
 
     def run(self, data: Data, steps: int, cooldown: int, peak_rate: float) -> None:
         recent: dict[int, list[float]] = {halvings: [] for halvings, *_ in GRIDS}
@@ -196,7 +195,7 @@ class Training:
         sigma = factor * uniform / (1 + (factor - 1) * uniform)
         weight = sigma[:, None, None, None]
         with half_precision():
-            velocity = self.model(
+            velocity = self.velocity(
                 hidden_states=pack((1 - weight) * clean + weight * noise),
                 encoder_hidden_states=t5,
                 pooled_projections=clip,
@@ -230,7 +229,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    Training(args.state).run(Data(args.state), args.steps, args.cooldown, args.rate)
+    training = Training(args.state)
+    # Each grid's program takes minutes to compile; its steps take two thirds of the time.
+    training.velocity = torch.compile(training.model, dynamic=False)
+    training.run(Data(args.state), args.steps, args.cooldown, args.rate)
 
 
 if __name__ == "__main__":
