@@ -3,43 +3,50 @@
 python bench/cards.py
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 
 from device_models import MODELS, Published
+from presets import Model
 
 from jaxspd.plan_memory import Memory, plan_memory
 from jaxspd.planning import plan_request
 
 # GB of 10⁹ bytes. JAX may take nine tenths of them.
 CARDS, SHARE = (12, 16, 24, 32, 48, 80), 0.9
+# How the weights may be kept: the best first.
+WAYS = {"yes": {}, "int8": {"quantize": "int8"}, "streamed": {"streamed": True}}
 
 
-def kinds(published: Published) -> dict[str, Memory]:
-    """What the model takes with its weights on the card, and with its layers streamed."""
-    request = published.request
-    plan = plan_request(published.family, request)
-    # Of two forwards, one after the other, each is of one sample.
-    lean = replace(request, guidance_scale=0.0, negative_prompt=None)
-    families = {"yes": published.family, "streamed": replace(published.family, streamed=True)}
-    return {kind: plan_memory(family, lean, plan) for kind, family in families.items()}
+def memory(model: Model, way: str) -> Memory:
+    """What the model takes where its weights are kept that way; of two forwards, one after the other."""
+    published = Published(model)
+    request = replace(published.request, guidance_scale=0.0, negative_prompt=None)
+    plan = plan_request(published.family, published.request)
+    return plan_memory(replace(published.family, **WAYS[way]), request, plan)
 
 
-def how(kinds: dict[str, Memory], card: int) -> str:
+def how(taken_by: Callable[[str], Memory], card: int) -> str:
     """How a model runs on a card of so many GB."""
     room = SHARE * card * 1e9
-    for kind, memory in kinds.items():
-        if max(memory.encode_peak, memory.denoise_peak) <= room:
-            return kind + ("" if memory.decode_peak <= room else ", tiles")
+    for way in WAYS:
+        taken = taken_by(way)
+        if max(taken.encode_peak, taken.denoise_peak) <= room:
+            return way + ("" if taken.decode_peak <= room else ", tiles")
     return "no"
+
+
+def row(model: Model) -> str:
+    """The model's row of the table."""
+    taken_by = cache(partial(memory, model))
+    return f"| {model.name} |" + "".join(f" {how(taken_by, card)} |" for card in CARDS)
 
 
 def table() -> str:
     """The table."""
     lines = ["| model |" + "".join(f" {card} GB |" for card in CARDS), "|---|" + "---|" * len(CARDS)]
-    for model in MODELS:
-        memories = kinds(Published(model))
-        lines.append(f"| {model.name} |" + "".join(f" {how(memories, card)} |" for card in CARDS))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(row(model) for model in MODELS if not model.quantize)])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxspd.components.text_encoder import KINDS, TextPart, without_table
-from jaxspd.models.vae import abstract_autoencoder
+from jaxspd.models.vae import VaeConfig, abstract_autoencoder
 from jaxspd.models.vae.coder import parameter_bytes
 from jaxspd.request import Request
 from jaxspd.sampling.forecast import forecasting
@@ -50,7 +50,7 @@ def plan_memory(family, request: Request, plan: Plan) -> Memory:
         held = parameter_bytes((latents, jax.eval_shape(solver.init, latents)))
         layer = round(jnp.dtype(DTYPE).itemsize * family.live_channels(stage.tokens))
         denoise = max(denoise, held + samples * layer)
-    encode = max(encode_bytes(family, asked, samples) for asked in family.texts)
+    encode = max((encode_bytes(family, asked, samples) for asked in family.texts), default=0)
     decode = decode_bytes(family, leading, plan.stages[-1].latent)
     return Memory(weights, weights + encode, weights + denoise, weights + decode)
 
@@ -86,8 +86,12 @@ def encode_bytes(family, asked: TextPart, texts: int) -> int:
 
 
 def decode_bytes(family, leading: tuple[int, ...], latent: tuple[int, int]) -> int:
-    """What the VAE takes with its weights, for a whole picture or a chunk of a video."""
+    """What the VAE takes with its weights, for a whole picture or a chunk of a video; 0 for one that
+    is not one of `models/vae/`.
+    """
     vae, dtype = family.vae, family.vae_dtype or DTYPE
+    if not isinstance(vae, VaeConfig):
+        return 0
     weights = parameter_bytes(nnx.state(abstract_autoencoder(vae, dtype)))
     frames = vae.frames_per_latent if len(leading) > 1 and leading[-1] > 1 else 1
     pixels = frames * latent[0] * latent[1] * family.pixels_per_latent**2

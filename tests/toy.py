@@ -136,6 +136,10 @@ class Family(BaseFamily):
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
         return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
 
+    def live_channels(self, tokens: int) -> float:
+        """As if a layer held all its tokens four times."""
+        return 4 * tokens * self.config.dim
+
     def forward_flops(self, tokens: int) -> float:
         return 2.0 * tokens * self.config.dim * (2 * self.config.in_channels + self.config.dim)
 

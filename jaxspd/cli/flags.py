@@ -44,15 +44,25 @@ def add_weights_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
-    """How it runs: `DiffGenerator.from_pretrained`'s other arguments."""
-    add_weights_flag(parser)
+def add_memory_flags(parser: argparse.ArgumentParser) -> None:
+    """How the transformer's weights are kept."""
     parser.add_argument(
         "--dit-cpu-offload",
         type=boolean,
         metavar="true|false",
         help="keep the transformer's layers in host memory and stream them to the device (default: false)",
     )
+    parser.add_argument(
+        "--quantize",
+        metavar="int8|fp8",
+        help="round the weights of the transformer's blocks to 8 bits as they are read, and multiply them so",
+    )
+
+
+def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
+    """How it runs: `DiffGenerator.from_pretrained`'s other arguments."""
+    add_weights_flag(parser)
+    add_memory_flags(parser)
     parser.add_argument(
         "--text-encoder-cpu-offload",
         type=boolean,
@@ -64,11 +74,6 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
         "--attention-backend",
         metavar="NAME",
         help="force the attention kernel: cudnn, splash (TPUs) or xla (default: the best that serves)",
-    )
-    parser.add_argument(
-        "--quantize",
-        metavar="int8|fp8",
-        help="round the weights of the transformer's blocks to 8 bits as they are read, and multiply them so",
     )
     parser.add_argument(
         "--lora-path",

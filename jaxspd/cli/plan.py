@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-from jaxspd.cli.flags import add_model_flags, add_sampling_flags
+from jaxspd.cli.flags import add_memory_flags, add_model_flags, add_sampling_flags
 from jaxspd.errors import UsageError
 from jaxspd.request import SamplingParams
 
@@ -15,6 +15,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("plan", help="print the stages a request would run")
     add_model_flags(parser)
     parser.add_argument("--family", help="plan for a family as published, such as flux1 or wan")
+    add_memory_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_sampling_flags(
         parser,
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(SamplingParams) if f.name in args}
     params = SamplingParams.from_mapping(values)
     family = family_class(args.family)() if args.family else fetch(args.model_path, (), args.revision)
+    family = replace(family, streamed=bool(args.dit_cpu_offload), quantize=args.quantize)
     request = resolve(family, params)
     plan, family = plan_request(family, request), reading(family, request)
     memory = plan_memory(family, request, plan)
