@@ -64,7 +64,7 @@ def saved(browser, folder):
 
 def test_a_picture_grows_and_is_made_again_exactly(generator, browser, tmp_path):
     def until(count):
-        WebDriverWait(browser, 90).until(
+        WebDriverWait(browser, 240).until(
             lambda _: len(browser.find_elements(By.CSS_SELECTOR, "#gallery li")) == count
         )
 
@@ -74,8 +74,10 @@ def test_a_picture_grows_and_is_made_again_exactly(generator, browser, tmp_path)
         browser.execute_script(LISTEN)
         # With the keyboard alone, in the order of the page.
         assert browser.switch_to.active_element.get_attribute("id") == "prompt"
-        keys = [PROMPT, Keys.TAB, Keys.ARROW_RIGHT, *[Keys.TAB] * 3, Keys.CONTROL + "a" + Keys.NULL, "20"]
-        for key in (*keys, Keys.TAB, "7", Keys.CONTROL + Keys.ENTER + Keys.NULL):
+        speed = [Keys.TAB, Keys.ARROW_LEFT]  # from fast to high
+        seed = [*[Keys.TAB] * 3, "7"]
+        own = [Keys.TAB, Keys.ENTER, Keys.TAB, "20", Keys.TAB, "2", Keys.TAB, "0.1"]
+        for key in (PROMPT, *speed, *seed, *own, Keys.CONTROL + Keys.ENTER + Keys.NULL):
             browser.switch_to.active_element.send_keys(key)
         until(1)
         seen = browser.execute_script("return seen")
@@ -88,16 +90,17 @@ def test_a_picture_grows_and_is_made_again_exactly(generator, browser, tmp_path)
         assert seen[-1][3] < seen[0][3] < 1
         large = browser.find_element(By.CSS_SELECTOR, "#made img")
         assert large.get_property("naturalWidth") == 256
+        assert browser.find_element(By.ID, "fact-step").text == "20 of 20"
         assert large.get_attribute("alt") == PROMPT
         assert browser.find_element(By.ID, "news").text == f"It is made: {PROMPT}"
         request = read_request(saved(browser, tmp_path / "grown"))
-        asked = {"prompt": PROMPT, "num_inference_steps": 20, "seed": 7, "progressive_levels": 2}
-        assert request.items() >= asked.items()
+        asked = {"prompt": PROMPT, "num_inference_steps": 20, "seed": 7, "scheduler": "unipc"}
+        assert request.items() >= {**asked, "progressive_levels": 2, "progressive_delta": 0.1}.items()
 
         browser.find_element(By.XPATH, "//button[text()='same seed, exact']").click()
         until(2)
         exact = saved(browser, tmp_path / "exact")
-        ask = {**asked, "progressive_levels": None, "progressive_mode": "fullres"}
+        ask = {"prompt": PROMPT, "seed": 7}
         (mine,) = generator.generate(ask, save_output=False, show_progress=False).frames
         np.testing.assert_array_equal(np.asarray(Image.open(exact)), mine[0])
 

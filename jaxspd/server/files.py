@@ -13,13 +13,15 @@ from jaxspd.media.output import poster_path, write_output, write_png
 from jaxspd.results import Output
 from jaxspd.server.store import File
 
+# Parameters that say where weights come from.
+PLACES = ("model_path", "transformer_weights_path")
 MEDIA_TYPES = {"png": "image/png", "gif": "image/gif", "mp4": "video/mp4"}
 
 
 def public(request: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that repeat an output, without where this machine keeps the model: a hub id stays."""
-    local = os.path.isdir(request.get("model_path") or "")
-    return {key: value for key, value in request.items() if not (local and key == "model_path")}
+    """The parameters that repeat an output, without where this machine keeps weights: a hub id stays."""
+    local = [name for name in PLACES if os.path.exists(request.get(name) or "")]
+    return {name: value for name, value in request.items() if name not in local}
 
 
 def png(pixels: np.ndarray, request: dict[str, Any] | None = None) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from starlette.requests import Request as HttpRequest
 
@@ -81,6 +81,18 @@ class Service:
         output_format(request.output_format, None, request.num_frames)
         return request
 
+    def submit(self, request: Request, looks: int) -> tuple[Job, asyncio.Event]:
+        """A job in the queue, and what is set in this thread at each news of it."""
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def changed() -> None:
+            with suppress(RuntimeError):  # the loop has ended, and with it who would read the news
+                loop.call_soon_threadsafe(news.set)
+
+        job = Job(request, self.limits.seconds, looks, changed)
+        self.engine.submit(job)
+        return job, news
+
     @asynccontextmanager
     async def submitted(
         self, http: HttpRequest, request: Request, looks: int = 0
@@ -88,9 +100,7 @@ class Service:
         """A job in the queue, and what waits for its next news: False where there is none, as it is done or
         the client is gone. After `PULSE` seconds that too is news. Left before its end, the job is cancelled.
         """
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
-        job = Job(request, self.limits.seconds, looks, lambda: loop.call_soon_threadsafe(news.set))
-        self.engine.submit(job)
+        job, news = self.submit(request, looks)
         gone = asyncio.ensure_future(_disconnected(http))
 
         async def change() -> bool:

@@ -77,9 +77,7 @@ class Videos:
 
     def add(self, request) -> Video:
         """A video whose job is in the queue."""
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
-        job = Job(request, self.service.limits.seconds, LOOKS, lambda: loop.call_soon_threadsafe(news.set))
-        self.service.engine.submit(job)
+        job, news = self.service.submit(request, LOOKS)
         video = Video(f"video_{self.service.store.name()}", job, request)
         self.all[video.id] = video
         ended = [one.id for one in self.all.values() if one.job is None]

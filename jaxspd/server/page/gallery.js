@@ -31,9 +31,10 @@ function button(text, request, act) {
   return made;
 }
 
-function told({ width, height, seed, progressive_mode, progressive_delta, num_inference_steps }) {
-  const speed = progressive_mode === "fullres" ? "exact" : `δ ${progressive_delta}`;
-  return `${width}×${height} · ${num_inference_steps} steps · ${speed} · seed ${seed}`;
+function told({ width, height, seed, speed, ...own }) {
+  const names = { num_inference_steps: "steps", progressive_levels: "halvings", progressive_delta: "δ" };
+  const changed = Object.keys(names).filter((key) => key in own).map((key) => `${names[key]} ${own[key]}`);
+  return [`${width}×${height}`, speed, ...changed, `seed ${seed}`].join(" · ");
 }
 
 function name({ prompt, seed }) {

@@ -2,18 +2,19 @@
 
 import { model, picture, Refusal, useKey, video } from "./api.js";
 import { add } from "./gallery.js";
-import { DEFAULT, SPEEDS } from "./speeds.js";
 
+const SPEEDS = ["exact", "high", "fast", "fastest"];
+const OWN = ["num_inference_steps", "progressive_levels", "progressive_delta"]; // instead of what the speed sets
 const LOOKS = 24;
 const at = (id) => document.getElementById(id);
 const form = at("ask");
 let served; // the model
 let running; // what stops the one being made
 
-for (const speed of Object.keys(SPEEDS)) {
+for (const speed of SPEEDS) {
   const label = document.createElement("label");
   const input = Object.assign(document.createElement("input"), { type: "radio", name: "speed", value: speed });
-  input.checked = speed === DEFAULT;
+  input.checked = speed === "fast";
   label.append(input, speed);
   at("speeds").append(label);
 }
@@ -27,7 +28,8 @@ async function open() {
   }
   const [width, height] = served.default_size.split("x");
   at("model").textContent = served.id === "demo" ? "the demo: mountain landscapes" : served.id;
-  for (const [id, value] of [["width", width], ["height", height], ["steps", served.default_steps]]) at(id).value ||= value;
+  at("width").value ||= width;
+  at("height").value ||= height;
   for (const id of ["width", "height"]) Object.assign(at(id), { min: served.pixel_multiple, step: served.pixel_multiple });
   at("prompt").placeholder = served.id === "demo" ? "a serene mountain lake at golden hour with snow" : "What to show";
   at("error").textContent = "";
@@ -43,14 +45,15 @@ function refused(error) {
 
 function asked() {
   const seed = at("seed").value.trim();
-  return {
+  const request = {
     prompt: at("prompt").value,
     width: Number(at("width").value),
     height: Number(at("height").value),
-    num_inference_steps: Number(at("steps").value),
     seed: seed ? Number(seed) : die(),
-    ...SPEEDS[form.elements.speed.value],
+    speed: form.elements.speed.value,
   };
+  for (const name of OWN) if (form.elements[name].value) request[name] = Number(form.elements[name].value);
+  return request;
 }
 
 const die = () => Math.floor(Math.random() * 2 ** 32);
@@ -120,24 +123,22 @@ async function look(event) {
 }
 
 function finished(request, event) {
-  const steps = request.num_inference_steps;
   at("progress").value = 1;
   at("fact-sigma").textContent = "0.000";
-  at("fact-step").textContent = `${steps} of ${steps}`;
+  const steps = at("fact-step").textContent.split(" of ")[1];
+  if (steps) at("fact-step").textContent = `${steps} of ${steps}`;
   say(`It is made: ${request.prompt}`);
+  const { prompt, width, height, seed } = request;
   const again = (changed) => {
-    for (const [id, name] of [["prompt", "prompt"], ["width", "width"], ["height", "height"], ["steps", "num_inference_steps"]]) {
-      at(id).value = request[name];
-    }
+    for (const [id, value] of Object.entries({ prompt, width, height })) at(id).value = value;
     make(changed);
   };
-  const bare = Object.fromEntries(Object.entries(request).filter(([name]) => !name.startsWith("progressive_")));
   const item = {
     blob: event.blob,
     video: served.videos,
     request,
     again: () => again({ ...request, seed: die() }),
-    exact: () => again({ ...bare, ...SPEEDS.exact }),
+    exact: () => again({ prompt, width, height, seed, speed: "exact" }),
   };
   at("made").append(add(at("gallery"), item));
   at("made-before").hidden = false;
@@ -156,7 +157,9 @@ form.addEventListener("submit", async (event) => {
 at("stop").addEventListener("click", stop);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stop();
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault(); // a field would submit once more by itself
+  form.requestSubmit();
 });
 
 function stop() {
