@@ -4,7 +4,7 @@ many of its layers are known, and what it lacks.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -14,7 +14,7 @@ from .component_names import Names, text_encoder_names, vae_names
 from .dequantised import Dequantised
 from .errors import UsageError
 from .identify import Transformer, find_transformer, kind_of, refusal, three
-from .lora_names import LoraNames
+from .lora_file import LoraFile
 from .shapes import config_of, variant_of
 from .single_file import Relaid, open_file
 from .table import Rule
@@ -113,13 +113,13 @@ def _lora(path: Path, tensors: Dequantised) -> Contents:
         raise UsageError(
             f"{path} is a LoRA for another model than jaxspd runs: its tensors are {three(tensors.keys())}"
         )
-    missing, faults = _halves(found, shapes)
-    if found.dialect == "control":
-        faults.insert(0, "it is a LoRA of FLUX.1 Canny or Depth, which need a picture")
-    if any("dora_scale" in parts or "lora_magnitude_vector" in parts for parts in found.modules.values()):
-        faults.insert(0, "it is a DoRA, whose magnitudes jaxspd does not apply")
-    if found.unmatched and not faults:
-        faults.append(f"{len(found.unmatched)} tensors belong to no layer: {three(found.unmatched)}")
+    try:
+        LoraFile(path)
+        refused = None
+    except UsageError as error:
+        refused = str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
+    if found.unmatched and not refused:
+        refused = f"{len(found.unmatched)} tensors belong to no layer: {three(found.unmatched)}"
     return Contents(
         path,
         "lora",
@@ -128,26 +128,14 @@ def _lora(path: Path, tensors: Dequantised) -> Contents:
         **_measures(tensors, shapes),
         matched=len(found.modules),
         unmatched=list(found.unmatched),
-        missing=missing,
-        beside=dict(Counter(re.split(r"[._]", key)[0] for key in found.text)),
-        refused=faults[0] if faults else None,
+        missing=[
+            f"{name} {'up' if 'down' in roles else 'down'}"
+            for name, roles in found.modules.items()
+            if len({"down", "up"} & roles.keys()) == 1
+        ],
+        beside={"text encoders": len(found.text)} if found.text else {},
+        refused=refused,
     )
-
-
-def _halves(found: LoraNames, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[str], list[str]]:
-    """What the layers of a LoRA lack of their factors, and what does not fit together."""
-    missing, faults = [], []
-    for module, parts in found.modules.items():
-        for part, other in (("down", "up"), ("up", "down")):
-            if part in parts and other not in parts:
-                missing.append(f"{module} {other}")
-        if {"down", "up"} <= parts.keys():
-            down, up = (shapes[parts[part]] for part in ("down", "up"))
-            if len(down) < 2 or len(up) < 2 or down[0] != up[1]:
-                faults.append(f"{module}: {list(down)} and {list(up)} are no two factors of one matrix")
-    if missing:
-        faults.insert(0, f"it is half a LoRA: {three(missing)} missing")
-    return missing, faults
 
 
 def _component(path: Path, tensors: Dequantised, kind: str, names: Names) -> Contents:

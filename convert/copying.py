@@ -27,15 +27,13 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if source.dtype == np.float16 != target.dtype and target.flags.c_contiguous:
-            look_up(target.reshape(-1), source.reshape(-1))
+            look_up(target.reshape(-1), source.reshape(-1).view(np.uint16), every(source.dtype, target.dtype))
         else:
             np.copyto(target, source, casting="unsafe")
 
 
-def look_up(target: np.ndarray, source: np.ndarray) -> None:
-    """`copy` for rows of float16, twice as fast as NumPy's conversion of them."""
-    values = halves(target.dtype)
-    bits = source.view(np.uint16)
+def look_up(target: np.ndarray, bits: np.ndarray, values: np.ndarray) -> None:
+    """Fills the row `target` with the `values` that `bits` number: twice as fast as NumPy's conversion."""
     for start in range(0, len(bits), BLOCK):
         part = slice(start, start + BLOCK)
         # Its default mode would hold the result back until every index is known to be good.
@@ -43,6 +41,7 @@ def look_up(target: np.ndarray, source: np.ndarray) -> None:
 
 
 @cache
-def halves(dtype: np.dtype) -> np.ndarray:
-    """Each of the 65,536 values of float16 in `dtype`."""
-    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(dtype)
+def every(kind: np.dtype, dtype: np.dtype) -> np.ndarray:
+    """Each of the values of `kind`, a type of 8 or 16 bits, in `dtype`."""
+    bits = kind.itemsize * 8
+    return np.arange(1 << bits, dtype=f"u{kind.itemsize}").view(kind).astype(dtype)

@@ -8,12 +8,12 @@ What scales a layer's input, and what only marks the form, is of no use here.
 
 import json
 from contextlib import suppress
-from functools import cache
 
 import ml_dtypes
 import numpy as np
 
 from .checkpoint import Checkpoint
+from .copying import empty, every, look_up
 from .errors import UsageError
 
 BYTES = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "I8": np.int8}
@@ -114,10 +114,13 @@ class Dequantised:
         scale = scale.reshape(shape)
         if len(shape) and shape[0] > 1 and rows is not None:
             scale = scale[rows]
-        if len(shape) == 2 and shape[1] > 1:
-            scale = scale.repeat(values.shape[1] // shape[1], axis=1)
         wide = floats(values, np.float32) if kind in BYTES else values.astype(np.float32)
-        return np.multiply(wide, scale, out=wide)
+        if len(shape) == 2 and shape[1] > 1:  # blocks
+            parts = wide.reshape(len(wide), shape[1], -1)
+            np.multiply(parts, scale[..., None], out=parts)
+        else:
+            np.multiply(wide, scale, out=wide)
+        return wide
 
 
 def _spread(scale: tuple[int, ...], weight: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -138,13 +141,10 @@ def _spread(scale: tuple[int, ...], weight: tuple[int, ...], name: str) -> tuple
 
 def floats(values: np.ndarray, dtype) -> np.ndarray:
     """Values of 8 bits in another `dtype`, looked up."""
-    return np.take(_values(values.dtype, np.dtype(dtype)), values.view(np.uint8))
-
-
-@cache
-def _values(kind: np.dtype, dtype: np.dtype) -> np.ndarray:
-    """Each of the 256 values of `kind` in `dtype`."""
-    return np.arange(256, dtype=np.uint8).view(kind).astype(dtype)
+    made = empty(values.shape, dtype)
+    bits = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    look_up(made.reshape(-1), bits, every(values.dtype, made.dtype))
+    return made
 
 
 def _foreign(checkpoint, keys: set[str]) -> str | None:

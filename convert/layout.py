@@ -130,16 +130,6 @@ class Layout:
         return {line.name: line for line in self.lines}
 
     @cached_property
-    def layers(self) -> frozenset[str]:
-        """The names of its layers, and of parameters without one, with `{}` for a layer's number."""
-        return frozenset(re.sub(r"\.(weight|bias|scale)$", "", line.name) for line in self.lines)
-
-    @cached_property
-    def flattened(self) -> Mapping[str, str]:
-        """`layers`, by their names with `_` for every dot."""
-        return {name.replace(".", "_"): name for name in self.layers}
-
-    @cached_property
     def _origins(self) -> Mapping[str, str]:
         return {target.key: line.name for line in self.lines for target in line.targets}
 

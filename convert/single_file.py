@@ -19,7 +19,7 @@ from .table import Rule
 CONFIG = "the pipeline's transformer/config.json"
 # What to do with a file that is something else.
 ELSEWHERE = {
-    "lora": "it is a LoRA, which changes a transformer and is none",
+    "lora": "it is a LoRA, which changes a transformer and is none; give it as lora_path",
     "vae": "it is a VAE",
     "text_encoder": "it is a text encoder",
 }

@@ -71,7 +71,10 @@ def local_folder(model_path: str | os.PathLike | None, revision: str | None) -> 
             raise UsageError(f"{folder} is a folder, which has no revisions; leave revision out")
         return folder
     if os.path.lexists(folder):
-        raise UsageError(f"{folder} is no folder; give the folder of a pipeline or a hub id")
+        raise UsageError(
+            f"{folder} is no folder; give a pipeline's folder or a hub id, and a single file of its "
+            "transformer as transformer_weights_path"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_path):
         raise UsageError(
             f"{model_path} does not exist or cannot be reached; give a pipeline's folder or a hub id"

@@ -154,11 +154,11 @@ def test_loras(inspect, tmp_path):
 
     half = {key: shape for key, shape in whole.items() if key != "lora_unet_img_in.lora_up.weight"}
     report = inspect(write_header(tmp_path / "b.safetensors", half))
-    assert report["missing"] == ["img_in up"]
+    assert report["missing"] == ["lora_unet_img_in up"]
     assert "half a LoRA" in report["refused"]
 
     wrong = whole | {"lora_unet_img_in.lora_up.weight": (3072, 5)}
-    assert "no two factors" in inspect(write_header(tmp_path / "c.safetensors", wrong))["refused"]
+    assert "of rank 4 and 5" in inspect(write_header(tmp_path / "c.safetensors", wrong))["refused"]
 
     report = inspect(write_header(tmp_path / "d.safetensors", control(dev)))
     assert (report["layout"], report["matched"], len(report["unmatched"])) == ("control", 314, 152)
