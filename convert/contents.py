@@ -13,7 +13,7 @@ from . import flux1, flux2, lora_names, qwen_image, wan, z_image
 from .component_names import Names, text_encoder_names, vae_names
 from .dequantised import Dequantised
 from .errors import UsageError
-from .identify import Transformer, find_transformer, kind_of, refusal, three
+from .identify import BESIDE, Transformer, find_transformer, kind_of, refusal, three
 from .lora_file import LoraFile
 from .shapes import config_of, variant_of
 from .single_file import Relaid, open_file
@@ -78,6 +78,7 @@ def describe(path: Path) -> Contents:
 
 def _transformer(path: Path, tensors: Dequantised, found: Transformer) -> Contents:
     refused, shapes = None, {}
+    tensors = tensors.without(BESIDE)
     try:
         tensors.check_floats()
         shapes = Relaid(tensors, found).shapes()

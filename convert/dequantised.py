@@ -7,6 +7,7 @@ What scales a layer's input, and what only marks the form, is of no use here.
 """
 
 import json
+import re
 from contextlib import suppress
 
 import ml_dtypes
@@ -46,10 +47,12 @@ class Dequantised:
     `foreign` is what the file's quantisation is called where it is not read here.
     """
 
-    def __init__(self, checkpoint):
+    def __init__(self, checkpoint, beside: re.Pattern | None = None):
+        """Tensors whose names begin with `beside` are another component's, and are not looked at."""
         self.folder, self.config, self.metadata = checkpoint.folder, checkpoint.config, checkpoint.metadata
         self._checkpoint = checkpoint
-        stored = checkpoint.keys()
+        names = checkpoint.keys()
+        stored = {key for key in names if beside is None or not beside.match(key)}
         self._scales: dict[str, str] = {}
         companions = set()
         for key in stored:
@@ -59,7 +62,11 @@ class Dequantised:
             if name in SCALES or name in UNREAD or name in FOREIGN or STATE in key:
                 companions.add(key)
         self._keys = stored - companions
-        self.foreign = _foreign(checkpoint, stored)
+        self.foreign = _foreign(checkpoint, stored, beside)
+
+    def without(self, beside: re.Pattern) -> "Dequantised":
+        """The same without tensors whose names begin with `beside`."""
+        return Dequantised(self._checkpoint, beside)
 
     def keys(self) -> set[str]:
         return set(self._keys)
@@ -147,7 +154,7 @@ def floats(values: np.ndarray, dtype) -> np.ndarray:
     return made
 
 
-def _foreign(checkpoint, keys: set[str]) -> str | None:
+def _foreign(checkpoint, keys: set[str], beside: re.Pattern | None) -> str | None:
     """What a quantised form is called that is not read here; None if there is none."""
     if any(STATE in key for key in keys):
         return "bitsandbytes (nf4 or fp4)"
@@ -157,7 +164,7 @@ def _foreign(checkpoint, keys: set[str]) -> str | None:
     for kind in sorted({checkpoint.dtype(key) for key in keys}):
         if kind in FOREIGN_TYPES:
             return FOREIGN_TYPES[kind]
-    for told in _told(checkpoint, keys):
+    for told in _told(checkpoint, keys, beside):
         form = told.get("format")
         if told.get("convrot"):
             return "convrot (rotated weights)"
@@ -166,11 +173,13 @@ def _foreign(checkpoint, keys: set[str]) -> str | None:
     return None
 
 
-def _told(checkpoint, keys: set[str]):
+def _told(checkpoint, keys: set[str], beside: re.Pattern | None):
     """What ComfyUI says of each layer's form, in the file's metadata and in tensors of JSON."""
     with suppress(ValueError, AttributeError, TypeError, RecursionError):
         layers = json.loads(checkpoint.metadata.get(METADATA, "{}")).get("layers", {})
-        yield from (told for told in layers.values() if isinstance(told, dict))
+        for layer, told in layers.items():
+            if isinstance(told, dict) and not (beside and beside.match(layer)):
+                yield told
     for key in sorted(keys):
         if key == MARK or key.endswith(f".{MARK}"):
             told = None

@@ -11,7 +11,7 @@ from .checkpoint import PICKLES, STEM, Checkpoint, file_names, weight_entry
 from .dequantised import Dequantised
 from .errors import UsageError
 from .gguf_file import MAGIC, GgufCheckpoint
-from .identify import Transformer, find_transformer, kind_of, refusal, three
+from .identify import BESIDE, Transformer, find_transformer, kind_of, refusal, three
 from .layout import Target
 from .layouts import LAYOUTS, TITLES, as_published
 from .table import Rule
@@ -64,6 +64,7 @@ def open_transformer(path: Path, family: str, rules: Sequence[Rule] = ()) -> "Re
             f"{path} is a transformer of {TITLES.get(found.family, found.family)}, the pipeline is "
             f"{TITLES.get(family, family)}; give a file of the pipeline's own family"
         )
+    tensors = tensors.without(BESIDE)
     tensors.check_floats()
     relaid = Relaid(tensors, found)
     if reason := refusal(found, relaid.shapes()):

@@ -74,6 +74,7 @@ def test_whole_checkpoints_of_comfyui(inspect, tmp_path):
     shapes = single_file("FLUX.1-schnell", "bfl", "model.diffusion_model.")
     shapes |= {f"text_encoders.t5xxl.transformer.encoder.block.{n}.a.weight": (2, 2) for n in range(24)}
     shapes |= {"vae.encoder.conv_in.weight": (4, 3, 3, 3), "text_encoders.clip_l.logit_scale": ()}
+    shapes |= {"text_encoders.t5xxl.transformer.shared.weight_scale_2": ()}  # no form of the transformer
     report = inspect(write_header(tmp_path / "a.safetensors", shapes, "F8_E4M3"))
     assert (report["kind"], report["family"], report["dtype"]) == ("transformer", "flux1", "F8_E4M3")
     assert report["parameters"] == CHECKPOINTS["FLUX.1-schnell"][3]

@@ -104,8 +104,15 @@ def test_a_whole_checkpoint_of_comfyui(model, tmp_path):
             "cond_stage_model.a",
         )
     }
+    # Of forms that a transformer must not have.
+    beside["text_encoders.clip_l.transformer.text_model.embeddings.position_ids"] = np.arange(3)[None]
+    beside["text_encoders.t5xxl.transformer.shared.weight_scale_2"] = np.ones((), np.float32)
+    beside["vae.bn.num_batches_tracked"] = np.ones((), np.int64)
     whole = {f"model.diffusion_model.{key}": array for key, array in stored.items()} | beside
-    assert_equal(parameters(folder, write(tmp_path / "whole.safetensors", whole)), parameters(folder))
+    told = {"layers": {"text_encoders.t5xxl.shared": {"format": "nvfp4"}}}
+    metadata = {"_quantization_metadata": json.dumps(told)}
+    path = write(tmp_path / "whole.safetensors", whole, metadata=metadata)
+    assert_equal(parameters(folder, path), parameters(folder))
 
 
 def test_norms_by_their_other_name(model, tmp_path):
