@@ -1,15 +1,17 @@
 """What a file or folder is, for people and machines: from headers and configurations, without any weights."""
 
 from dataclasses import asdict, fields, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from jaxspd.convert.checkpoint import STEM, weight_entry
-from jaxspd.convert.contents import Contents, describe
+from jaxspd.convert.contents import Contents, describe, layers
 from jaxspd.convert.errors import printable
 from jaxspd.convert.layouts import TITLES
 from jaxspd.convert.loader import assign, flat_parameters
-from jaxspd.convert.orbax_store import NAME
+from jaxspd.convert.orbax_store import NAME, OrbaxWeights
+from jaxspd.convert.shapes import variant_of
 from jaxspd.convert.single_file import open_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import family_class, open_family, pipeline_family
@@ -58,12 +60,13 @@ def misfit(found: Contents) -> str | None:
 def inspect_pipeline(folder: Path) -> dict[str, Any]:
     """What a pipeline's folder is, and what it lacks."""
     family_type = pipeline_family(folder)
-    parts, missing = {}, []
+    parts: dict[str, Contents] = {}
+    missing = []
     for part in family_type.parts:
         if not (folder / part).is_dir():
             missing.append(part)
         elif (folder / part / NAME).is_dir():
-            parts[part] = NAME
+            parts[part] = converted(folder / part / NAME, family_type)
         elif part not in ("scheduler",) and not part.startswith("tokenizer"):
             names = [path.name for path in (folder / part).iterdir()]
             if weight_entry(names, STEM) or weight_entry(names, "model"):
@@ -71,26 +74,43 @@ def inspect_pipeline(folder: Path) -> dict[str, Any]:
             else:
                 missing.append(f"{part}/*.safetensors")
     transformer = parts.get("transformer")
-    stored = transformer if isinstance(transformer, Contents) else None
-    refused = _refused(folder)
-    held = {name: part for name, part in parts.items() if isinstance(part, Contents)}
     return {
         "path": str(folder),
         "kind": "pipeline",
         "family": family_type.name,
-        "layout": NAME if transformer == NAME else "diffusers",
-        "variant": stored and stored.variant,
-        "parameters": sum(part.parameters for part in held.values()),
-        "dtype": ", ".join(dict.fromkeys(part.dtype for part in held.values())),
-        "matched": sum(part.matched for part in held.values()),
-        "unmatched": [f"{name}/{key}" for name, part in held.items() for key in part.unmatched],
-        "missing": missing + [f"{name}/{key}" for name, part in held.items() for key in part.missing],
+        "layout": transformer.layout if transformer else "diffusers",
+        "variant": transformer and transformer.variant,
+        "parameters": sum(part.parameters for part in parts.values()),
+        "dtype": ", ".join(dict.fromkeys(part.dtype for part in parts.values())),
+        "matched": sum(part.matched for part in parts.values()),
+        "unmatched": [f"{name}/{key}" for name, part in parts.items() for key in part.unmatched],
+        "missing": missing + [f"{name}/{key}" for name, part in parts.items() for key in part.missing],
         "components": {
             name: {"parameters": part.parameters, "dtype": part.dtype, "layout": part.layout}
-            for name, part in held.items()
+            for name, part in parts.items()
         },
-        "refused": refused,
+        "refused": _refused(folder),
     }
+
+
+def converted(store: Path, family: type) -> Contents:
+    """The transformer of a family that an Orbax checkpoint holds."""
+    try:
+        weights = OrbaxWeights(store, family.rules)
+    except TypeError:  # a parameter that the family has not
+        raise UsageError(f"{store} is no transformer of {family.title}; convert it again") from None
+    shapes = {key: weights.shape(key) or () for key in sorted(weights.keys())}
+    return Contents(
+        store,
+        "transformer",
+        family.name,
+        NAME,
+        parameters=sum(map(prod, shapes.values())),
+        dtype=", ".join(sorted({weights.dtype(key) for key in shapes})),
+        matched=len(layers(shapes)),
+        unmatched=[],
+        variant=variant_of(family.name, shapes),
+    )
 
 
 def _refused(folder: Path) -> str | None:

@@ -7,7 +7,9 @@ import pytest
 
 from jaxspd.cli import main
 from jaxspd.convert.layouts import LAYOUTS
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.convert.shapes import config_of
+from jaxspd.families import open_family
 from tests.headers import lora, single_file, write_header
 from tests.test_full_size import ARCHITECTURES, CHECKPOINTS
 from tests.test_lora_names import KOHYA, PEFT, control, flat
@@ -205,6 +207,14 @@ def test_pipelines_and_their_components(inspect, request, folder):
         if own["kind"] == "transformer":
             assert own["family"] == family
     assert total == report["parameters"]
+
+
+def test_a_converted_pipeline(inspect, flux1_folder, tmp_path):
+    convert_pipeline(open_family(flux1_folder), tmp_path / "new")
+    ours, theirs = inspect(tmp_path / "new"), inspect(flux1_folder)
+    assert (ours["layout"], ours["refused"], ours["missing"]) == ("orbax", None, [])
+    for field in ("family", "parameters", "dtype", "matched", "unmatched"):
+        assert ours[field] == theirs[field]
 
 
 def test_what_a_pipeline_lacks(inspect, flux1_folder, tmp_path):
