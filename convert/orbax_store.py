@@ -16,13 +16,15 @@ from .loader import flat_parameters, holds_exactly, load_parameters, match, quan
 from .table import SCALE, official_keys
 
 NAME = "orbax"
+# The folder of a pipeline's transformer, or of its first.
+PART = "transformer"
 
 
-def check_transformer(folder: Path, abstract: nnx.State, rules, weights=None) -> None:
+def check_transformer(folder: Path, abstract: nnx.State, rules, weights=None, part: str = PART) -> None:
     """UsageError if `load_transformer` could not fill `abstract`, as far as names, shapes and dtypes tell."""
-    store = folder / "transformer" / NAME
+    store = folder / part / NAME
     if weights is not None or not store.is_dir():
-        checkpoint = weights or Checkpoint(folder / "transformer")
+        checkpoint = weights or Checkpoint(folder / part)
         # First, since what quantises weights adds keys of its own.
         checkpoint.check_floats()
         match(quantized(checkpoint, abstract, rules), flat_parameters(abstract), rules)
@@ -92,19 +94,19 @@ def _damaged(store: Path, error: Exception) -> UsageError:
     return UsageError(f"{store} does not fit its config.json or is damaged ({line}); convert it again")
 
 
-def stored_transformer(folder: Path, rules):
+def stored_transformer(folder: Path, rules, part: str = PART):
     """The tensors of a pipeline folder's transformer, official or converted, by their official keys."""
-    store = folder / "transformer" / NAME
-    return OrbaxWeights(store, rules) if store.is_dir() else Checkpoint(folder / "transformer")
+    store = folder / part / NAME
+    return OrbaxWeights(store, rules) if store.is_dir() else Checkpoint(folder / part)
 
 
-def load_transformer(folder: Path, abstract: nnx.State, rules, weights=None) -> nnx.State:
+def load_transformer(folder: Path, abstract: nnx.State, rules, weights=None, part: str = PART) -> nnx.State:
     """The transformer's parameters from a pipeline folder, official or converted, or from `weights`, read as
     a `Checkpoint` is, in its place; on the first device or where the shardings of `abstract` say.
     """
-    store = folder / "transformer" / NAME
+    store = folder / part / NAME
     if weights is not None or not store.is_dir() or quantized_keys(abstract, rules):
-        given = weights or stored_transformer(folder, rules)
+        given = weights or stored_transformer(folder, rules, part)
         return load_parameters(quantized(given, abstract, rules), abstract, rules)
     import orbax.checkpoint as ocp  # here, since most checkpoints need none of it and it takes a while
 

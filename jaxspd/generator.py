@@ -18,7 +18,7 @@ from jaxspd.components.pipeline import Components
 from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.hub import fetch
-from jaxspd.loras import Loras, Paths, Scales
+from jaxspd.loras import Loras, Paths, Scales, of_each
 from jaxspd.media.metadata import made_by
 from jaxspd.media.output import check_writable, output_format, output_paths, write_output
 from jaxspd.models.attention import check_backend
@@ -72,20 +72,23 @@ class DiffGenerator:
         quantize: str | None = None,
         lora_path: Paths = None,
         lora_scale: Scales = None,
+        lora_path_2: Paths = None,
+        lora_scale_2: Scales = None,
     ):
         self.model_path = lasting_model_path(model_path)
         self.revision, self.quantize = revision, quantize
         self.transformer_weights_path = lasting_path(transformer_weights_path)
-        self.loras = Loras.of(lora_path, lora_scale)
-        self._lora_files = files = self.loras.open()
+        loras = Loras.of(lora_path, lora_scale), Loras.of(lora_path_2, lora_scale_2, "_2")
         start_backend()
         opened = fetch(model_path, revision=revision, transformer_weights_path=self.transformer_weights_path)
         self.family = family = replace(opened, streamed=dit_cpu_offload, quantize=quantize)
+        self.loras = of_each(family, *loras)
+        self._lora_files = files = [one.open() for one in self.loras]
         self._target = Target(attention_backend=attention_backend)
         platform = self._target.device.platform
         check_backend(attention_backend, platform)
         self.dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
-        self._components = Components(family, self.dtype, text_encoder_cpu_offload, self._target, files)
+        self._components = Components(family, self.dtype, text_encoder_cpu_offload, self._target, files[0])
         self._components.check()
         self._residency = self._components.residency
         self._denoiser = Denoiser(family, self.dtype, self._residency, files)
@@ -104,6 +107,8 @@ class DiffGenerator:
         quantize: str | None = None,
         lora_path: Paths = None,
         lora_scale: Scales = None,
+        lora_path_2: Paths = None,
+        lora_scale_2: Scales = None,
         compilation_cache: bool = True,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
@@ -117,7 +122,8 @@ class DiffGenerator:
         with a transformer for this pipeline, in safetensors or GGUF, that takes the place of the pipeline's
         own, whose weights then need not be there. `quantize` is int8 or fp8: the weights of the transformer's
         blocks are rounded to 8 bits as they are read, and multiplied so. `lora_path` names LoRAs, files or
-        hub ids, that are merged into the weights as these are read, `lora_scale` times. `compilation_cache`
+        hub ids, that are merged into the weights as these are read, `lora_scale` times; `lora_path_2` and
+        `lora_scale_2` those of the second transformer, where there are two. `compilation_cache`
         keeps compiled programs in the user's cache folder. Other weights are read when the first output needs
         them, and stay. UsageError for a folder that cannot be used, what the hub does not give, a LoRA that
         does not fit, or a backend that cannot stream or has not that attention.
@@ -134,21 +140,30 @@ class DiffGenerator:
             quantize,
             lora_path,
             lora_scale,
+            lora_path_2,
+            lora_scale_2,
         )
 
-    def set_loras(self, lora_path: Paths = None, lora_scale: Scales = None) -> None:
+    def set_loras(
+        self,
+        lora_path: Paths = None,
+        lora_scale: Scales = None,
+        lora_path_2: Paths = None,
+        lora_scale_2: Scales = None,
+    ) -> None:
         """Merges these LoRAs instead of those that were, or none. Only weights that either change are made
         anew, of what was kept of them in the host's memory, or where there was no room, of their files. Not
         to be called while another thread makes outputs. UsageError, before anything is changed, for a LoRA
         that does not fit.
         """
-        loras = Loras.of(lora_path, lora_scale)
-        files, before = loras.open(), self._lora_files
-        self._components.set_loras(files)
+        given = Loras.of(lora_path, lora_scale), Loras.of(lora_path_2, lora_scale_2, "_2")
+        loras = of_each(self.family, *given)
+        files, before = [one.open() for one in loras], self._lora_files
+        self._components.set_loras(files[0])
         try:
             self._denoiser.set_loras(files)
         except UsageError:
-            self._components.set_loras(before)
+            self._components.set_loras(before[0])
             raise
         self.loras, self._lora_files = loras, files
 
@@ -238,7 +253,7 @@ class DiffGenerator:
         if not tasks:
             return
         family, seconds = reading(self.family, request), result.seconds
-        leading, parameters = family.leading(request.num_frames), None
+        leading, waiting = family.leading(request.num_frames), True
         loading = self._denoiser.load()
         programs, prepared, result.programs = self._denoiser.prepare(family, request, plan)
         if self._denoiser.place == "device":
@@ -250,8 +265,9 @@ class DiffGenerator:
         with ProgressBar(plan, len(tasks), show_progress) as progress:
             tell = partial(self._tell, progress, watch, plan)
             for group, conditioning in zip(by_prompt, conditionings, strict=True):
-                if parameters is None:  # the first texts are encoded meanwhile
-                    parameters, seconds["load"] = loading.result()
+                if waiting:  # the first texts are encoded meanwhile
+                    # Nothing here holds the weights, which may have to give way to others.
+                    waiting, seconds["load"], loading = False, loading.result()[1], None
                     seconds["compile"] = programs.wait(prepared)
                     self._residency.leave(peak_bytes(prepared))
                     # While the device is at work. What fails is told when it is tried again, to decode.
@@ -259,7 +275,9 @@ class DiffGenerator:
                     progress.begin()
                 for task in group:
                     noises = programs.noises(plan, [task.request["seed"]], leading)
-                    clean, taken = denoise(programs, plan, parameters, conditioning, noises, tell)
+                    take = partial(self._take, request, conditioning)
+                    with self._denoiser.turns.alone():
+                        clean, taken = denoise(programs, plan, None, None, noises, tell, take)
                     begin = time.perf_counter()
                     with memory_for(f"decoding {request.width}×{request.height} pixels"):
                         frames = self._components.decode(np.asarray(clean))[0]
@@ -276,6 +294,13 @@ class DiffGenerator:
                     result.peak_memory, result.resident = peak_memory(self._target.device), self._resident()
                     yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
                     del frames  # else they would lie in memory beside the next
+
+    def _take(self, request: Request, conditioning: Any, second: bool) -> tuple[Any, Any]:
+        """The weights of the first or the second transformer when they are there, and its conditioning."""
+        if second and isinstance(conditioning, Guided):
+            scale = np.full(1, request.guidance_scale_2, np.float32)
+            conditioning = conditioning._replace(scale=scale)
+        return self._denoiser.turns.take(int(second)), conditioning
 
     def _tell(self, bar: ProgressBar, watch: Watch | None, plan: Plan, step: Step) -> None:
         bar(step)
@@ -307,15 +332,16 @@ class DiffGenerator:
     def _resident(self) -> dict[str, str]:
         """Component -> where it stays in memory for the next call."""
         places = self._residency.places()
-        if self._denoiser.loaded:
-            places["transformer"] = self._denoiser.place
-        return dict(sorted(places.items()))
+        return dict(sorted((places | self._denoiser.places).items()))
 
     @property
     def _opened(self) -> dict[str, Any]:
         """What of the model shows in its outputs, by the names of `from_pretrained`."""
         own = {name: getattr(self, name) for name in ("model_path", "revision", WEIGHTS, "quantize")}
-        return own | {"lora_path": None, "lora_scale": None} | self.loras.report
+        own |= dict.fromkeys(("lora_path", "lora_scale", "lora_path_2", "lora_scale_2"))
+        for loras in self.loras:
+            own |= loras.report
+        return own
 
     def _params(self, asked: Asked) -> SamplingParams:
         """`asked`, checked; one that a result or a file holds must be of this model."""
@@ -328,7 +354,7 @@ class DiffGenerator:
                     given = lasting_model_path(given)
                 elif name == WEIGHTS:
                     given = lasting_path(given)
-                elif name == "lora_path":
+                elif name in ("lora_path", "lora_path_2"):
                     given = [*Loras.of(given).paths]
                 if given is not None and given != own[name]:
                     which = given if name in ("model_path", WEIGHTS) else f"{name} {given}"

@@ -49,9 +49,12 @@ def fetch(
         return open_family(folder, file)
     snapshot = open_snapshot(os.fspath(model_path), revision)
     family_class = pipeline_family(snapshot.folder, snapshot.model)
-    snapshot.get(configurations(snapshot, family_class.parts))
+    # Wan 2.2's second transformer, which the others of its class have not.
+    second = [part for part in ("transformer_2",) if snapshot.inside(part)]
+    snapshot.get(configurations(snapshot, (*family_class.parts, *second)))
     family = replace(family_class.from_folder(snapshot.folder), transformer_weights_path=file)
-    wanted = set(family.parts if parts is None else parts) - ({"transformer"} if file else set())
+    wanted = {*family.parts, *family.transformers} if parts is None else set(parts)
+    wanted = wanted - ({"transformer"} if file else set())
     snapshot.get([name for part in sorted(wanted) for name in part_files(snapshot, family, part)])
     return family
 
@@ -213,12 +216,12 @@ def part_files(snapshot: Snapshot, family, part: str) -> Iterator[str]:
     weights in safetensors, of which those at full precision are preferred.
     """
     inside = snapshot.inside(part)
-    stem = {"transformer": STEM, **family.weights}.get(part)
+    stem = (dict.fromkeys(family.transformers, STEM) | family.weights).get(part)
     if stem is None:
         yield from (f"{part}/{name}" for name in inside if PurePosixPath(name).suffix in TOKENIZER_FILES)
         return
     stored = [name for name in inside if name.startswith(f"{NAME}/")]
-    if part == "transformer" and stored:
+    if part in family.transformers and stored:
         yield from (f"{part}/{name}" for name in stored)
         return
     entry = weight_entry(inside, stem)

@@ -20,19 +20,22 @@ class Loras:
 
     paths: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
+    which: str = ""
 
     @classmethod
-    def of(cls, paths: Paths = None, scales: Scales = None) -> "Loras":
-        """One or several, each with a strength, or none for 1 each; UsageError for another number of them."""
-        paths = [lasting(path) for path in _several("lora_path", paths, str | os.PathLike, "text")]
-        given = _several("lora_scale", scales, int | float, "a number, or several")
+    def of(cls, paths: Paths = None, scales: Scales = None, which: str = "") -> "Loras":
+        """One or several, each with a strength, or none for 1 each; UsageError for another number of them.
+        `which` ends the names of options, "_2" for the second of two transformers.
+        """
+        path_name, scale_name = f"lora_path{which}", f"lora_scale{which}"
+        paths = [lasting(path) for path in _several(path_name, paths, str | os.PathLike, "text")]
+        given = _several(scale_name, scales, int | float, "a number, or several")
         if given and not paths:
-            raise UsageError("lora_scale needs a lora_path; give one or leave it out")
+            raise UsageError(f"{scale_name} needs a {path_name}; give one or leave it out")
         if given and len(given) != len(paths):
-            raise UsageError(
-                f"{len(given)} lora_scale for {len(paths)} lora_path; give one for each, or none for 1 each"
-            )
-        return cls(tuple(paths), tuple(map(float, given or [1.0] * len(paths))))
+            numbers = f"{len(given)} {scale_name} for {len(paths)} {path_name}"
+            raise UsageError(f"{numbers}; give one for each, or none for 1 each")
+        return cls(tuple(paths), tuple(map(float, given or [1.0] * len(paths))), which)
 
     def open(self) -> list[tuple[LoraFile, float]]:
         """The files, which come from the hub where they must, and their strengths."""
@@ -43,7 +46,16 @@ class Loras:
     @property
     def report(self) -> dict[str, list]:
         """What of them stands in an output's parameters."""
-        return {"lora_path": [*self.paths], "lora_scale": [*self.scales]} if self.paths else {}
+        if not self.paths:
+            return {}
+        return {f"lora_path{self.which}": [*self.paths], f"lora_scale{self.which}": [*self.scales]}
+
+
+def of_each(family, first: Loras, second: Loras) -> list[Loras]:
+    """Those of each of the family's transformers; UsageError for a second's where there is none."""
+    if len(family.transformers) == 1 and second.paths:
+        raise UsageError(f"{family.title} has one transformer; leave lora_path_2 out")
+    return [first, second][: len(family.transformers)]
 
 
 def lasting(given: str | os.PathLike) -> str:

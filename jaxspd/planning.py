@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from dataclasses import asdict, fields, replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxspd.errors import UsageError
 from jaxspd.request import Request, SamplingParams
 from jaxspd.sampling.forecast import forecasting_plan
 from jaxspd.sampling.solvers import SOLVERS, default_solver
+from jaxspd.sampling.turns import divided_plan
 from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
 from jaxspd.spectral.plan import MODES, Plan, activation_thresholds, make_plan
 from jaxspd.spectral.spectrum import Spectrum
@@ -89,6 +91,7 @@ def resolve(family, params: SamplingParams) -> Request:
         noise_levels=noise_levels,
         num_inference_steps=params.num_inference_steps or family.default_steps,
         guidance_scale=guidance,
+        guidance_scale_2=second_guidance(family, params),
         negative_prompt=negative,
         scheduler=scheduler,
         num_frames=frames(family, params),
@@ -97,6 +100,22 @@ def resolve(family, params: SamplingParams) -> Request:
         width=width,
     )
     return Request(**given | decided)
+
+
+def second_guidance(family, params: SamplingParams) -> float | None:
+    """The guidance scale of the second of two transformers: what is asked for, of the first if not of this,
+    or else the family's. UsageError where there is but one.
+    """
+    given = params.guidance_scale_2
+    if len(family.transformers) == 1:
+        if given is not None:
+            raise UsageError(f"{family.title} has one transformer; leave guidance_scale_2 out")
+        return None
+    if given is None:
+        given = family.default_guidance_2 if params.guidance_scale is None else params.guidance_scale
+    if not math.isfinite(given):
+        raise UsageError(f"guidance_scale_2 must be a finite number, not {given:g}")
+    return given
 
 
 def reading(family, params: SamplingParams):
@@ -141,6 +160,8 @@ def plan_request(family, params: SamplingParams) -> Plan:
         noise=request.progressive_noise,
         history=request.progressive_history,
     )
+    if len(family.transformers) > 1:
+        plan = divided_plan(plan, family.is_second)
     return forecasting_plan(plan, request.forecast)
 
 
@@ -253,6 +274,7 @@ def plan_report(family, plan: Plan) -> dict:
                 "start": stage.start,
                 "end": stage.end,
                 "evaluated": stage.evaluated,
+                **({"second": sorted(stage.second)} if any(s.second for s in plan.stages) else {}),
                 "sigma": stage.sigma,
                 "aligned_sigma": stage.aligned_sigma,
             }
@@ -280,6 +302,13 @@ def plan_table(family, plan: Plan) -> str:
             f"{number:>5}  {f'{h}×{w}':>9}  {stage.tokens:>6}  {f'{stage.start}–{stage.end - 1}':>9}  "
             f"{stage.sigma:>8.6f}  {stage.aligned_sigma:>9.6f}"
         )
+    if any(stage.second for stage in plan.stages):
+        steps = ((step, step in s.second) for s in plan.stages for step in range(s.start, s.end))
+        told = []
+        for second, turn in itertools.groupby(steps, key=itemgetter(1)):
+            numbers = [step for step, _ in turn]
+            told.append(f"{'second' if second else 'first'} {numbers[0]}–{numbers[-1]}")
+        lines.append(f"steps of the two transformers: {', '.join(told)}")
     if plan.forwards < plan.steps:
         steps = [step for stage in plan.stages for step in stage.evaluated]
         lines.append(

@@ -65,6 +65,9 @@ class SamplingParams:
     )
     num_inference_steps: int | None = option(None, "denoising steps", int)
     guidance_scale: float | None = option(None, "how closely to follow the prompt", float)
+    guidance_scale_2: float | None = option(
+        None, "the same for Wan 2.2's second transformer (default: as of the first)", float
+    )
     height: int | None = option(None, "height in pixels", int)
     width: int | None = option(None, "width in pixels", int)
     num_frames: int | None = option(None, "frames of a video, 4k + 1; 1 makes a picture", int)

@@ -197,14 +197,14 @@ def test_a_real_folder_opens_and_runs_what_its_card_says(tmp_path, name):
             {},
             WAN_SCHEDULER,
             {},
-            "Wan 2.2 checkpoint",
+            "lacks transformer_2",
         ),
         (
             {"_class_name": "WanPipeline", "boundary_ratio": None, "expand_timesteps": True},
             {},
             WAN_SCHEDULER,
             {},
-            "Wan 2.2 checkpoint",
+            "Wan 2.2's TI2V-5B",
         ),
         (
             {"_class_name": "WanImageToVideoPipeline"},

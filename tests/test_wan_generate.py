@@ -294,15 +294,11 @@ def test_a_model_of_pictures_makes_no_video(refused, flux1_folder, flags):
     assert "makes pictures" in refused(*flags, "--height", "64", "--width", "64", model=flux1_folder)
 
 
-def test_a_shift_that_follows_the_size_is_left_alone(refused, flux1_folder):
-    assert "leave --flow-shift out" in refused("--flow-shift", "3", model=flux1_folder)
-
-
 @pytest.mark.parametrize(
     ("part", "change", "says"),
     [
-        ("model_index.json", {"boundary_ratio": 0.875}, "Wan 2.2"),
-        ("model_index.json", {"expand_timesteps": True}, "Wan 2.2"),
+        ("model_index.json", {"boundary_ratio": 0.875}, "lacks transformer_2"),
+        ("model_index.json", {"expand_timesteps": True}, "Wan 2.2's TI2V-5B"),
         ("transformer/config.json", {"image_dim": 1280}, "animates pictures"),
         ("transformer/config.json", {"in_channels": 36}, "do not belong together"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "names DDIMScheduler"),

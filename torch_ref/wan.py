@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video with spectral progressive diffusion (arXiv 2605.18736) on diffusers' modules."""
+"""Wan text-to-video with spectral progressive diffusion (arXiv 2605.18736) on diffusers' modules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def set_schedule(
 
 
 class WanReference(Reference):
-    """Wan 2.1 as diffusers computes it, on latents ``[B, C, T, H, W]`` in float32."""
+    """Wan as diffusers computes it, on latents ``[B, C, T, H, W]`` in float32."""
 
     @classmethod
     def from_pretrained(
@@ -67,17 +67,24 @@ class WanReference(Reference):
         prompt_embeds: torch.Tensor,
         negative_embeds: torch.Tensor | None = None,
         guidance_scale: float = 5.0,
+        guidance_scale_2: float | None = None,
     ) -> torch.Tensor:
         """Predicted ``noise - clean`` at ``latents`` ``[B, C, T, H, W]``, same shape, float32.
 
         With ``negative_embeds`` there are two passes and classifier-free guidance; without, one
-        pass, which ``guidance_scale`` does not change.
+        pass, which ``guidance_scale`` does not change. Below Wan 2.2's boundary the second
+        transformer predicts, with ``guidance_scale_2`` or else the same.
         """
-        return self._velocity(latents, self.timestep(sigma), prompt_embeds, negative_embeds, guidance_scale)
+        scales = guidance_scale, guidance_scale_2
+        return self._velocity(latents, self.timestep(sigma), prompt_embeds, negative_embeds, scales)
 
     @torch.no_grad()
-    def _velocity(self, latents, timestep, prompt_embeds, negative_embeds, guidance_scale) -> torch.Tensor:
-        transformer = self.pipeline.transformer
+    def _velocity(self, latents, timestep, prompt_embeds, negative_embeds, scales) -> torch.Tensor:
+        transformer, guidance_scale = self.pipeline.transformer, scales[0]
+        boundary = self.pipeline.config.boundary_ratio
+        if boundary is not None and timestep < boundary * self.pipeline.scheduler.config.num_train_timesteps:
+            transformer = self.pipeline.transformer_2
+            guidance_scale = scales[0] if scales[1] is None else scales[1]
 
         def predict(embeds: torch.Tensor) -> torch.Tensor:
             return transformer(
@@ -102,6 +109,7 @@ class WanReference(Reference):
         *,
         num_inference_steps: int,
         guidance_scale: float = 5.0,
+        guidance_scale_2: float | None = None,
         scheduler: Literal["unipc", "euler"] = "unipc",
         flow_shift: float | None = None,
         **growth,
@@ -131,7 +139,8 @@ class WanReference(Reference):
                 if sigma != solver.sigmas[i].item():
                     solver.sigmas[i], timesteps[i] = sigma, self.timestep(sigma)
             for i in range(first, first + len(segment.sigmas) - 1):
-                inputs = latents, timesteps[i], prompt_embeds, negative_embeds, guidance_scale
+                scales = guidance_scale, guidance_scale_2
+                inputs = latents, timesteps[i], prompt_embeds, negative_embeds, scales
                 sigma = segment.sigmas[i - first]
                 velocity = forecaster(i, sigma, lambda inputs=inputs: self._velocity(*inputs))
                 latents = solver.step(velocity, solver.timesteps[i], latents).prev_sample

@@ -75,19 +75,20 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="force the attention kernel: cudnn, splash (TPUs) or xla (default: the best that serves)",
     )
-    parser.add_argument(
-        "--lora-path",
-        nargs="+",
-        metavar="FILE",
-        help="LoRAs to merge into the weights, files or hub ids",
-    )
-    parser.add_argument(
-        "--lora-scale",
-        nargs="+",
-        type=float,
-        metavar="NUMBER",
-        help="strength of each LoRA (default: 1)",
-    )
+    for which, of in (("", ""), ("-2", " of Wan 2.2's second transformer")):
+        parser.add_argument(
+            f"--lora-path{which}",
+            nargs="+",
+            metavar="FILE",
+            help=f"LoRAs to merge into the weights{of}, files or hub ids",
+        )
+        parser.add_argument(
+            f"--lora-scale{which}",
+            nargs="+",
+            type=float,
+            metavar="NUMBER",
+            help=f"strength of each LoRA{of} (default: 1)",
+        )
     parser.add_argument(
         "--compilation-cache",
         type=boolean,

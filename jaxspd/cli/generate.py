@@ -24,10 +24,13 @@ MODEL_KEYS = {
     "quantize": str,
     "lora_path": list,
     "lora_scale": list,
+    "lora_path_2": list,
+    "lora_scale_2": list,
     "compilation_cache": bool,
     "skip_existing": bool,
     "preview": str,
 }
+LORAS = {"lora_path": "lora_scale", "lora_path_2": "lora_scale_2"}
 # Flags that take the place of what a configuration file says in other words.
 REPLACES = {
     "progressive_levels": ["progressive_scales"],
@@ -74,8 +77,12 @@ def run(args: argparse.Namespace) -> int:
     known = [item.name for item in fields(SamplingParams)]
     check_keys(values, [*known, *MODEL_KEYS])
     if args.model_path is not None:
-        for name in ("revision", "transformer_weights_path"):
-            values.pop(name, None)  # the other model's
+        # The other model's
+        for name in ("revision", "transformer_weights_path", *LORAS, *LORAS.values()):
+            values.pop(name, None)
+    for path, scale in LORAS.items():
+        if getattr(args, path) is not None:
+            values.pop(scale, None)  # the other LoRAs'
     for name, kind in MODEL_KEYS.items():
         given = getattr(args, name)
         if given is not None:

@@ -1,23 +1,16 @@
-"""The transformer of a pipeline: its weights and its compiled programs."""
+"""The denoiser of a pipeline: a transformer, or two that take turns, and the compiled programs."""
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jaxspd.convert.loader import refetch
-from jaxspd.convert.lora import Merged, changes, transformer
-from jaxspd.convert.lora_file import LoraFile
-from jaxspd.convert.orbax_store import check_transformer, load_transformer, stored_transformer
-from jaxspd.convert.single_file import replaced_transformer
+from jaxspd.components.transformer import Loras, Transformer, Turns
 from jaxspd.errors import UsageError
 from jaxspd.request import Request
 from jaxspd.runtime.layerwise import HOST
-from jaxspd.runtime.memory import memory_for
 from jaxspd.runtime.residency import Residency
 from jaxspd.sampling.forecast import forecasting
 from jaxspd.sampling.guidance import Guided, guide
@@ -25,104 +18,59 @@ from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
 
-# Files, and the strength of each.
-Loras = Sequence[tuple[LoraFile, float]]
-
 
 class Denoiser:
     """What denoises the latents of `family`, in `dtype`. Weights are read when they are first needed, and
-    stay: `residency` is told of their coming, and tells the target. Several threads may use it at once.
+    stay: `residency` is told of their coming, and tells the target. `loras` are those of each transformer.
+    Several threads may use it at once.
 
     UsageError if the weights' files do not fit the configuration, or the family is to stream its layers and
     the backend cannot.
     """
 
-    def __init__(self, family, dtype, residency: Residency, loras: Loras = ()):
+    def __init__(self, family, dtype, residency: Residency, loras: Sequence[Loras] = ()):
         device = residency.target.device
         if family.streamed and HOST not in (m.kind for m in device.addressable_memories()):
             raise UsageError(
                 f"JAX's {device.platform} backend streams nothing from host memory; leave dit_cpu_offload out"
             )
+        if len(family.transformers) > 1 and family.transformer_weights_path:
+            raise UsageError(
+                f"{family.title} has two transformers, and transformer_weights_path is of one; leave it out "
+                "or put the files into the pipeline's folders"
+            )
         self.family, self._residency = family, residency
         self.parameters = family.abstract_parameters(dtype, device)
-        self._weights = replaced_transformer(family)
-        if loras:
-            self._weights = self._merged(loras)
-        check_transformer(family.folder, self.parameters, family.rules, self._weights)
+        pool = ThreadPoolExecutor(1, "load")
+        self._transformers = [
+            Transformer(family, part, self.parameters, residency, pool, own)
+            for part, own in zip(family.transformers, loras or [()] * len(family.transformers), strict=True)
+        ]
+        self.turns = Turns(self._transformers, residency)
         self._velocity = family.velocity_function(dtype)
         self._programs: dict[tuple[str, str, bool], Programs] = {}
-        self._lock, self._pool = Lock(), ThreadPoolExecutor(1, "load")
-        self._loading: Future | None = None
+        self._lock = Lock()
 
     def load(self) -> Future:
-        """The weights, on their way or there, and the seconds that reading them took. A load that failed is
-        tried again the next time, since memory that it lacked may be free by then.
+        """The weights that a run begins with, on their way or there, and the seconds that this took."""
+        return self.turns.load()
+
+    def set_loras(self, loras: Sequence[Loras]) -> None:
+        """Merges `loras`, of each transformer, instead of those that were; not to be called while an output
+        is made. UsageError if one does not fit.
         """
-        with self._lock:
-            if self._loading is None or (self._loading.done() and self._loading.exception()):
-                if self.place == "host":
-                    leaves = jax.tree.leaves(self.parameters)
-                    self._residency.to_come = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-                self._loading = self._pool.submit(self._load)
-            return self._loading
-
-    def _load(self):
-        begin = time.perf_counter()
-        try:
-            with memory_for(f"{self.family.title}'s transformer", "use dit_cpu_offload, or a smaller model"):
-                loaded = load_transformer(
-                    self.family.folder, self.parameters, self.family.rules, self._weights
-                )
-                # Plain dictionaries: JAX takes them apart in a sixth of the time, and does so at every step.
-                return nnx.to_pure_dict(jax.block_until_ready(loaded)), time.perf_counter() - begin
-        finally:
-            self._residency.to_come = 0
-
-    def _merged(self, loras: Loras) -> Merged:
-        """The transformer's files with `loras` in them."""
-        tensors = self._weights or stored_transformer(self.family.folder, self.family.rules)
-        found = changes(loras, transformer(self.family.name, tensors, self.family.rules))
-        return Merged(tensors, found, self._residency.has_host_room)
-
-    def set_loras(self, loras: Loras) -> None:
-        """Merges `loras` instead of those that were. What either change is made anew of what the files hold,
-        nothing else is read; not to be called while an output is made. UsageError if one does not fit.
-        """
-        with self._lock:
-            weights = self._weights
-            if not isinstance(weights, Merged):
-                weights = self._merged(loras)
-                found, before = weights.changes, set()
-            else:
-                model = transformer(self.family.name, weights, self.family.rules)
-                found, before = changes(loras, model), {*weights.changes}
-            weights.changes, self._weights = found, weights
-            loading = self._loading
-            if loading is None or (loading.done() and loading.exception()):
-                return
-            loaded, _ = loading.result()
-            try:
-                fetched = refetch(weights, self.parameters, self.family.rules, before | found.keys())
-                for path, array in fetched:
-                    *parents, name = path
-                    place = loaded
-                    for parent in parents:
-                        place = place[parent]
-                    place[name] = array
-            except BaseException:
-                self._loading = None  # some are changed and some are not: all are to be read again
-                raise
+        for one, own in zip(self._transformers, loras, strict=True):
+            one.set_loras(own)
 
     @property
-    def loaded(self) -> bool:
-        """Whether the weights are in memory, or on their way."""
-        return self._loading is not None
+    def places(self) -> dict[str, str]:
+        """Transformer -> "host" or "device", for those in memory or on their way."""
+        return {one.part: one.place for one in self._transformers if one.loaded}
 
     @property
     def place(self) -> str:
-        """Where the weights lie, or nearly all of them: "host" or "device"."""
-        on_cpu = self._residency.target.device.platform == "cpu"
-        return "host" if self.family.streamed or on_cpu else "device"
+        """Where weights lie when they are read, or nearly all of them: "host" or "device"."""
+        return self._transformers[0].place
 
     def programs(self, request: Request) -> Programs:
         """The compiled programs that the solver and the grid asked for share."""

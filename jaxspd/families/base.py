@@ -53,6 +53,8 @@ class BaseFamily:
     # A family of videos sets both; one of pictures has a single frame and no rate.
     default_frames: ClassVar[int] = 1
     default_fps: ClassVar[int | None] = None
+    # Of the transformers that take turns, which are of one shape: their folders.
+    transformers: ClassVar[tuple[str, ...]] = ("transformer",)
     # What is guided away from where nothing is said.
     default_negative_prompt: ClassVar[str] = ""
     # How two predictions become one where there is a negative prompt.
@@ -114,6 +116,15 @@ class BaseFamily:
     def guided(self, guidance_scale: float) -> bool:
         """Whether there is a second pass with a negative prompt: as most official pipelines do, above 1."""
         return guidance_scale > 1
+
+    def is_second(self, sigma: float) -> bool:
+        """Whether a step that begins at noise level σ is the second transformer's, where there are two."""
+        return False
+
+    @property
+    def default_guidance_2(self) -> float | None:
+        """The guidance scale of the second transformer, where there is one."""
+        return None
 
     def default_prompt_suffix(self, prompt: str) -> str:
         """What the model card puts after a prompt."""

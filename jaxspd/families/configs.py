@@ -27,11 +27,13 @@ class SchedulerConfig:
     time_shift_type: str = "exponential"
 
 
-def read_transformer_config(folder: Path, config_class: type, given: Mapping[str, Any] | None = None) -> Any:
-    """`config_class` with those of its fields that `transformer/config.json` holds, or `given` in its place;
-    UsageError for a value of another type, or a number that is not positive.
+def read_transformer_config(
+    folder: Path, config_class: type, given: Mapping[str, Any] | None = None, part: str = "transformer"
+) -> Any:
+    """`config_class` with those of its fields that `config.json` of the pipeline's `part` holds, or `given`
+    in its place; UsageError for a value of another type, or a number that is not positive.
     """
-    path = folder / "transformer" / "config.json"
+    path = folder / part / "config.json"
     config = config_class(**checked_fields(path, read_json(path) if given is None else given, config_class))
     for name, value in vars(config).items():
         if isinstance(value, float) and value <= 0:

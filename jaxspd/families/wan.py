@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video, 1.3B and 14B (Alibaba, arXiv 2503.20314)."""
+"""Wan text-to-video: 2.1's 1.3B and 14B (Alibaba, arXiv 2503.20314), and 2.2's A14B of two transformers."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -33,6 +33,8 @@ OFFICIAL_SCHEDULER = {
     "use_flow_sigmas": True,
     "flow_shift": 3.0,
 }
+# The folder of Wan 2.2's transformer for less noise.
+SECOND = "transformer_2"
 CONFIG_1_3B = WanConfig(num_attention_heads=12, num_layers=30, ffn_dim=8960)
 # What the authors' own program leads away from where nothing is said: garish colours, overexposure, still
 # frames, blur, subtitles, artefacts, misshapen bodies. The example of the model card says it in English.
@@ -45,13 +47,12 @@ NEGATIVE = (
 
 @dataclass(frozen=True)
 class Family(BaseFamily):
-    """What the sampler and the generator need to know of a Wan 2.1 checkpoint.
+    """What the sampler and the generator need to know of a Wan checkpoint.
 
     Without a folder it is the 1.3B model as published, good for planning and counting.
     """
 
     name: ClassVar[str] = "wan"
-    title: ClassVar[str] = "Wan 2.1"
     rules: ClassVar = RULES
     transformer: ClassVar = WanTransformer
     vae_dtype: ClassVar = jnp.float32  # as the model card loads it
@@ -63,6 +64,8 @@ class Family(BaseFamily):
     vae: VideoAutoencoderConfig = VideoAutoencoderConfig()
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
+    # Of Wan 2.2: the share of the noise's time below which the second transformer takes over.
+    boundary: float | None = None
 
     @classmethod
     def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
@@ -70,10 +73,13 @@ class Family(BaseFamily):
         the place of `transformer/config.json`.
         """
         index = read_json(folder / "model_index.json")
-        if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
-            raise UsageError(f"{folder} is a Wan 2.2 checkpoint; jaxspd runs Wan 2.1 text-to-video")
+        if index.get("expand_timesteps"):
+            raise UsageError(
+                f"{folder} is Wan 2.2's TI2V-5B; jaxspd runs Wan text-to-video: 2.1, or 2.2's A14B"
+            )
         check_parts(folder, cls.parts, transformer)
         config = read_transformer_config(folder, WanConfig, transformer)
+        boundary = read_boundary(folder, index, config)
         vae = read_autoencoder(folder / "vae", "AutoencoderKLWan")
         whole = transformer or read_config(folder / "transformer")
         if whole.get("image_dim") or whole.get("added_kv_proj_dim"):
@@ -96,14 +102,44 @@ class Family(BaseFamily):
             vae,
             read_spectrum(folder, SPECTRUM),
             read_text_length(folder, "tokenizer", 512),
+            boundary=boundary,
         )
+
+    # Two transformers, of Wan 2.2.
+
+    @property
+    def title(self) -> str:
+        return "Wan 2.1" if self.boundary is None else "Wan 2.2"
+
+    @property
+    def transformers(self) -> tuple[str, ...]:
+        return ("transformer",) if self.boundary is None else ("transformer", SECOND)
+
+    def is_second(self, sigma: float) -> bool:
+        """Whether the transformer for less noise takes a step that begins at σ, by the model's own time."""
+        return self.boundary is not None and self.time(np.float32(sigma), np) < 1000 * self.boundary
 
     # Defaults: those of the model cards.
 
-    default_steps: ClassVar[int] = 50
-    default_guidance: ClassVar[float] = 5.0
     default_negative_prompt: ClassVar[str] = NEGATIVE
-    default_size: ClassVar[tuple[int, int]] = (480, 832)
+
+    @property
+    def default_steps(self) -> int:
+        return 50 if self.boundary is None else 40
+
+    @property
+    def default_guidance(self) -> float:
+        return 5.0 if self.boundary is None else 4.0
+
+    @property
+    def default_guidance_2(self) -> float | None:
+        return None if self.boundary is None else 3.0
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (480, 832) if self.boundary is None else (720, 1280)
+
     default_frames: ClassVar[int] = 81
     default_fps: ClassVar[int] = 16
 
@@ -144,9 +180,15 @@ class Family(BaseFamily):
 
     def velocity(self, model, latents, sigma, conditioning):
         """The velocity of `latents` `[B, C, T, H, W]`."""
-        # The official UniPC scheduler counts its time steps in whole thousandths; Euler's does not.
-        time = jnp.floor(1000 * sigma) if is_unipc(self.scheduler) else 1000 * sigma
-        return model(latents, conditioning["text"], jnp.broadcast_to(time, latents.shape[:1]))
+        time = jnp.broadcast_to(self.time(sigma, jnp), latents.shape[:1])
+        return model(latents, conditioning["text"], time)
+
+    def time(self, sigma, numpy):
+        """The model's time at σ, computed by NumPy or JAX's: the official UniPC scheduler counts its time
+        steps in whole thousandths, Euler's does not.
+        """
+        time = numpy.float32(1000) * sigma
+        return numpy.floor(time) if is_unipc(self.scheduler) else time
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of `condition`'s result: the same for every prompt."""
@@ -164,6 +206,24 @@ class Family(BaseFamily):
         [umt5] = encoders
         ids, mask = umt5.tokenizer.encode([clean(prompt) for prompt in prompts], self.text_tokens)
         return {"text": np.where(mask[:, :, None], umt5(ids, mask), 0)}
+
+
+def read_boundary(folder: Path, index: dict, config: WanConfig) -> float | None:
+    """Where the second of two transformers takes over; None where there is one. UsageError if they are not of
+    one shape, or one of the two is missing.
+    """
+    boundary, second = index.get("boundary_ratio"), (folder / SECOND).is_dir()
+    if boundary is None and not second:
+        return None
+    path = folder / "model_index.json"
+    if not isinstance(boundary, int | float) or isinstance(boundary, bool) or not 0 < boundary < 1:
+        raise wrong(path, "boundary_ratio", boundary, "a number between 0 and 1, as Wan 2.2 has it")
+    check_parts(folder, (SECOND,))
+    if read_transformer_config(folder, WanConfig, part=SECOND) != config:
+        raise UsageError(
+            f"{folder}: the config.json of transformer and {SECOND} differ; they do not belong together"
+        )
+    return float(boundary)
 
 
 def clean(prompt: str) -> str:

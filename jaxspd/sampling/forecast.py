@@ -30,8 +30,8 @@ HISTORY = 2
 
 def forecasting_plan(plan: Plan, growth: float | None) -> Plan:
     """`plan`, in which steps are forecast; the intervals between those that are not grow by `growth` with
-    each. None forecasts nothing. What was evaluated is forgotten where the grid grows, so a new stage's first
-    steps evaluate too. UsageError unless `growth` is a finite number of 0 or more.
+    each. None forecasts nothing. What was evaluated is forgotten where the grid grows or another model takes
+    over, so the first steps then evaluate too. UsageError unless `growth` is a finite number of 0 or more.
     """
     if growth is None:
         return plan
@@ -39,12 +39,14 @@ def forecasting_plan(plan: Plan, growth: float | None) -> Plan:
         raise UsageError(f"forecast must be a finite number of 0 or more, not {growth:g}")
     due, window, stages = WARM_UP - 1 + WINDOW, WINDOW, []
     for stage in plan.stages:
-        skipped = set()
+        skipped, begun = set(), stage.start
         for step in range(stage.start, stage.end):
+            if (step in stage.second) != (step - 1 in stage.second):
+                begun = step
             if step == due:
                 window += growth
                 due = step + math.floor(window)
-            elif step >= WARM_UP and step - stage.start >= RESTART:
+            elif step >= WARM_UP and step - begun >= RESTART:
                 skipped.add(step)
         stages.append(replace(stage, skipped=frozenset(skipped)))
     return replace(plan, stages=tuple(stages))

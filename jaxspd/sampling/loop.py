@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,16 +51,18 @@ def denoise(
     conditioning,
     noises: Sequence[np.ndarray],
     progress: Progress = lambda step: None,
+    take: Callable[[bool], tuple[Any, Any]] | None = None,
 ) -> tuple[jax.Array, list[float]]:
     """Runs `plan` and returns the clean latents `[B, C, ...]` and the seconds each stage took.
 
     `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. `progress` hears of every
     step that is done; the next step of the stage has been dispatched by then, so the device does not wait for
-    the host. What `progress` raises ends the run. UsageError names the step after which the latents are not
-    all finite numbers.
+    the host. What `progress` raises ends the run. Where two models take turns, `take` gives the parameters
+    and the conditioning of the first (False) or of the second (True) when its turn begins, and those given
+    are not used. UsageError names the step after which the latents are not all finite numbers.
     """
     # Once, not at each step.
-    parameters = jax.tree.leaves(parameters)
+    parameters, second = jax.tree.leaves(parameters), None
     conditioning, latents = jax.device_put((conditioning, noises[0]))
     state, seconds = programs.solver.init(latents), []
 
@@ -85,6 +88,12 @@ def denoise(
             if step in stage.skipped:
                 latents, state = programs.forecast(latents, state, weights(evaluated, sigma), *levels)
             else:
+                if take and (step in stage.second) != second:
+                    # What the other works with can go when it has ended.
+                    jax.block_until_ready(latents)
+                    second, parameters = step in stage.second, None
+                    parameters, conditioning = take(second)
+                    parameters, conditioning = jax.tree.leaves(parameters), jax.device_put(conditioning)
                 latents, state = programs.step(parameters, latents, state, *levels, conditioning)
                 evaluated.insert(0, sigma)
             if running:

@@ -22,7 +22,8 @@ class Stage:
     `start` and `end` count steps of the whole schedule, `end` exclusive. `sigmas` holds the
     `end - start + 1` noise levels that the steps run between; its first entry is `aligned_sigma`.
     `sigma` is the level that the stage before came to, and `kappa` the factor that aligned it (1
-    where nothing was aligned). Steps in `skipped`, counted as `start` is, do without the model.
+    where nothing was aligned). Steps in `skipped`, counted as `start` is, do without the model; those in
+    `second` are the second's of two models.
     """
 
     latent: tuple[int, int]
@@ -33,6 +34,7 @@ class Stage:
     kappa: float
     sigmas: tuple[float, ...]
     skipped: frozenset[int] = frozenset()
+    second: frozenset[int] = frozenset()
 
     @property
     def aligned_sigma(self) -> float:

@@ -82,9 +82,12 @@ def write_wan(
     shard_size: str | None = None,
     flow_shift: float = 3.0,
     scheduler: SchedulerMixin | None = None,
+    boundary_ratio: float | None = None,
     seed: int = 0,
 ) -> Path:
     """Writes a tiny Wan to ``folder``, for ``WanPipeline.from_pretrained``; returns it.
+
+    With a ``boundary_ratio`` it is a Wan 2.2, of a second transformer too (officially 0.875).
 
     ``text_length`` is the tokenizer's ``model_max_length`` (officially the pipeline pads to
     512); ``scheduler`` replaces the official one with ``flow_shift``; a ``shard_size`` such as
@@ -105,13 +108,20 @@ def write_wan(
         )
     )
     randomise(text_encoder, seed + 1)
-    store_as(transformer, dtype)
+    second = None
+    if boundary_ratio is not None:
+        second = wan_transformer(num_layers=num_layers, seed=seed + 3)
+    for one in (transformer, second):
+        if one is not None:
+            store_as(one, dtype)
     pipeline = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder.to(dtype),
         vae=wan_vae(seed + 2),
         scheduler=scheduler or wan_scheduler(flow_shift),
         transformer=transformer,
+        transformer_2=second,
+        boundary_ratio=boundary_ratio,
     )
     pipeline.save_pretrained(folder, max_shard_size=shard_size)
     return folder
