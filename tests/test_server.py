@@ -24,6 +24,7 @@ from PIL import Image
 from jaxspd import DiffGenerator, SamplingParams, UsageError
 from jaxspd.cli import main
 from jaxspd.media.metadata import read_request
+from jaxspd.server.files import public
 from jaxspd.server.store import File, Store
 from tests import tiny
 from tests.serving import Held, serving
@@ -305,6 +306,13 @@ def test_each_request_is_a_line_of_log(server, caplog):
     assert refused.endswith("· seed must be 0 or more, not -1")
     assert "\n" not in missing
     assert not any("secret" in line for line in (made, refused, missing))
+
+
+def test_where_weights_lie_is_not_told():
+    hub = {"model_path": "owner/model", "lora_path": ["owner/lora", "owner/other"], "seed": 1}
+    assert public(hub) == hub
+    here = {"model_path": "/m", "transformer_weights_path": "/t", "lora_path": ["owner/lora", "/l"]}
+    assert public({**here, "seed": 1}) == {"seed": 1}
 
 
 def test_the_store_forgets_the_oldest():

@@ -14,14 +14,18 @@ from jaxspd.results import Output
 from jaxspd.server.store import File
 
 # Parameters that say where weights come from.
-PLACES = ("model_path", "transformer_weights_path")
+PLACES = ("model_path", "transformer_weights_path", "lora_path")
 MEDIA_TYPES = {"png": "image/png", "gif": "image/gif", "mp4": "video/mp4"}
 
 
 def public(request: dict[str, Any]) -> dict[str, Any]:
     """The parameters that repeat an output, without where this machine keeps weights: a hub id stays."""
-    local = [name for name in PLACES if os.path.exists(request.get(name) or "")]
-    return {name: value for name, value in request.items() if name not in local}
+    return {name: value for name, value in request.items() if name not in PLACES or not _local(value)}
+
+
+def _local(value: str | list[str]) -> bool:
+    """Whether `value` is a path on this machine, or holds one."""
+    return any(os.path.isabs(one) for one in ([value] if isinstance(value, str) else value))
 
 
 def png(pixels: np.ndarray, request: dict[str, Any] | None = None) -> bytes:
