@@ -47,7 +47,7 @@ GRIDS = ((0, 24, 0.7, (0.3, 0.7)), (1, 72, 1.6, (0.6, 0.25)), (2, 96, 2.3, (0.1,
 TURN_STEPS = 2800  # over which the turns go from the first shares to the last
 EMPTY_PROMPT_SHARE = 0.05
 WARM_STEPS = 200
-BEGINNING, BEGUN = DEMO / "transformer", 2300  # and the steps that it has seen
+BEGINNING, BEGUN = DEMO / "transformer", 2525  # and the steps that it has seen
 # The average of the weights reaches back over about a tenth of all steps so far, as Karras et al.
 # (arXiv 2312.02696) let it grow with training.
 AVERAGE_POWER = 9

@@ -53,7 +53,7 @@ class VideoAutoencoderConfig:
         the weights: as the compilers for GPUs lay it out (`bench/devices.py`). Of a video's chunks, what they
         carry on to the next is most of it.
         """
-        return (3.2 if frames == 1 else 10.9) * (self.decoder_base_dim or self.base_dim)
+        return (3.2 if frames == 1 else 10.3) * (self.decoder_base_dim or self.base_dim)
 
     @property
     def frames_per_latent(self) -> int:
