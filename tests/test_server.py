@@ -311,7 +311,12 @@ def test_each_request_is_a_line_of_log(server, caplog):
 def test_where_weights_lie_is_not_told():
     hub = {"model_path": "owner/model", "lora_path": ["owner/lora", "owner/other"], "seed": 1}
     assert public(hub) == hub
-    here = {"model_path": "/m", "transformer_weights_path": "/t", "lora_path": ["owner/lora", "/l"]}
+    here = {
+        "model_path": "/m",
+        "transformer_weights_path": "/t",
+        "lora_path": ["owner/lora", "/l"],
+        "lora_path_2": ["/l"],
+    }
     assert public({**here, "seed": 1}) == {"seed": 1}
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from jaxspd.media.output import poster_path, write_output, write_png
 from jaxspd.results import Output
 from jaxspd.server.store import File
 
-# Parameters that say where weights come from.
-PLACES = ("model_path", "transformer_weights_path", "lora_path")
+# Names of parameters that say where weights come from.
+PLACE = re.compile(r"_path(_\d+)?$")
 MEDIA_TYPES = {"png": "image/png", "gif": "image/gif", "mp4": "video/mp4"}
 
 
 def public(request: dict[str, Any]) -> dict[str, Any]:
     """The parameters that repeat an output, without where this machine keeps weights: a hub id stays."""
-    return {name: value for name, value in request.items() if name not in PLACES or not _local(value)}
+    return {name: value for name, value in request.items() if not (PLACE.search(name) and _local(value))}
 
 
 def _local(value: str | list[str]) -> bool:
