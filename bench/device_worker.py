@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,21 +48,25 @@ class Streamed:
         raise NotImplementedError("this is only compiled")
 
 
+def described(card: str, topology: str = "1x1x1") -> Any:
+    """GPUs of that kind, as `targets/` has it, side by side in one process."""
+    jax.devices()  # finds the plugins that are installed
+    text = "\n".join(
+        line for line in (TARGETS / f"{card}.txtpb").read_text().splitlines() if not line.startswith("#")
+    )
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name=card, target_config=text, topology=topology
+    )
+
+
 def target_of(card: str) -> Target:
     """A card's, or for "cpu" this machine's."""
     if card == "cpu":
         return Target(jax.devices("cpu")[0])
     if card in TOPOLOGIES:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[card])
-        return Target(described.devices[0])
-    jax.devices()  # finds the plugins that are installed
-    text = "\n".join(
-        line for line in (TARGETS / f"{card}.txtpb").read_text().splitlines() if not line.startswith("#")
-    )
-    described = topologies.get_topology_desc(
-        platform="cuda", topology_name=card, target_config=text, topology="1x1x1"
-    )
-    return Target(described.devices[0])
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[card])
+        return Target(slice_.devices[0])
+    return Target(described(card).devices[0])
 
 
 def denoise(published: Published, program: Program, target: Target) -> Layerwise:
@@ -78,7 +83,7 @@ def denoise(published: Published, program: Program, target: Target) -> Layerwise
 
     conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32)) if published.guided else one
     state = jax.eval_shape(solver.init, latents)
-    arguments = family.abstract_parameters(dtype), latents, state, SCALAR, SCALAR, conditioning
+    arguments = family.abstract_parameters(dtype, target), latents, state, SCALAR, SCALAR, conditioning
     return Layerwise(step, *arguments, target=target)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from .checkpoint import FLOATS, Checkpoint
 from .errors import UsageError, first_line
-from .loader import flat_parameters, holds_exactly, load_parameters, match, quantized, quantized_keys
+from .loader import Put, flat_parameters, holds_exactly, load_parameters, match, quantized, quantized_keys
 from .table import SCALE, official_keys
 
 NAME = "orbax"
@@ -100,14 +100,17 @@ def stored_transformer(folder: Path, rules, part: str = PART):
     return OrbaxWeights(store, rules) if store.is_dir() else Checkpoint(folder / part)
 
 
-def load_transformer(folder: Path, abstract: nnx.State, rules, weights=None, part: str = PART) -> nnx.State:
+def load_transformer(
+    folder: Path, abstract: nnx.State, rules, weights=None, part: str = PART, put: Put = jax.device_put
+) -> nnx.State:
     """The transformer's parameters from a pipeline folder, official or converted, or from `weights`, read as
-    a `Checkpoint` is, in its place; on the first device or where the shardings of `abstract` say.
+    a `Checkpoint` is, in its place; on the first device or where the shardings of `abstract` say. `put`
+    brings there what is read one by one.
     """
     store = folder / part / NAME
     if weights is not None or not store.is_dir() or quantized_keys(abstract, rules):
         given = weights or stored_transformer(folder, rules, part)
-        return load_parameters(quantized(given, abstract, rules), abstract, rules)
+        return load_parameters(quantized(given, abstract, rules), abstract, rules, put)
     import orbax.checkpoint as ocp  # here, since most checkpoints need none of it and it takes a while
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.pipeline import Components
+from jaxspd.devices import Degrees, spread_over
 from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.hub import fetch
@@ -32,6 +33,7 @@ from jaxspd.runtime.memory import memory_for
 from jaxspd.sampling.guidance import Guided
 from jaxspd.sampling.loop import Step, denoise
 from jaxspd.sampling.programs import peak_bytes
+from jaxspd.shards import share
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
 
@@ -74,11 +76,13 @@ class DiffGenerator:
         lora_scale: Scales = None,
         lora_path_2: Paths = None,
         lora_scale_2: Scales = None,
+        degrees: Degrees | None = None,
     ):
         self.model_path = lasting_model_path(model_path)
         self.revision, self.quantize = revision, quantize
         self.transformer_weights_path = lasting_path(transformer_weights_path)
         loras = Loras.of(lora_path, lora_scale), Loras.of(lora_path_2, lora_scale_2, "_2")
+        degrees = degrees or Degrees()
         start_backend()
         opened = fetch(model_path, revision=revision, transformer_weights_path=self.transformer_weights_path)
         self.family = family = replace(opened, streamed=dit_cpu_offload, quantize=quantize)
@@ -91,7 +95,9 @@ class DiffGenerator:
         self._components = Components(family, self.dtype, text_encoder_cpu_offload, self._target, files[0])
         self._components.check()
         self._residency = self._components.residency
-        self._denoiser = Denoiser(family, self.dtype, self._residency, files)
+        # The rest works on one device: it takes little of the time.
+        spread = spread_over(self._target, family, self.dtype, degrees)
+        self._denoiser = Denoiser(family, self.dtype, self._residency, files, spread)
         self._pool = ThreadPoolExecutor(1, "prepare")
 
     @classmethod
@@ -110,6 +116,7 @@ class DiffGenerator:
         lora_path_2: Paths = None,
         lora_scale_2: Scales = None,
         compilation_cache: bool = True,
+        **devices: Any,
     ) -> "DiffGenerator":
         """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
 
@@ -124,9 +131,11 @@ class DiffGenerator:
         blocks are rounded to 8 bits as they are read, and multiplied so. `lora_path` names LoRAs, files or
         hub ids, that are merged into the weights as these are read, `lora_scale` times; `lora_path_2` and
         `lora_scale_2` those of the second transformer, where there are two. `compilation_cache`
-        keeps compiled programs in the user's cache folder. Other weights are read when the first output needs
-        them, and stay. UsageError for a folder that cannot be used, what the hub does not give, a LoRA that
-        does not fit, or a backend that cannot stream or has not that attention.
+        keeps compiled programs in the user's cache folder. `devices`, such as num_gpus=8, are fields of
+        `devices.Degrees`, which says how many share the work. Other weights are read when the first output
+        needs them, and stay. UsageError for a folder that cannot be used, what the hub does not give, a LoRA
+        that does not fit, devices that are not there or not made use of, or a backend that cannot stream or
+        has not that attention.
         """
         if compilation_cache:
             enable_compilation_cache()
@@ -142,6 +151,7 @@ class DiffGenerator:
             lora_scale,
             lora_path_2,
             lora_scale_2,
+            Degrees(**devices),
         )
 
     def set_loras(
@@ -177,6 +187,7 @@ class DiffGenerator:
         *,
         save_output: bool = True,
         skip_existing: bool = False,
+        shard: str | None = None,
         show_progress: bool = True,
     ) -> GenerationResult:
         """A picture or video for every prompt, all of them held in the result: `iterate`, gathered.
@@ -188,6 +199,7 @@ class DiffGenerator:
             sampling_params_kwargs,
             save_output=save_output,
             skip_existing=skip_existing,
+            shard=shard,
             show_progress=show_progress,
         )
         frames = [output.frames for output in outputs]
@@ -199,6 +211,7 @@ class DiffGenerator:
         *,
         save_output: bool = True,
         skip_existing: bool = False,
+        shard: str | None = None,
         show_progress: bool = True,
         watch: Watch | None = None,
     ) -> Outputs:
@@ -206,11 +219,12 @@ class DiffGenerator:
         `save_output` is false, and then forgotten here, so that memory does not grow with their number.
 
         `skip_existing` leaves out those whose file exists and says that it was made by the same request; if
-        that is all of them, nothing is loaded. `watch` is told of every step; what it raises ends the run.
-        Raises UsageError at once, not at the first output, if the request cannot be served, and at an output
-        that cannot be written, with how many are.
+        that is all of them, nothing is loaded. `shard`, "I/N", makes the I-th of every N outputs, so that N
+        machines share the work; their names do not depend on it. `watch` is told of every step; what it
+        raises ends the run. Raises UsageError at once, not at the first output, if the request cannot be
+        served, and at an output that cannot be written, with how many are.
         """
-        request = resolve(self.family, self._params(params))
+        own_share, request = share(shard), resolve(self.family, self._params(params))
         kind = output_format(request.output_format, request.output_file_name, request.num_frames)
         request = replace(request, output_format=kind)
         requests = self._requests(request)
@@ -218,10 +232,12 @@ class DiffGenerator:
         paths: Sequence[Path | None] = [None] * len(requests)
         if save_output:
             paths = output_paths(request.output_path, request.output_file_name, requests, kind)
-        tasks = [
+        every = [
             Task(number // request.num_outputs_per_prompt, own, path)
             for number, (own, path) in enumerate(zip(requests, paths, strict=True))
-            if not (skip_existing and path and made_by(path, own))
+        ][own_share]
+        tasks = [
+            task for task in every if not (skip_existing and task.path and made_by(task.path, task.request))
         ]
         left = [task.path for task in tasks if task.path]
         check_writable(left)
@@ -234,10 +250,10 @@ class DiffGenerator:
             programs=0,
             peak_memory=peak_memory(self._target.device),
             resident=self._resident(),
-            skipped=[path for path in paths if path and path not in left],
+            skipped=[task.path for task in every if task.path and task.path not in left],
         )
-        made = self._make(request, plan, tasks, len(requests), result, show_progress, watch)
-        return Outputs(result, len(requests), left, made)
+        made = self._make(request, plan, tasks, len(every), result, show_progress, watch)
+        return Outputs(result, len(every), left, made)
 
     def _make(
         self,

@@ -224,7 +224,7 @@ def _one(name: str, kind: type, value: Any) -> Any:
     if name == "progressive_sigmas" and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)
-    wrong = UsageError(f"{name} must be {_NAMES[kind]}, not {reprlib.repr(value)}")
+    wrong = UsageError(f"{name} must be {KIND_NAMES[kind]}, not {reprlib.repr(value)}")
     if (kind is bool) != isinstance(value, bool) or (kind is str) != isinstance(value, str):
         raise wrong
     try:
@@ -243,4 +243,4 @@ def _short(number: int) -> str:
     return f"{number}" if abs(number) < 10**40 else "a number of more than 40 digits"
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

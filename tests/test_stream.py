@@ -39,7 +39,8 @@ def klein(klein_base_folder):
 
 
 def iterate(model, out, **values):
-    options = {name: values.pop(name) for name in ("skip_existing", "save_output") if name in values}
+    own = ("skip_existing", "save_output", "shard")
+    options = {name: values.pop(name) for name in own if name in values}
     request = {"prompt": PROMPTS, "output_path": out, **SMALL, **values}
     return model.iterate(request, show_progress=False, **options)
 
@@ -94,6 +95,27 @@ def test_what_was_given_is_held_no_longer(flux1, tmp_path):
         held.append(weakref.ref(made.frames))
         del made
     assert len(held) == 2 * len(PROMPTS)
+
+
+def test_shares_are_the_whole_and_no_output_twice(flux1, tmp_path):
+    plain = [made.path.name for made in iterate(flux1, tmp_path / "one", num_outputs_per_prompt=2)]
+    options, out, made = {"num_outputs_per_prompt": 2, "skip_existing": True}, tmp_path / "many", []
+    for number in (3, 1, 2):
+        outputs = iterate(flux1, out, shard=f"{number}/3", **options)
+        made.append([one.path.name for one in outputs])
+        assert made[-1] == plain[number - 1 :: 3]
+        assert outputs.asked == len(made[-1])
+    assert names(out) == names(tmp_path / "one")
+    # What a lost machine left out is made by whoever takes its share, and nothing else is.
+    (out / plain[1]).unlink()
+    outputs = iterate(flux1, out, shard="2/3", **options)
+    assert [one.path.name for one in outputs] == plain[1:2]
+    assert [path.name for path in outputs.result.skipped] == plain[4::3]
+
+
+def test_a_share_of_nothing_loads_nothing(flux1, tmp_path, monkeypatch):
+    monkeypatch.setattr(Denoiser, "load", None)
+    assert list(iterate(flux1, tmp_path, shard="5/5")) == []
 
 
 def test_generate_gathers_what_iterate_gives(flux1, tmp_path):

@@ -89,6 +89,27 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
             metavar="NUMBER",
             help=f"strength of each LoRA{of} (default: 1)",
         )
+    devices = parser.add_argument_group("several devices (docs/many-devices.md)")
+    devices.add_argument(
+        "--num-gpus", type=int, metavar="N", help="devices that share the transformer's work (default: 1)"
+    )
+    devices.add_argument(
+        "--ulysses-degree", type=int, metavar="N", help="devices that share one prediction's tokens"
+    )
+    devices.add_argument(
+        "--enable-cfg-parallel",
+        type=boolean,
+        metavar="true|false",
+        help="guidance's two predictions on half of the devices each (default: where their number is even)",
+    )
+    devices.add_argument(
+        "--fsdp",
+        type=boolean,
+        metavar="true|false",
+        help="each device keeps a part of the weights (default: where one cannot hold them)",
+    )
+    for name in ("tp-size", "ring-degree"):
+        devices.add_argument(f"--{name}", type=int, metavar="N", help="1: what is spread is tokens")
     parser.add_argument(
         "--compilation-cache",
         type=boolean,

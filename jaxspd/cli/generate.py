@@ -8,8 +8,9 @@ from pathlib import Path
 
 from jaxspd.cli.flags import add_model_flags, add_runtime_flags, add_sampling_flags, boolean
 from jaxspd.errors import UsageError
-from jaxspd.request import SamplingParams, check_keys
+from jaxspd.request import KIND_NAMES, SamplingParams, check_keys
 from jaxspd.request_files import read_config_file, read_prompts
+from jaxspd.shards import share
 from jaxspd.signals import exit_code, terminable
 from jaxspd.speed import SETS
 
@@ -26,8 +27,15 @@ MODEL_KEYS = {
     "lora_scale": list,
     "lora_path_2": list,
     "lora_scale_2": list,
+    "num_gpus": int,
+    "ulysses_degree": int,
+    "enable_cfg_parallel": bool,
+    "fsdp": bool,
+    "tp_size": int,
+    "ring_degree": int,
     "compilation_cache": bool,
     "skip_existing": bool,
+    "shard": str,
     "preview": str,
 }
 LORAS = {"lora_path": "lora_scale", "lora_path_2": "lora_scale_2"}
@@ -60,6 +68,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="leave out outputs that the same request has written before (default: false)",
     )
     parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="make the I-th of every N outputs only: one of N machines' share",
+    )
+    parser.add_argument(
         "--preview",
         metavar="strip|gif",
         help="also write how each output grew, beside it: a PNG with looks in a row, or an animation",
@@ -88,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         if given is not None:
             values[name] = given
         elif kind is not list and not isinstance(values.get(name, kind()), kind):
-            raise UsageError(f"{name} must be {'true or false' if kind is bool else 'text'}")
+            raise UsageError(f"{name} must be {KIND_NAMES[kind]}")
     for name in REPLACES.keys() & vars(args).keys():
         for replaced in REPLACES[name]:
             values.pop(replaced, None)
@@ -103,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("a prompt is needed: give --prompt or --prompt-path")
 
     skip, preview, outputs = model.pop("skip_existing", False), model.pop("preview", None), None
+    shard = model.pop("shard", None)
+    share(shard)  # before anything heavy is imported
     try:
         with terminable():
             from jaxspd.generator import DiffGenerator
@@ -111,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
             growth = None if preview is None else Growth(preview)
             generator = DiffGenerator.from_pretrained(**model)
-            outputs = generator.iterate(values, skip_existing=skip, watch=growth)
+            outputs = generator.iterate(values, skip_existing=skip, shard=shard, watch=growth)
             if growth:
                 growth.check(outputs.paths)
             for output in outputs:

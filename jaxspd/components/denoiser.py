@@ -17,19 +17,28 @@ from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.spectral.plan import Plan
+from jaxspd.target import Target
 
 
 class Denoiser:
     """What denoises the latents of `family`, in `dtype`. Weights are read when they are first needed, and
-    stay: `residency` is told of their coming, and tells the target. `loras` are those of each transformer.
-    Several threads may use it at once.
+    stay: `residency` is told of their coming. It works on `target`, by default that of `residency`. `loras`
+    are those of each transformer. Several threads may use it at once.
 
     UsageError if the weights' files do not fit the configuration, or the family is to stream its layers and
     the backend cannot.
     """
 
-    def __init__(self, family, dtype, residency: Residency, loras: Sequence[Loras] = ()):
-        device = residency.target.device
+    def __init__(
+        self,
+        family,
+        dtype,
+        residency: Residency,
+        loras: Sequence[Loras] = (),
+        target: Target | None = None,
+    ):
+        self._target = target or residency.target
+        device = self._target.device
         if family.streamed and HOST not in (m.kind for m in device.addressable_memories()):
             raise UsageError(
                 f"JAX's {device.platform} backend streams nothing from host memory; leave dit_cpu_offload out"
@@ -40,7 +49,7 @@ class Denoiser:
                 "or put the files into the pipeline's folders"
             )
         self.family, self._residency = family, residency
-        self.parameters = family.abstract_parameters(dtype, device)
+        self.parameters = family.abstract_parameters(dtype, self._target)
         pool = ThreadPoolExecutor(1, "load")
         self._transformers = [
             Transformer(family, part, self.parameters, residency, pool, own)
@@ -83,7 +92,7 @@ class Denoiser:
                     solver if request.forecast is None else forecasting(solver),
                     guide(self._velocity, combine, batched=False),
                     self.family.expansions[request.progressive_grid],
-                    self._residency.target,
+                    self._target,
                 )
             return self._programs[key]
 

@@ -17,6 +17,7 @@ from jaxspd.convert.orbax_store import check_transformer, load_transformer, stor
 from jaxspd.convert.single_file import replaced_transformer
 from jaxspd.runtime.memory import memory_for
 from jaxspd.runtime.residency import Residency
+from jaxspd.target import placed
 
 # Files, and the strength of each.
 Loras = Sequence[tuple[LoraFile, float]]
@@ -82,11 +83,11 @@ class Transformer:
             with memory_for(f"{family.title}'s transformer", "use dit_cpu_offload, or a smaller model"):
                 if ahead is not None and not ahead.exception():
                     loaded = jax.tree.map(
-                        lambda array, p: jax.device_put(array, p.sharding), ahead.result(), self._parameters
+                        lambda array, p: placed(array, p.sharding), ahead.result(), self._parameters
                     )
                 else:
                     loaded = load_transformer(
-                        family.folder, self._parameters, family.rules, self._weights, self.part
+                        family.folder, self._parameters, family.rules, self._weights, self.part, placed
                     )
                 # Plain dictionaries: JAX takes them apart in a sixth of the time, and does so at every step.
                 return nnx.to_pure_dict(jax.block_until_ready(loaded)), time.perf_counter() - begin
@@ -136,7 +137,7 @@ class Transformer:
                 return
             loaded, _ = loading.result()
             try:
-                fetched = refetch(weights, self._parameters, self.family.rules, before | found.keys())
+                fetched = refetch(weights, self._parameters, self.family.rules, before | found.keys(), placed)
                 for path, array in fetched:
                     *parents, name = path
                     place = loaded

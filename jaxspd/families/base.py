@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
 
 from jaxspd.components.autoencoder import Autoencoder
 from jaxspd.components.text_encoder import STEM as TEXT_STEM
@@ -26,6 +25,7 @@ from jaxspd.runtime.residency import Residency
 from jaxspd.sampling.guidance import extrapolate
 from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.spectrum import Spectrum
+from jaxspd.target import Target
 
 log = logging.getLogger("jaxspd")
 
@@ -185,18 +185,22 @@ class BaseFamily:
             quantize(transformer, self.quantize)
         return transformer
 
-    def abstract_parameters(self, dtype, device: jax.Device | None = None) -> nnx.State:
+    def abstract_parameters(self, dtype, target: Target | None = None) -> nnx.State:
         """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are
-        streamed to `device`, by default the first, where they lie.
+        streamed, or that several devices have, where they lie for `target`.
         """
         state = nnx.state(self.abstract_transformer(dtype))
-        if not self.streamed:
+        spread = target is not None and target.mesh is not None
+        if not (self.streamed or spread):
             return state
-        host = SingleDeviceSharding(device or jax.devices()[0], memory_kind=HOST)
+        target = target or Target()
         for path, parameter in nnx.to_flat_state(state):
-            if any(isinstance(part, int) for part in path):  # of a layer, which has a number
+            # Of a layer, which has a number.
+            host = self.streamed and any(isinstance(part, int) for part in path)
+            if host or spread:
                 one = parameter.get_value()
-                parameter.set_value(jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=host))
+                place = target.weight(one.shape, **({"memory_kind": HOST} if host else {}))
+                parameter.set_value(jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=place))
         return state
 
 

@@ -12,7 +12,8 @@ from einops import rearrange
 
 from jaxspd.errors import UsageError
 from jaxspd.models.kernels import Unserved, cudnn, splash, xla
-from jaxspd.target import forced_attention, platform
+from jaxspd.models.ulysses import by_heads
+from jaxspd.target import forced_attention, layout, platform
 
 log = logging.getLogger("jaxspd")
 
@@ -38,15 +39,27 @@ def attention(
 
     `key_lengths` `[B]` counts the keys that are no padding; padding comes last. The first of `BACKENDS` that
     can serve on the target's platform does; a warning tells, once, of one that cannot. UsageError where it is
-    forced.
+    forced. On several devices each computes some of the heads.
     """
+    spec = layout(len(query))
+    if spec is None:
+        out = _attention(query, key, value, key_lengths)
+    else:
+        out = by_heads(_attention, query, key, value, key_lengths, spec)
+    return rearrange(out, "b n h d -> b n (h d)")
+
+
+def _attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None
+) -> jax.Array:
+    """The same on one device: `[B, N, heads, head_dim]`."""
     forced = forced_attention()
     for name in [forced] if forced else BACKENDS:
         backend = BACKENDS[name]
         if not forced and backend.PLATFORM not in (None, platform()):
             continue
         try:
-            return rearrange(backend.attend(query, key, value, key_lengths), "b n h d -> b n (h d)")
+            return backend.attend(query, key, value, key_lengths)
         except Unserved as reason:
             if forced:
                 raise UsageError(

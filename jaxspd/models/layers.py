@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxspd.target import spread
+
 
 def sinusoidal_embedding(t: jax.Array, dim: int = 256, max_period: float = 10_000.0) -> jax.Array:
     """Cosines, then sines, of `t` `[B]` at `dim / 2` log-spaced frequencies: `[B, dim]`, float32."""
@@ -60,7 +62,7 @@ class Linear(nnx.Module):
         weight = self.weight[...]
         axes = tuple(range(x.ndim - self.summed, x.ndim)), tuple(range(1, weight.ndim))
         sums = jnp.tensordot(x.astype(weight.dtype), weight, axes, preferred_element_type=jnp.float32)
-        return (sums if self.bias is None else sums + self.bias[...]).astype(weight.dtype)
+        return spread((sums if self.bias is None else sums + self.bias[...]).astype(weight.dtype))
 
 
 class LayerNorm(nnx.Module):

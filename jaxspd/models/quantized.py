@@ -12,6 +12,7 @@ from flax import nnx
 from jaxspd.convert.rounding import LARGEST
 from jaxspd.errors import UsageError
 from jaxspd.models.layers import Linear, parameter
+from jaxspd.target import spread
 
 # By the names that users give them.
 DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -37,7 +38,7 @@ class QuantizedLinear(nnx.Module):
         axes = ((x.ndim - 1,), (1,)), ((), ())
         sums = jax.lax.dot_general(values, weight, axes, preferred_element_type=exact)
         result = sums.astype(jnp.float32) * scale * self.weight_scale[...]
-        return (result if self.bias is None else result + self.bias[...]).astype(self.dtype)
+        return spread((result if self.bias is None else result + self.bias[...]).astype(self.dtype))
 
 
 def rounded(x: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:

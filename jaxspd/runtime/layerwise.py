@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby
-from math import prod
 from operator import itemgetter
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
+from jaxspd.runtime.spreading import Spreading
 from jaxspd.target import Target
 
 # The host's memory that a device can copy from by itself, as JAX calls it.
@@ -72,7 +72,11 @@ class Layerwise:
         given = [v for part in parts for v in part.outputs]
         self._variables = [*jaxpr.invars, *jaxpr.constvars, *given]
         self._slots = {variable: slot for slot, variable in enumerate(self._variables)}
-        self._away = [slot for slot, leaf in enumerate(jax.tree.leaves(arguments)) if _is_away(leaf)]
+        leaves = jax.tree.leaves(arguments)
+        self._away = [slot for slot, leaf in enumerate(leaves) if _is_away(leaf)]
+        stored = {v: getattr(leaf, "sharding", None) for v, leaf in zip(jaxpr.invars, leaves, strict=True)}
+        fixed = {*jaxpr.invars, *jaxpr.constvars, *_variables(jaxpr.outvars)}
+        self._spreading = Spreading(self._target, _carried(parts) - fixed, stored)
         self._pieces = self._compile(parts, jaxpr.outvars)
         self._results = [self._slot(atom) for atom in jaxpr.outvars]
 
@@ -84,7 +88,7 @@ class Layerwise:
         return len(self._variables) + len(self._literals) - 1
 
     def _compile(self, parts: list[Part], results: list[Var | Literal]) -> list[Piece]:
-        programs, away = _programs(parts, self._target), {*self._away}
+        programs, away = _programs(parts, self._spreading), {*self._away}
         kept = {*self._variables[: self._count + len(self._constants)]}
         pieces, later = [], {*_variables(results)}
         for part, program in zip(reversed(parts), reversed(programs), strict=True):
@@ -104,14 +108,14 @@ class Layerwise:
         call: to compile for a device, it need not be there.
         """
         given = len(self._variables) - self._count - len(self._constants)
-        return [*jax.device_put(self._constants, self._target.device), *[None] * given, *self._literals]
+        return [*self._target.put(self._constants), *[None] * given, *self._literals]
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that a call takes of the device at most, arguments included, as far as the compiler tells, if
-        they lie where those did that were given at first.
+        """Bytes that a call takes of each device at most, arguments included, as far as the compiler tells,
+        if they lie where those did that were given at first.
         """
-        sizes = [_bytes(variable) for variable in self._variables]
+        sizes = [self._spreading.bytes(variable) for variable in self._variables]
 
         def together(slots: Iterable[int]) -> int:
             return sum(sizes[slot] for slot in slots)
@@ -204,33 +208,40 @@ def _parts(jaxpr: Jaxpr) -> Iterator[Part]:
         yield Part(ClosedJaxpr(part, []), "between_layers", inputs, outputs)
 
 
-def _programs(parts: list[Part], target: Target) -> list[jax.stages.Compiled]:
+def _carried(parts: Iterable[Part]) -> set[Var]:
+    """What layers hand on, `[B, N, …]`: their results, and what they take that is shaped so."""
+    carried = set()
+    for part in parts:
+        if part.name == LAYER:
+            shapes = {v.aval.shape for v in part.outputs if len(v.aval.shape) > 2}
+            carried |= {v for v in _variables([*part.inputs, *part.outputs]) if v.aval.shape in shapes}
+    return carried
+
+
+def _programs(parts: list[Part], spreading: Spreading) -> list[jax.stages.Compiled]:
     """The program of each part, compiled once for all that are equal.
 
     Layers alike have one jaxpr, since JAX traces them once. Where they have not, their programs read alike;
     those are read only where two parts want the same inputs, since that takes a while.
     """
-    distinct = {id(part.closed.jaxpr): part for part in parts}
-    inputs = {key: tuple(part.closed.in_avals) for key, part in distinct.items()}
+    keys = [_key(part, spreading) for part in parts]
+    distinct = dict(zip(keys, parts, strict=True))
+    inputs = {key: key[1:] for key in distinct}
     often = Counter(inputs.values())
     with ThreadPoolExecutor(8, "compile") as pool:
-        lowered = dict(zip(distinct, pool.map(partial(_lowered, target), distinct.values()), strict=True))
+        lowered = dict(zip(distinct, pool.map(spreading.lowered, distinct.values()), strict=True))
         names = {key: p.as_text() if often[inputs[key]] > 1 else key for key, p in lowered.items()}
         unequal = {names[key]: program for key, program in lowered.items()}
         compiled = {name: pool.submit(program.compile) for name, program in unequal.items()}
-    return [compiled[names[id(part.closed.jaxpr)]].result() for part in parts]
+    return [compiled[names[key]].result() for key in keys]
 
 
-def _lowered(target: Target, part: Part) -> jax.stages.Lowered:
-    function = jaxpr_as_fun(part.closed)
-    function.__name__ = part.name  # as profiles show it
-    return jax.jit(function).lower(*target.abstract(part.closed.in_avals))
+def _key(part: Part, spreading: Spreading) -> tuple:
+    """What parts have in common that have a program in common: computation, inputs and outputs."""
+    given, taken = ([spreading.abstract(atom) for atom in atoms] for atoms in (part.inputs, part.outputs))
+    return id(part.closed.jaxpr), *((a.shape, a.dtype, a.sharding) for a in (*given, *taken))
 
 
 def _variables(atoms: Iterable[Var | Literal]) -> list[Var]:
     """Each variable once, in order."""
     return list(dict.fromkeys(a for a in atoms if isinstance(a, Var)))
-
-
-def _bytes(variable: Var) -> int:
-    return prod(variable.aval.shape) * variable.aval.dtype.itemsize

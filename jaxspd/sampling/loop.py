@@ -63,8 +63,8 @@ def denoise(
     """
     # Once, not at each step.
     parameters, second = jax.tree.leaves(parameters), None
-    conditioning, latents = jax.device_put((conditioning, noises[0]))
-    state, seconds = programs.solver.init(latents), []
+    conditioning, latents = programs.target.put((conditioning, noises[0]))
+    state, seconds = programs.target.put(programs.solver.init(latents)), []
 
     def finish(before: jax.Array, latents: jax.Array, stage: int, step: int, *levels: float) -> None:
         # On the host, which has nothing else to do: the device is at the next step.
@@ -93,7 +93,8 @@ def denoise(
                     jax.block_until_ready(latents)
                     second, parameters = step in stage.second, None
                     parameters, conditioning = take(second)
-                    parameters, conditioning = jax.tree.leaves(parameters), jax.device_put(conditioning)
+                    parameters = jax.tree.leaves(parameters)
+                    conditioning = programs.target.put(conditioning)
                 latents, state = programs.step(parameters, latents, state, *levels, conditioning)
                 evaluated.insert(0, sigma)
             if running:

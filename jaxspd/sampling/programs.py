@@ -163,8 +163,7 @@ class Programs:
 
         state = jax.eval_shape(self.solver.init, latents)
         weights = jax.ShapeDtypeStruct((HISTORY,), jnp.float32)
-        arguments = self.target.abstract((latents, state, weights, SCALAR, SCALAR))
-        return jax.jit(forecast_step).lower(*arguments).compile()
+        return self.target.compile(forecast_step, latents, state, weights, SCALAR, SCALAR)
 
     def _submit_transition(self, coarse, fine, plan: Plan) -> Future:
         return self._submit(
@@ -182,15 +181,12 @@ class Programs:
             return latents, self.solver.grow(state, latents, expand, ratio)
 
         state = jax.eval_shape(self.solver.init, coarse)
-        arguments = self.target.abstract((coarse, state, fine, SCALAR, SCALAR, SCALAR))
-        return jax.jit(transition).lower(*arguments).compile()
+        return self.target.compile(transition, coarse, state, fine, SCALAR, SCALAR, SCALAR)
 
     def _submit_share(self, plan: Plan, noise) -> Future:
         grids = [stage.latent for stage in plan.stages]
         share = partial(self.expansion.share, grids=grids, transform=plan.transform)
-        return self._submit(
-            _share_key(plan, noise), lambda: jax.jit(share).lower(self.target.abstract(noise)).compile()
-        )
+        return self._submit(_share_key(plan, noise), lambda: self.target.compile(share, noise))
 
 
 def peak_bytes(prepared: Iterable[Future]) -> int:

@@ -1,0 +1,108 @@
+"""Which devices a model is spread over, and how. Names are those of `sglang generate`."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxspd.errors import UsageError
+from jaxspd.runtime.memory import memory_limit
+from jaxspd.target import Target
+
+log = logging.getLogger("jaxspd")
+
+# Of a device's memory, what whole weights may take: the rest is for what a step works on.
+WEIGHTS_SHARE = 0.85
+# What is refused, and why: what each of 8 H100s sends in a step of FLUX.1 at 1024×1024, by XLA's programs.
+REFUSED = {
+    "tp_size": "matrices that are split make each of 8 devices send 9.4 GB in a step of FLUX.1",
+    "ring_degree": "keys and values that go round make each of 8 devices send 3.2 GB in a step of FLUX.1",
+}
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """What a user says of devices; None leaves the choice to `spread_over`, which says it.
+
+    `num_gpus` devices, of whatever kind, share the transformer's work: `ulysses_degree` of them the tokens of
+    each prediction, and with `enable_cfg_parallel` the two predictions of guidance; `fsdp` shards its weights
+    too. `tp_size` and `ring_degree` are 1.
+    """
+
+    num_gpus: int = 1
+    ulysses_degree: int | None = None
+    enable_cfg_parallel: bool | None = None
+    fsdp: bool | None = None
+    tp_size: int = 1
+    ring_degree: int = 1
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value is None:
+                continue
+            if name in ("enable_cfg_parallel", "fsdp"):
+                if not isinstance(value, bool):
+                    raise UsageError(f"{name} must be true or false, not {value!r}")
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}")
+        for name, reason in REFUSED.items():
+            if getattr(self, name) > 1:
+                raise UsageError(
+                    f"{name} must be 1: {reason}, tokens that are spread 0.7; use ulysses_degree"
+                )
+
+    def shape(self) -> tuple[int, int]:
+        """Devices along samples and along tokens, whose product is `num_gpus`. UsageError where no choice of
+        what is not given makes it so.
+        """
+        count, tokens, guided = self.num_gpus, self.ulysses_degree, self.enable_cfg_parallel
+        allowed = [2, 1] if guided is None else [2] if guided else [1]
+        for samples in allowed:
+            if count % samples == 0 and tokens in (None, count // samples):
+                return samples, count // samples
+        fits = [f"{count // samples}" for samples in reversed(allowed) if count % samples == 0]
+        if not fits:
+            raise UsageError(f"enable_cfg_parallel needs an even num_gpus, not {count}; leave it out")
+        raise UsageError(
+            f"ulysses_degree {tokens} does not make use of num_gpus {count}; use {' or '.join(fits)}, or "
+            "leave it out"
+        )
+
+
+def spread_over(target: Target, family: Any, dtype: Any, degrees: Degrees) -> Target:
+    """`target` for as many devices as are asked for; says how it spreads `family`, run in `dtype`.
+
+    Of two predictions of guidance each is made by half of the devices: that exchanges the least. Their tokens
+    are spread over the rest. Weights are whole where they fit, since gathering them takes as long on a coarse
+    grid as on the finest, and growing would gain little. UsageError for what the devices cannot do.
+    """
+    samples, tokens = degrees.shape()
+    count, devices = degrees.num_gpus, jax.devices()
+    if count > len(devices):
+        raise UsageError(f"num_gpus is {count}, and JAX sees {len(devices)}; use {len(devices)} or fewer")
+    if count == 1:
+        if degrees.fsdp:
+            raise UsageError("fsdp shards weights over devices; it needs num_gpus 2 or more")
+        return target
+    size, limit = _bytes(family, dtype), memory_limit(target.device)
+    fits = family.streamed or size <= WEIGHTS_SHARE * limit
+    sharded = not fits if degrees.fsdp is None else degrees.fsdp
+    guided = family.guided(family.default_guidance)
+    if samples > 1 and guided:
+        layout = f"each of guidance's two predictions on {tokens} of them, which share its tokens"
+    else:
+        layout = "tokens are shared among all"
+    note = ""
+    if sharded:
+        note = f"; each keeps 1/{count} of the weights of {size / 1e9:.1f} GB"
+        if not fits:
+            note += f", as there are {limit / 1e9:.1f} GB on one"
+            if family.quantize is None:
+                note += " (quantize int8 takes half: whole weights make coarse steps fast)"
+    log.warning("spread over %d devices: %s%s", count, layout, note)
+    return target.over(devices[:count], samples, sharded)
+
+
+def _bytes(family: Any, dtype: Any) -> int:
+    return sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(family.abstract_parameters(dtype)))

@@ -1,0 +1,89 @@
+"""Where the variables of a function that is compiled in parts lie on the devices of a target."""
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, Var, jaxpr_as_fun
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from jaxspd.target import Target, layout, ways
+
+
+class Spreading:
+    """What lies where between the programs for `target`.
+
+    Arrays `[B, N, …]` that one layer hands to the next, `carried`, are spread over the devices, N filled up
+    to a multiple of these; a program cuts what it takes and fills what it gives, so that models know nothing
+    of it. `stored` says where arguments lie: those that are sharded are gathered by each program for itself
+    (fully sharded data parallelism, arXiv 2304.11277). All else is whole on every device.
+    """
+
+    def __init__(self, target: Target, carried: Iterable[Var], stored: Mapping[Var, Sharding | None]):
+        self.target = target
+        self._layouts: dict[Var, PartitionSpec] = {}
+        self._sharded: dict[Var, PartitionSpec] = {}
+        if target.mesh is None:
+            return
+        with target.tracing():
+            self._layouts = {v: layout(v.aval.shape[0]) for v in carried}
+            self._filled = {v: self._fill(v) for v in self._layouts}
+        self._sharded = {
+            v: place.spec
+            for v, place in stored.items()
+            if isinstance(place, NamedSharding) and not place.is_fully_replicated
+        }
+
+    def _fill(self, variable: Var) -> tuple[int, ...]:
+        """The shape in which a variable that is spread lies between programs."""
+        batch, tokens, *rest = variable.aval.shape
+        devices = ways(self._layouts[variable][1])
+        return batch, -(-tokens // devices) * devices, *rest
+
+    def abstract(self, atom: Var | Literal) -> jax.ShapeDtypeStruct:
+        """`atom` as it lies between programs."""
+        aval, shape, place = atom.aval, atom.aval.shape, self.target.everywhere
+        if isinstance(atom, Var):
+            if atom in self._layouts:
+                shape, place = self._filled[atom], self.target.sharding(self._layouts[atom])
+            elif atom in self._sharded:
+                place = self.target.sharding(self._sharded[atom])
+        return jax.ShapeDtypeStruct(shape, aval.dtype, sharding=place)
+
+    def bytes(self, variable: Var) -> int:
+        """Bytes that a variable takes of each device."""
+        lies = self.abstract(variable)
+        return prod(lies.sharding.shard_shape(lies.shape)) * lies.dtype.itemsize
+
+    def lowered(self, part: Any) -> jax.stages.Lowered:
+        """The program of a `runtime.layerwise.Part`, before it is compiled."""
+        function = jaxpr_as_fun(part.closed)
+        arguments = [self.abstract(atom) for atom in part.inputs]
+        if self.target.mesh is None:
+            function.__name__ = part.name  # as profiles show it
+            return jax.jit(function).lower(*arguments)
+
+        def spread(*values: jax.Array) -> list[jax.Array]:
+            results = function(*map(self._taken, part.inputs, values))
+            return [self._given(*pair) for pair in zip(part.outputs, results, strict=True)]
+
+        spread.__name__ = part.name
+        places = [self.abstract(v).sharding for v in part.outputs]
+        with self.target.tracing():
+            return jax.jit(spread, out_shardings=places).lower(*arguments)
+
+    def _taken(self, atom: Var | Literal, value: jax.Array) -> jax.Array:
+        if isinstance(atom, Var):
+            if atom in self._layouts:
+                return value[:, : atom.aval.shape[1]]
+            if atom in self._sharded:
+                return jax.lax.with_sharding_constraint(value, PartitionSpec())
+        return value
+
+    def _given(self, variable: Var, value: jax.Array) -> jax.Array:
+        if variable not in self._layouts:
+            return value
+        missing = self._filled[variable][1] - value.shape[1]
+        return jnp.pad(value, [(0, 0), (0, missing)] + [(0, 0)] * (value.ndim - 2))

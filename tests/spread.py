@@ -1,0 +1,113 @@
+"""What simulated devices compute together, beside what one of them computes. A process of its own, since JAX
+counts its devices once: `python -m tests.spread NAME=FOLDER…` prints a line of JSON for each of `CASES`.
+"""
+
+import json
+import os
+import re
+import sys
+
+import jax
+import numpy as np
+
+from jaxspd import DiffGenerator, generator
+from jaxspd.runtime.layerwise import LAYER, Layerwise
+from jaxspd.sampling.loop import denoise
+
+REQUEST = {
+    "prompt": "a lake",
+    "height": 96,  # 6×10 tokens, 3×5 of the coarse stage
+    "width": 160,
+    "num_inference_steps": 3,
+    "scheduler": "euler",
+    "progressive_mode": "dct_rewind",
+    "progressive_delta": 0.1,
+}
+# The model, how it is spread, and what else is asked.
+CASES = {
+    "ulysses": ("flux1", {"num_gpus": 8}, {}),
+    "cfg and ulysses": ("klein-base", {"num_gpus": 8}, {"negative_prompt": "haze"}),
+    "three": ("z_image", {"num_gpus": 3}, {}),
+    "fsdp": ("qwen_image", {"num_gpus": 6, "fsdp": True}, {}),
+    "ulysses of both": ("wan", {"num_gpus": 4, "ulysses_degree": 4}, {"num_frames": 5}),
+    "not guided": (
+        "klein-base",
+        {"num_gpus": 4, "dit_cpu_offload": True},
+        {"guidance_scale": 1.0, "height": 80, "width": 112, "progressive_mode": "fullres"},
+    ),
+}
+# A matrix that is gathered, unlike vectors of one or two samples.
+WEIGHTS = re.compile(r"= f32\[([3-9]|\d{2,}),\d+\]\S* all-gather")
+
+
+def environment(devices: int) -> dict[str, str]:
+    """This process's, for another that has so many devices. Nothing there is run often enough for optimised
+    code to be worth its making.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true",
+    }
+
+
+def make(folder: str, spread: dict, request: dict, components=None):
+    """The frames that are made, the velocity of each stage's noise, and the generator, which may take over
+    another's text encoders and autoencoder.
+    """
+    velocities, made_by = [], DiffGenerator.from_pretrained(folder, compilation_cache=False, **spread)
+    made_by._components = components or made_by._components
+
+    def probed(programs, plan, parameters, conditioning, noises, tell):
+        leaves, put = jax.tree.leaves(parameters), programs.target.put
+        for noise, stage in zip(noises, plan.stages, strict=True):
+            latents, sigma = np.asarray(noise), np.float32(stage.sigmas[0])
+            state = put(programs.solver.init(latents))
+            # An Euler step by -1 takes the velocity away once.
+            after, _ = programs.step(leaves, put(latents), state, sigma, sigma - 1, put(conditioning))
+            velocities.append(latents - np.asarray(after))
+        return denoise(programs, plan, parameters, conditioning, noises, tell)
+
+    generator.denoise = probed
+    [output] = made_by.iterate(request, save_output=False, show_progress=False)
+    return output.frames.astype(int), velocities, made_by
+
+
+def collectives(made_by: DiffGenerator) -> dict[str, int]:
+    """Programs of layers, and how many exchange tokens for heads, or gather weights."""
+    [programs] = made_by._denoiser._programs.values()
+    steps = (future.result() for future in programs._programs.values())
+    pieces = (piece for step in steps if isinstance(step, Layerwise) for piece in step._pieces)
+    texts = {id(piece.program): piece.program.as_text() for piece in pieces}.values()
+    layers = [text for text in texts if LAYER in text.partition("\n")[0]]
+    return {
+        "layers": len(layers),
+        "exchanging": sum("all-to-all" in text for text in layers),
+        "gathering": sum(bool(WEIGHTS.search(text)) for text in layers),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    folders = dict(argument.split("=") for argument in arguments)
+    for name, (model, spread, more) in CASES.items():
+        request, alone = REQUEST | more, {k: v for k, v in spread.items() if k == "dit_cpu_offload"}
+        frames, velocities, one = make(folders[model], alone, request)
+        ours, found, made_by = make(folders[model], spread, request, one._components)
+        parameters, _ = made_by._denoiser.load().result()
+        held = [a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(parameters)]
+        answer = {
+            "case": name,
+            "stages": len(velocities),
+            "forward": [float(np.abs(a - b).max()) for a, b in zip(velocities, found, strict=True)],
+            "size": [float(np.abs(a).max()) for a in velocities],
+            "levels": int(np.abs(frames - ours).max()),
+            "range": int(frames.max() - frames.min()),
+            **collectives(made_by),
+            "weights": sum(a.nbytes for a in jax.tree.leaves(parameters)),
+            "held": sum(held),
+        }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
