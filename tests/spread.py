@@ -58,7 +58,8 @@ def make(folder: str, spread: dict, request: dict, components=None):
     velocities, made_by = [], DiffGenerator.from_pretrained(folder, compilation_cache=False, **spread)
     made_by._components = components or made_by._components
 
-    def probed(programs, plan, parameters, conditioning, noises, tell):
+    def probed(programs, plan, _, none, noises, tell, take):
+        parameters, conditioning = take(False)
         leaves, put = jax.tree.leaves(parameters), programs.target.put
         for noise, stage in zip(noises, plan.stages, strict=True):
             latents, sigma = np.asarray(noise), np.float32(stage.sigmas[0])
@@ -66,7 +67,7 @@ def make(folder: str, spread: dict, request: dict, components=None):
             # An Euler step by -1 takes the velocity away once.
             after, _ = programs.step(leaves, put(latents), state, sigma, sigma - 1, put(conditioning))
             velocities.append(latents - np.asarray(after))
-        return denoise(programs, plan, parameters, conditioning, noises, tell)
+        return denoise(programs, plan, parameters, conditioning, noises, tell, take)
 
     generator.denoise = probed
     [output] = made_by.iterate(request, save_output=False, show_progress=False)
