@@ -174,7 +174,7 @@ class Family(BaseFamily):
 
     def live_channels(self, tokens: int) -> float:
         """A block's input and what its MLP reads, holds and adds."""
-        return tokens * (3.4 * self.config.dim + 1.08 * self.config.ffn_dim)
+        return tokens * (3.3 * self.config.dim + 1.08 * self.config.ffn_dim)
 
     # The denoiser.
 
