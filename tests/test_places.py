@@ -14,7 +14,7 @@ from training import landscapes
 from jaxspd import DiffGenerator
 from jaxspd.calibrate import calibrate
 from jaxspd.cli import main
-from jaxspd.components.denoiser import Denoiser
+from jaxspd.components.transformer import Transformer
 from jaxspd.convert import orbax_store, pipeline_folder
 from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.errors import UsageError
@@ -193,7 +193,7 @@ def test_a_picture_knows_its_model_wherever_it_is_read(flux1_folder, tmp_path, m
 
 def test_a_hub_id_stays_what_it_is(flux1_folder, monkeypatch):
     monkeypatch.setattr("jaxspd.generator.fetch", lambda *_, **__: open_family(flux1_folder))
-    monkeypatch.setattr(Denoiser, "_load", lambda _: None)
+    monkeypatch.setattr(Transformer, "_load", lambda *_: None)
     assert DiffGenerator.from_pretrained("owner/name").model_path == "owner/name"
 
 

@@ -16,6 +16,7 @@ import pytest
 from jaxspd import DiffGenerator, SamplingParams, UsageError, generator, progress
 from jaxspd.cli import main
 from jaxspd.components.denoiser import Denoiser
+from jaxspd.components.transformer import Transformer
 from jaxspd.families import open_family
 from jaxspd.media import output
 from jaxspd.media.metadata import read_request
@@ -228,7 +229,7 @@ def test_nothing_is_loaded_where_all_exists(flux1_folder, tmp_path, capsys, monk
     out = tmp_path / "out"
     assert main(command(flux1_folder, out)) == 0
     capsys.readouterr()
-    monkeypatch.setattr(Denoiser, "_load", lambda *_: 1 / 0)
+    monkeypatch.setattr(Transformer, "_load", lambda *_: 1 / 0)
     monkeypatch.setattr(Denoiser, "programs", lambda *_: 1 / 0)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert main(command(flux1_folder, out, "--skip-existing", "true")) == 0

@@ -107,7 +107,7 @@ def test_a_failure_of_another_size_is_no_failure_of_this_one(monkeypatch):
 
 def test_a_load_that_failed_is_tried_again(flux1_folder, monkeypatch):
     request = {"prompt": "a lake", "height": 32, "width": 32, "num_inference_steps": 1}
-    from jaxspd.components import denoiser as module
+    from jaxspd.components import transformer as module
 
     def fail(*_):
         raise MemoryError
