@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxspd.errors import UsageError
+from jaxspd.models.vae.coder import parameter_bytes
 from jaxspd.runtime.memory import memory_limit
 from jaxspd.target import Target
 
@@ -85,7 +86,7 @@ def spread_over(target: Target, family: Any, dtype: Any, degrees: Degrees) -> Ta
         if degrees.fsdp:
             raise UsageError("fsdp shards weights over devices; it needs num_gpus 2 or more")
         return target
-    size, limit = _bytes(family, dtype), memory_limit(target.device)
+    size, limit = parameter_bytes(family.abstract_parameters(dtype)), memory_limit(target.device)
     fits = family.streamed or size <= WEIGHTS_SHARE * limit
     sharded = not fits if degrees.fsdp is None else degrees.fsdp
     guided = family.guided(family.default_guidance)
@@ -102,7 +103,3 @@ def spread_over(target: Target, family: Any, dtype: Any, degrees: Degrees) -> Ta
                 note += " (quantize int8 takes half: whole weights make coarse steps fast)"
     log.warning("spread over %d devices: %s%s", count, layout, note)
     return target.over(devices[:count], samples, sharded)
-
-
-def _bytes(family: Any, dtype: Any) -> int:
-    return sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(family.abstract_parameters(dtype)))

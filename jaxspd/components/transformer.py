@@ -15,6 +15,7 @@ from jaxspd.convert.lora import Merged, changes, transformer
 from jaxspd.convert.lora_file import LoraFile
 from jaxspd.convert.orbax_store import check_transformer, load_transformer, stored_transformer
 from jaxspd.convert.single_file import replaced_transformer
+from jaxspd.models.vae.coder import parameter_bytes
 from jaxspd.runtime.memory import memory_for
 from jaxspd.runtime.residency import Residency
 from jaxspd.target import placed
@@ -51,7 +52,7 @@ class Transformer:
     @property
     def size(self) -> int:
         """Bytes of the weights in memory."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._parameters))
+        return parameter_bytes(self._parameters)
 
     @property
     def loaded(self) -> bool:
