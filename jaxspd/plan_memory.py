@@ -14,8 +14,7 @@ from jaxspd.components.text_encoder import KINDS, TextPart, without_table
 from jaxspd.models.vae import VaeConfig, abstract_autoencoder
 from jaxspd.models.vae.coder import parameter_bytes
 from jaxspd.request import Request
-from jaxspd.sampling.forecast import forecasting
-from jaxspd.sampling.solvers import SOLVERS
+from jaxspd.sampling.solvers import solver_of
 from jaxspd.spectral.plan import Plan
 
 DTYPE = jnp.bfloat16
@@ -42,8 +41,7 @@ def plan_memory(family, request: Request, plan: Plan) -> Memory:
     weights = weight_bytes(family.abstract_transformer(DTYPE), family.streamed)
     samples = 1 + family.guided(request.guidance_scale)
     leading = family.leading(request.num_frames)
-    solver = SOLVERS[request.scheduler]
-    solver = solver if request.forecast is None else forecasting(solver)
+    solver = solver_of(request)
     denoise = 0
     for stage in plan.stages:
         latents = jax.ShapeDtypeStruct((1, *leading, *stage.latent), jnp.float32)

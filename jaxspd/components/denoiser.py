@@ -12,10 +12,9 @@ from jaxspd.errors import UsageError
 from jaxspd.request import Request
 from jaxspd.runtime.layerwise import HOST
 from jaxspd.runtime.residency import Residency
-from jaxspd.sampling.forecast import forecasting
 from jaxspd.sampling.guidance import Guided, guide
 from jaxspd.sampling.programs import Programs
-from jaxspd.sampling.solvers import SOLVERS
+from jaxspd.sampling.solvers import solver_of
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
 
@@ -83,13 +82,13 @@ class Denoiser:
 
     def programs(self, request: Request) -> Programs:
         """The compiled programs that the solver and the grid asked for share."""
-        solver, combine = SOLVERS[request.scheduler], self.family.combine
+        combine = self.family.combine
         key = request.scheduler, request.progressive_grid, request.forecast is not None
         with self._lock:
             if key not in self._programs:
                 self._programs[key] = Programs(
                     guide(self._velocity, combine, batched=True),
-                    solver if request.forecast is None else forecasting(solver),
+                    solver_of(request),
                     guide(self._velocity, combine, batched=False),
                     self.family.expansions[request.progressive_grid],
                     self._target,

@@ -2,6 +2,7 @@
 
 from jaxspd.errors import UsageError
 from jaxspd.sampling.euler import euler
+from jaxspd.sampling.forecast import forecasting
 from jaxspd.sampling.solver import Solver
 from jaxspd.sampling.unipc import unipc
 
@@ -16,3 +17,9 @@ def default_solver(config: dict) -> str:
     if name not in CLASSES:
         raise UsageError(f"scheduler_config.json names {name}; jaxspd has {', '.join(sorted(CLASSES))}")
     return CLASSES[name]
+
+
+def solver_of(request) -> Solver:
+    """The solver that a resolved request asks for, which forecasts where it is to."""
+    solver = SOLVERS[request.scheduler]
+    return solver if request.forecast is None else forecasting(solver)
