@@ -1,5 +1,6 @@
 """From prompts to pictures and videos: plan, compile, encode, denoise, decode, write."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspd.borrowed import borrowed_spectrum
 from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.pipeline import Components
 from jaxspd.devices import Degrees, spread_over
@@ -42,6 +44,8 @@ from jaxspd.target import Target
 TEXT_BATCH = 8
 WEIGHTS = "transformer_weights_path"
 LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
+
+log = logging.getLogger("jaxspd")
 
 # What a user asks for.
 Asked = SamplingParams | Mapping[str, Any]
@@ -99,6 +103,7 @@ class DiffGenerator:
         spread = spread_over(self._target, family, self.dtype, degrees)
         self._denoiser = Denoiser(family, self.dtype, self._residency, files, spread)
         self._pool = ThreadPoolExecutor(1, "prepare")
+        self._told = ""
 
     @classmethod
     def from_pretrained(
@@ -229,6 +234,10 @@ class DiffGenerator:
         request = replace(request, output_format=kind)
         requests = self._requests(request)
         plan = plan_request(self.family, request)
+        notice = borrowed_spectrum(self.family, request, plan)
+        if notice and notice != self._told:  # once for a model, not for every request
+            log.warning(notice)
+            self._told = notice
         paths: Sequence[Path | None] = [None] * len(requests)
         if save_output:
             paths = output_paths(request.output_path, request.output_file_name, requests, kind)

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import logging
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from jaxspd.cli.flags import add_memory_flags, add_model_flags, add_sampling_flags
 from jaxspd.errors import UsageError
 from jaxspd.request import SamplingParams
+
+log = logging.getLogger("jaxspd")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -39,6 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from jaxspd.borrowed import borrowed_spectrum
     from jaxspd.families import family_class
     from jaxspd.hub import fetch
     from jaxspd.plan_memory import memory_line, plan_memory
@@ -56,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     request = resolve(family, params)
     plan, family = plan_request(family, request), reading(family, request)
     memory = plan_memory(family, request, plan)
+    if notice := borrowed_spectrum(family, request, plan):
+        log.warning(notice)
     if args.json:
         asked = {"speed": speed_report(family, params.speed, plan)} if params.speed else {}
         print(json.dumps(plan_report(family, plan) | {"memory": asdict(memory)} | asked))

@@ -65,6 +65,9 @@ class BaseFamily:
     noise_levels: ClassVar[tuple[str, ...]] = ()
     # Whether a size that does not fit is rounded down, with a notice, or refused.
     aligns_size: ClassVar[bool] = False
+    # FLUX.1's, for a family of which nobody has published a spectrum: `spectrum` is then this very object,
+    # until one is measured.
+    borrowed_spectrum: ClassVar[Spectrum | None] = None
     # Of the transformer's tokens, their sides in latents.
     patch: ClassVar[tuple[int, ...]] = (2, 2)
 

@@ -24,8 +24,6 @@ from jaxspd.sampling.schedule import empirical_shift, flow_match_sigmas, overrid
 from jaxspd.spectral.expansion import EXPANSION, Expansion, expand, share
 from jaxspd.spectral.spectrum import Spectrum
 
-# FLUX.1's, as placeholders: nobody has published a spectrum of FLUX.2's latents.
-SPECTRUM = FLUX1_SPECTRUM
 OFFICIAL_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
 KLEIN_4B = Flux2Config(
     num_layers=5,
@@ -80,6 +78,7 @@ class Family(BaseFamily):
     rules: ClassVar = RULES
     transformer: ClassVar = Flux2Transformer
     patch: ClassVar = (1, 1)
+    borrowed_spectrum: ClassVar = FLUX1_SPECTRUM
     expansions: ClassVar = {
         "patchified": EXPANSION,
         "latent": Expansion(expand_unpatchified, share_unpatchified),
@@ -89,7 +88,7 @@ class Family(BaseFamily):
     config: Flux2Config = KLEIN_4B
     scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
     vae: AutoencoderKLFlux2Config = AutoencoderKLFlux2Config()
-    spectrum: Spectrum = SPECTRUM
+    spectrum: Spectrum = FLUX1_SPECTRUM
     text_tokens: int = 512
     klein: bool = True
     distilled: bool = True
@@ -120,7 +119,7 @@ class Family(BaseFamily):
             config,
             read_scheduler(folder),
             vae,
-            read_spectrum(folder, SPECTRUM),
+            read_spectrum(folder, FLUX1_SPECTRUM),
             klein=klein,
             distilled=not klein or bool(index.get("is_distilled")),
         )

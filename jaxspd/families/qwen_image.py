@@ -24,8 +24,6 @@ from jaxspd.sampling.guidance import extrapolate
 from jaxspd.sampling.schedule import flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
-# FLUX.1's, as placeholders: nobody has published a spectrum of Qwen-Image's latents.
-SPECTRUM = FLUX1_SPECTRUM
 OFFICIAL_SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "use_dynamic_shifting": True,
@@ -64,13 +62,14 @@ class Family(BaseFamily):
     title: ClassVar[str] = "Qwen-Image"
     rules: ClassVar = RULES
     transformer: ClassVar = QwenImageTransformer
+    borrowed_spectrum: ClassVar = FLUX1_SPECTRUM
 
     folder: Path | None = None
     config: QwenImageConfig = QwenImageConfig()
     scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
     # One of videos: a picture has one frame.
     vae: VideoAutoencoderConfig = VideoAutoencoderConfig()
-    spectrum: Spectrum = SPECTRUM
+    spectrum: Spectrum = FLUX1_SPECTRUM
     text_tokens: int = 512
     # Qwen-Image of August 2025 and Qwen-Image-2512, whose files are alike.
     august: bool = False
@@ -102,7 +101,7 @@ class Family(BaseFamily):
             config,
             read_scheduler(folder),
             vae,
-            read_spectrum(folder, SPECTRUM),
+            read_spectrum(folder, FLUX1_SPECTRUM),
             august=is_named(folder, "(^|--)qwen-image$", "Qwen-Image of August 2025"),
             december=is_named(folder, "image-2512", "Qwen-Image-2512"),
         )
