@@ -8,8 +8,9 @@ import jax
 import pytest
 import torch
 
+from jaxspd import DiffGenerator
 from jaxspd.cli import main
-from tests import tiny
+from tests import tiny, toy
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -70,6 +71,19 @@ def refused(tmp_path, capsys):
         return lines[0]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def toy_folder(tmp_path_factory):
+    """A model of the family that `tests/toy.py` adds meanwhile. Its programs compile in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        toy.register(patch.setitem)
+        yield toy.write_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def toy_generator(toy_folder):
+    return DiffGenerator.from_pretrained(toy_folder, compilation_cache=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,23 @@
-"""A server in this process, for tests."""
+"""A server in this process, for tests, and how to ask it."""
 
+import io
+import time
 from contextlib import contextmanager
 from threading import Event, Thread
-from time import sleep
 
+import httpx2 as httpx
+import numpy as np
+import openai
 import uvicorn
+from PIL import Image
 
 from jaxspd.server.app import make_app
 from jaxspd.server.limits import Limits
 from jaxspd.server.run import bound, configured
+
+# A request that is made at once.
+SMALL = {"num_inference_steps": 4, "seed": 5}
+GENERATIONS = "/v1/images/generations"
 
 
 class Served:
@@ -17,19 +26,27 @@ class Served:
     def __init__(self, app, url):
         self.app, self.engine, self.url = app, app.state.service.engine, url
 
+    def openai(self, api_key="none"):
+        """OpenAI's client, of this server."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def get(self, path):
+        return httpx.get(self.url + path)
+
+    def post(self, body, path=GENERATIONS, timeout=60, **headers):
+        return httpx.post(self.url + path, json=body, timeout=timeout, headers=headers)
+
 
 @contextmanager
-def serving(generator, name="tiny", api_key=None, **limits):
+def serving(generator, name="tiny", api_key=None, hosts=(), **limits):
     """Serves `generator` meanwhile."""
-    app = make_app(generator, name, Limits.of(generator.family, **limits), api_key)
+    app = make_app(generator, name, Limits.of(generator.family, **limits), api_key, hosts=hosts)
     listening = bound("127.0.0.1", 0)
     server = uvicorn.Server(configured(app))
     thread = Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            sleep(0.01)
+        wait_until(lambda: server.started or not thread.is_alive())
         yield Served(app, f"http://127.0.0.1:{listening.getsockname()[1]}")
     finally:
         app.state.service.engine.stop(now=True)
@@ -52,3 +69,15 @@ class Held:
             watch(progress)
 
         return self._generator.iterate(params, watch=held, **options)
+
+
+def pixels(content):
+    """Of a file's bytes."""
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,7 +1,6 @@
 """CONTRIBUTING.md, followed once: a family of our own, from a folder to a picture."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,9 @@ from tests import toy
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Steps 5 and 6: the module in its place, the pipeline class in the registry."""
-    monkeypatch.setitem(sys.modules, "jaxspd.families.toy", toy)
-    monkeypatch.setitem(families.PIPELINES, "ToyPipeline", "toy")
-    return toy.write_toy(tmp_path / "model")
-
-
-def test_the_toy_makes_pictures(folder, tmp_path, capsys):
-    flags = ["--model-path", str(folder), "--progressive-mode", "dct_rewind", "--progressive-delta", "0.05"]
+def test_the_toy_makes_pictures(toy_folder, tmp_path, capsys):
+    grow = ["--progressive-mode", "dct_rewind", "--progressive-delta", "0.05"]
+    flags = ["--model-path", str(toy_folder), *grow]
     for prompt in ("a lake", "a meadow"):
         out = ["--output-path", str(tmp_path), "--output-file-name", f"{prompt[2:]}.png"]
         assert main(["generate", "--prompt", prompt, "--negative-prompt", "haze", *flags, *out]) == 0

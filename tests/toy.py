@@ -4,8 +4,10 @@ Its pictures are 3-channel latents at half the resolution, its text encoder coun
 """
 
 import json
+import operator
 import string
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +18,7 @@ import numpy as np
 from einops import rearrange, reduce, repeat
 from flax import nnx
 
+from jaxspd import families
 from jaxspd.convert.checkpoint import write_component
 from jaxspd.convert.loader import flat_parameters
 from jaxspd.convert.table import linear
@@ -154,6 +157,15 @@ class Family(BaseFamily):
 
     def open_autoencoder(self, dtype, residency) -> Squares:
         return self.vae
+
+
+# families/__init__.py
+
+
+def register(put: Callable = operator.setitem) -> None:
+    """Makes the module a family's, and names it to the registry."""
+    put(sys.modules, "jaxspd.families.toy", sys.modules[__name__])
+    put(families.PIPELINES, "ToyPipeline", "toy")
 
 
 # tests/tiny/toy.py

@@ -1,5 +1,6 @@
 """The application: routes, who may use them, and one line of log for each request."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -27,9 +28,11 @@ def make_app(
     limits: Limits | None = None,
     api_key: str | None = None,
     prefix: str = "",
+    hosts: Collection[str] = (),
 ) -> Starlette:
     """The ASGI application that serves `generator` as the model `name`. With `api_key`, all but the page and
-    `/health` want it as a bearer token. Names of what it keeps begin with `prefix`.
+    `/health` want it as a bearer token. Names of what it keeps begin with `prefix`. With `hosts`, it answers
+    to these and the names of this machine alone.
     `app.state.service.engine.stop()` ends it gracefully.
     """
     app = Starlette(
@@ -52,19 +55,22 @@ def make_app(
     )
     app.state.service = Service(generator, name, limits or Limits.of(generator.family), prefix)
     app.state.videos = Videos(app.state.service)
-    app.add_middleware(Gate, api_key=api_key, metrics=app.state.service.metrics)
+    app.add_middleware(Gate, api_key=api_key, metrics=app.state.service.metrics, hosts=hosts)
     return app
 
 
 async def failed(http: HttpRequest, error: Exception) -> Response:
     """The answer that tells of `error`."""
+    headers = getattr(error, "headers", None) or {}
     if isinstance(error, UsageError):
         error = Refused(400, str(error))
     elif isinstance(error, HTTPException):  # Starlette's own
         error = Refused(error.status_code, f"{http.method} {http.url.path}: {error.detail}")
     elif not isinstance(error, Refused):
         error = Refused(500, f"{type(error).__name__}: a fault of jaxspd; the server's log says more")
-    return refusal(http.scope, error)
+    answer = refusal(http.scope, error)
+    answer.headers.update(headers)
+    return answer
 
 
 async def page(http: HttpRequest) -> Response:

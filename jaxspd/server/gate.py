@@ -1,12 +1,15 @@
-"""What every request passes: the key, a limit to slow readers, counts, and one line of log. Does not import
-jax.
+"""What every request passes: whom it is for and whence it comes, the key, a limit to slow readers, counts,
+and one line of log. Does not import jax.
 """
 
 import asyncio
 import hmac
 import logging
 import time
+from collections.abc import Collection
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -41,11 +44,21 @@ def refusal(scope, refused: Refused) -> Response:
     return JSONResponse({"error": error_body(refused)}, refused.status, headers)
 
 
-class Gate:
-    """The ASGI application `app`, behind all this."""
+def is_loopback(address: str) -> bool:
+    """Whether `address`, a host's name or IP address, is reached from its own machine only."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
-    def __init__(self, app, metrics: Metrics, api_key: str | None = None):
-        self.app, self._metrics, self._key = app, metrics, api_key
+
+class Gate:
+    """The ASGI application `app`, behind all this. Where there are `hosts`, requests for another host than
+    these and this machine are refused.
+    """
+
+    def __init__(self, app, metrics: Metrics, api_key: str | None = None, hosts: Collection[str] = ()):
+        self.app, self._metrics, self._key, self._hosts = app, metrics, api_key, hosts
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -62,25 +75,39 @@ class Gate:
                 await send(message)
 
         try:
-            if self._wants_key(scope) and not self._has_key(scope):
-                refused = Refused(
-                    401, "this server wants its --api-key as a bearer token", code="invalid_api_key"
-                )
-                await refusal(scope, refused)(scope, receive, sending)
-            else:
-                await self.app(scope, receive, sending)
+            refused = self._refused(scope)
+            app = refusal(scope, refused) if refused else self.app
+            await app(scope, receive, sending)
         except TimeoutError:  # uvicorn closes the connection when an application fails midway
             scope["reason"] = "the client read too slowly"
             raise ConnectionError(scope["reason"]) from None
         finally:
             self._note(scope, status, time.monotonic() - begin)
 
+    def _refused(self, scope) -> Refused | None:
+        """Why a request may not pass, if so."""
+        headers = Headers(scope=scope)
+        host = _host(headers.get("host", ""))
+        # The name of a strange page may have come to mean this machine; to a browser the two are then one.
+        if self._hosts and host and host not in self._hosts and not is_loopback(host):
+            known = ", ".join(sorted({*self._hosts, "localhost"}))
+            return Refused(
+                421, f"this server is {known}, not {host}; start it with --api-key to use any name"
+            )
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _foreign(headers):
+            return Refused(
+                403, "pages of other origins may ask for nothing here; use the page of this server"
+            )
+        if self._wants_key(scope) and not self._has_key(headers):
+            return Refused(401, "this server wants its --api-key as a bearer token", code="invalid_api_key")
+        return None
+
     def _wants_key(self, scope) -> bool:
         path = scope["path"]
         return self._key is not None and (path.startswith("/v1/") or path == "/metrics")
 
-    def _has_key(self, scope) -> bool:
-        given = Headers(scope=scope).get("authorization", "")
+    def _has_key(self, headers: Headers) -> bool:
+        given = headers.get("authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {self._key}".encode())
 
     def _note(self, scope, status: int, seconds: float) -> None:
@@ -94,3 +121,19 @@ class Gate:
             f"{client} {scope['method']} {scope['path']} {status} {seconds:.3f} s · {said}".split()
         )
         log.info("%s", line.rstrip(" ·"))
+
+
+def _host(address: str) -> str:
+    """The host in a Host header, without port and brackets."""
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:
+        return address
+
+
+def _foreign(headers: Headers) -> bool:
+    """Whether a page of another origin sends this, as browsers tell: they alone do."""
+    if site := headers.get("sec-fetch-site"):
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from jaxspd.errors import UsageError
 from jaxspd.generator import DiffGenerator
 from jaxspd.server.app import make_app
+from jaxspd.server.gate import is_loopback
 from jaxspd.server.limits import Limits
 
 # Connections at once; more are told 503.
@@ -60,9 +61,12 @@ def serve(
     generator = DiffGenerator.from_pretrained(**model)
     name = model_name(model.get("model_path"))
     warm_up(generator)
-    app = make_app(generator, name, Limits.of(generator.family, **limits), api_key)
+    address, port, *_ = listening.getsockname()
+    # A strange page has no key.
+    hosts = {host.lower()} if is_loopback(address) and api_key is None else ()
+    app = make_app(generator, name, Limits.of(generator.family, **limits), api_key, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
-    ready = f"ready: {name} at http://{shown}:{listening.getsockname()[1]}"
+    ready = f"ready: {name} at http://{shown}:{port}"
     with suppress(KeyboardInterrupt):  # the signal that has ended it, once more
         Server(configured(app), ready).run([listening])
     engine = app.state.service.engine
