@@ -15,8 +15,9 @@ from presets import OFFICIAL, WAN_720P, Model, size
 
 from jaxspd.families.base import BaseFamily
 from jaxspd.models.flux2 import Flux2Config
-from jaxspd.planning import grids, reading, resolve
+from jaxspd.planning import grids, reading
 from jaxspd.request import Request, SamplingParams
+from jaxspd.resolving import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 GROWN = {"progressive_mode": "dct_rewind", "progressive_delta": 0.05}

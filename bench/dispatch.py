@@ -25,8 +25,9 @@ from presets import OFFICIAL
 
 from jaxspd.families.flux1 import Family
 from jaxspd.models.flux1 import Flux1Config
-from jaxspd.planning import grids, resolve
+from jaxspd.planning import grids
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.layerwise import Layerwise
 

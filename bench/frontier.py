@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from jaxspd import DiffGenerator
 from jaxspd.errors import UsageError
-from jaxspd.planning import resolve
 from jaxspd.request import SamplingParams
 from jaxspd.request_files import read_prompts
+from jaxspd.resolving import resolve
 from jaxspd.speed import SETS, SPEEDS, TABLE
 
 Settings = dict[str, Any]  # parameters of a request

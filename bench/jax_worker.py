@@ -15,8 +15,9 @@ from worker import Inputs, Job
 from jaxspd.components.pipeline import Components
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.results import peak_memory
 from jaxspd.runtime.backend import start_backend
 from jaxspd.sampling.guidance import Guided, guide

@@ -23,8 +23,9 @@ from presets import PRESETS, Model
 from timing import in_turns
 
 from jaxspd.families.base import BaseFamily
-from jaxspd.planning import plan_request, reading, resolve
+from jaxspd.planning import plan_request, reading
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.layerwise import Layerwise
 from jaxspd.sampling.guidance import Guided, guide

@@ -16,8 +16,9 @@ from worker import Inputs
 from jaxspd.convert.orbax_store import load_transformer
 from jaxspd.families import open_family
 from jaxspd.models.attention import attention
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.layerwise import Layerwise
 from jaxspd.sampling.loop import denoise

@@ -22,8 +22,10 @@ from jaxspd.components.pipeline import Components
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.hub import DEMO
-from jaxspd.planning import plan_report, plan_request, reading, resolve, schedule
+from jaxspd.plan_report import plan_report
+from jaxspd.planning import plan_request, reading, schedule
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.sampling.noise import gaussian, stage_noises
 
 SEED = 42

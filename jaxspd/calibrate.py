@@ -22,8 +22,8 @@ from jaxspd.convert.places import check_place
 from jaxspd.errors import UsageError, first_line
 from jaxspd.files import user_path
 from jaxspd.hub import fetch
-from jaxspd.planning import frames, pixel_size
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import frames, pixel_size
 from jaxspd.spectral.calibration import Calibration, PowerMeter, fit_spectrum
 from jaxspd.spectral.levels import Level, halvings
 

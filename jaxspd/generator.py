@@ -3,12 +3,11 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,17 +16,20 @@ import numpy as np
 from jaxspd.borrowed import borrowed_spectrum
 from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.pipeline import Components
+from jaxspd.conditioning import conditionings
+from jaxspd.convert.lora_file import LoraFile
 from jaxspd.devices import Degrees, spread_over
 from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.hub import fetch
 from jaxspd.loras import Loras, Paths, Scales, of_each
-from jaxspd.media.metadata import made_by
-from jaxspd.media.output import check_writable, output_format, output_paths, write_output
+from jaxspd.media.output import check_writable, output_format, write_output
 from jaxspd.models.attention import check_backend
-from jaxspd.planning import plan_report, plan_request, reading, resolve
-from jaxspd.progress import ProgressBar, aside
-from jaxspd.request import Request, SamplingParams
+from jaxspd.plan_report import plan_report
+from jaxspd.planning import plan_request, reading
+from jaxspd.progress import ProgressBar
+from jaxspd.request import Request
+from jaxspd.resolving import resolve
 from jaxspd.results import GenerationResult, Output, Outputs, Progress, peak_memory, written
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.cache import enable_compilation_cache
@@ -36,30 +38,15 @@ from jaxspd.sampling.guidance import Guided
 from jaxspd.sampling.loop import Step, denoise
 from jaxspd.sampling.programs import peak_bytes
 from jaxspd.shards import share
+from jaxspd.source import Asked, Source
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
-
-# Prompts that are encoded at once: enough to keep a GPU busy with sequences of 512 tokens, and to read an
-# encoder that cannot stay in memory seldom; few enough that an encoder's hidden states take some gigabytes.
-TEXT_BATCH = 8
-WEIGHTS = "transformer_weights_path"
-LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
+from jaxspd.tasks import Task, tasks
 
 log = logging.getLogger("jaxspd")
 
-# What a user asks for.
-Asked = SamplingParams | Mapping[str, Any]
 # Who is told of every step.
 Watch = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One output to be made: which of the prompts it shows, what repeats it, and its file, if any."""
-
-    prompt: int
-    request: dict[str, Any]
-    path: Path | None
 
 
 class DiffGenerator:
@@ -69,39 +56,14 @@ class DiffGenerator:
 
     def __init__(
         self,
-        model_path: str | os.PathLike | None,
-        revision: str | None = None,
-        dit_cpu_offload: bool = False,
-        text_encoder_cpu_offload: bool | None = None,
-        attention_backend: str | None = None,
-        transformer_weights_path: str | os.PathLike | None = None,
-        quantize: str | None = None,
-        lora_path: Paths = None,
-        lora_scale: Scales = None,
-        lora_path_2: Paths = None,
-        lora_scale_2: Scales = None,
-        degrees: Degrees | None = None,
+        source: Source,
+        components: Components,
+        denoiser: Denoiser,
+        lora_files: list[list[tuple[LoraFile, float]]],
     ):
-        self.model_path = lasting_model_path(model_path)
-        self.revision, self.quantize = revision, quantize
-        self.transformer_weights_path = lasting_path(transformer_weights_path)
-        loras = Loras.of(lora_path, lora_scale), Loras.of(lora_path_2, lora_scale_2, "_2")
-        degrees = degrees or Degrees()
-        start_backend()
-        opened = fetch(model_path, revision=revision, transformer_weights_path=self.transformer_weights_path)
-        self.family = family = replace(opened, streamed=dit_cpu_offload, quantize=quantize)
-        self.loras = of_each(family, *loras)
-        self._lora_files = files = [one.open() for one in self.loras]
-        self._target = Target(attention_backend=attention_backend)
-        platform = self._target.device.platform
-        check_backend(attention_backend, platform)
-        self.dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
-        self._components = Components(family, self.dtype, text_encoder_cpu_offload, self._target, files[0])
-        self._components.check()
-        self._residency = self._components.residency
-        # The rest works on one device: it takes little of the time.
-        spread = spread_over(self._target, family, self.dtype, degrees)
-        self._denoiser = Denoiser(family, self.dtype, self._residency, files, spread)
+        self.source, self.family = source, denoiser.family
+        self._components, self._denoiser, self._lora_files = components, denoiser, lora_files
+        self._residency = components.residency
         self._pool = ThreadPoolExecutor(1, "prepare")
         self._told = ""
 
@@ -144,20 +106,24 @@ class DiffGenerator:
         """
         if compilation_cache:
             enable_compilation_cache()
-        return cls(
-            model_path,
-            revision,
-            dit_cpu_offload,
-            text_encoder_cpu_offload,
-            attention_backend,
-            transformer_weights_path,
-            quantize,
-            lora_path,
-            lora_scale,
-            lora_path_2,
-            lora_scale_2,
-            Degrees(**devices),
-        )
+        asked = Loras.of(lora_path, lora_scale), Loras.of(lora_path_2, lora_scale_2, "_2")
+        weights_path, degrees = lasting_path(transformer_weights_path), Degrees(**devices)
+        start_backend()
+        opened = fetch(model_path, revision=revision, transformer_weights_path=weights_path)
+        family = replace(opened, streamed=dit_cpu_offload, quantize=quantize)
+        loras = of_each(family, *asked)
+        files = [one.open() for one in loras]
+        target = Target(attention_backend=attention_backend)
+        platform = target.device.platform
+        check_backend(attention_backend, platform)
+        dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
+        components = Components(family, dtype, text_encoder_cpu_offload, target, files[0])
+        components.check()
+        # The rest works on one device: it takes little of the time.
+        spread = spread_over(target, family, dtype, degrees)
+        denoiser = Denoiser(family, dtype, components.residency, files, spread)
+        source = Source(lasting_model_path(model_path), revision, weights_path, quantize, loras)
+        return cls(source, components, denoiser, files)
 
     def set_loras(
         self,
@@ -180,11 +146,11 @@ class DiffGenerator:
         except UsageError:
             self._components.set_loras(before[0])
             raise
-        self.loras, self._lora_files = loras, files
+        self.source, self._lora_files = replace(self.source, loras=loras), files
 
     def plan(self, params: Asked) -> Plan:
         """The stages `params` would run."""
-        return plan_request(self.family, self._params(params))
+        return plan_request(self.family, self.source.params(params))
 
     def generate(
         self,
@@ -229,26 +195,17 @@ class DiffGenerator:
         raises ends the run. Raises UsageError at once, not at the first output, if the request cannot be
         served, and at an output that cannot be written, with how many are.
         """
-        own_share, request = share(shard), resolve(self.family, self._params(params))
+        own_share, request = share(shard), resolve(self.family, self.source.params(params))
         kind = output_format(request.output_format, request.output_file_name, request.num_frames)
         request = replace(request, output_format=kind)
-        requests = self._requests(request)
+        every = tasks(self.family, request, self.source.report, save_output)[own_share]
         plan = plan_request(self.family, request)
         notice = borrowed_spectrum(self.family, request, plan)
         if notice and notice != self._told:  # once for a model, not for every request
             log.warning(notice)
             self._told = notice
-        paths: Sequence[Path | None] = [None] * len(requests)
-        if save_output:
-            paths = output_paths(request.output_path, request.output_file_name, requests, kind)
-        every = [
-            Task(number // request.num_outputs_per_prompt, own, path)
-            for number, (own, path) in enumerate(zip(requests, paths, strict=True))
-        ][own_share]
-        tasks = [
-            task for task in every if not (skip_existing and task.path and made_by(task.path, task.request))
-        ]
-        left = [task.path for task in tasks if task.path]
+        todo = [task for task in every if not (skip_existing and task.made)]
+        left = [task.path for task in todo if task.path]
         check_writable(left)
         result = GenerationResult(
             frames=[],
@@ -257,25 +214,25 @@ class DiffGenerator:
             seconds={"encode": 0.0, "load": 0.0, "compile": 0.0}
             | {"denoise": [0.0] * len(plan.stages), "decode": 0.0},
             programs=0,
-            peak_memory=peak_memory(self._target.device),
+            peak_memory=peak_memory(self._residency.target.device),
             resident=self._resident(),
             skipped=[task.path for task in every if task.path and task.path not in left],
         )
-        made = self._make(request, plan, tasks, len(every), result, show_progress, watch)
+        made = self._make(request, plan, todo, len(every), result, show_progress, watch)
         return Outputs(result, len(every), left, made)
 
     def _make(
         self,
         request: Request,
         plan: Plan,
-        tasks: list[Task],
+        todo: list[Task],
         asked: int,
         result: GenerationResult,
         show_progress: bool,
         watch: Watch | None,
     ) -> Generator[Output, None, None]:
-        """Makes the outputs of `tasks`, and keeps count of them in `result`."""
-        if not tasks:
+        """Makes the outputs of `todo`, and keeps count of them in `result`."""
+        if not todo:
             return
         family, seconds = reading(self.family, request), result.seconds
         leading, waiting = family.leading(request.num_frames), True
@@ -284,12 +241,12 @@ class DiffGenerator:
         if self._denoiser.place == "device":
             # The text encoder takes what the weights leave of the device's memory, not the other way round.
             loading.result()
-        by_prompt = [list(group) for _, group in groupby(tasks, lambda task: task.prompt)]
+        by_prompt = [list(group) for _, group in groupby(todo, lambda task: task.prompt)]
         texts = [first.request["prompt"] + first.request["prompt_suffix"] for first, *_ in by_prompt]
-        conditionings = self._conditionings(family, texts, request, seconds)
-        with ProgressBar(plan, len(tasks), show_progress) as progress:
+        conditioned = conditionings(self._components, family, texts, request, seconds)
+        with ProgressBar(plan, len(todo), show_progress) as progress:
             tell = partial(self._tell, progress, watch, plan)
-            for group, conditioning in zip(by_prompt, conditionings, strict=True):
+            for group, conditioning in zip(by_prompt, conditioned, strict=True):
                 if waiting:  # the first texts are encoded meanwhile
                     # Nothing here holds the weights, which may have to give way to others.
                     waiting, seconds["load"], loading = False, loading.result()[1], None
@@ -316,7 +273,8 @@ class DiffGenerator:
                     result.requests.append(task.request)
                     seconds["denoise"] = np.add(seconds["denoise"], taken).tolist()
                     seconds["decode"] += decoding
-                    result.peak_memory, result.resident = peak_memory(self._target.device), self._resident()
+                    result.peak_memory = peak_memory(self._residency.target.device)
+                    result.resident = self._resident()
                     yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
                     del frames  # else they would lie in memory beside the next
 
@@ -332,71 +290,7 @@ class DiffGenerator:
         if watch:
             watch(Progress(plan, step, self._components.preview))
 
-    def _conditionings(self, family, prompts: list[str], request: Request, seconds: dict) -> Iterator:
-        """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed."""
-        scale, negative = request.guidance_scale, None
-        guided = family.guided(scale)
-        # The negative prompt, one for all, comes first.
-        texts = [request.negative_prompt] * guided + prompts
-        for start in range(0, len(texts), TEXT_BATCH):
-            begin = time.perf_counter()
-            with aside(), memory_for("reading the prompt", LESS_TEXT):
-                encoded = self._components.encode_text(texts[start : start + TEXT_BATCH], family)
-            seconds["encode"] += time.perf_counter() - begin
-            for row in range(len(texts[start : start + TEXT_BATCH])):
-                with np.errstate(over="ignore"):  # `denoise` tells what comes of an infinite scale
-                    one = family.condition({name: a[row : row + 1] for name, a in encoded.items()}, scale)
-                    scales = np.full(1, scale, np.float32)
-                if not guided:
-                    yield one
-                elif start + row == 0:
-                    negative = one
-                else:
-                    yield Guided(one, negative, scales)
-
     def _resident(self) -> dict[str, str]:
         """Component -> where it stays in memory for the next call."""
         places = self._residency.places()
         return dict(sorted((places | self._denoiser.places).items()))
-
-    @property
-    def _opened(self) -> dict[str, Any]:
-        """What of the model shows in its outputs, by the names of `from_pretrained`."""
-        own = {name: getattr(self, name) for name in ("model_path", "revision", WEIGHTS, "quantize")}
-        own |= dict.fromkeys(("lora_path", "lora_scale", "lora_path_2", "lora_scale_2"))
-        for loras in self.loras:
-            own |= loras.report
-        return own
-
-    def _params(self, asked: Asked) -> SamplingParams:
-        """`asked`, checked; one that a result or a file holds must be of this model."""
-        if isinstance(asked, Mapping):
-            asked = dict(asked)
-            own = self._opened
-            for name in own.keys() & asked.keys():
-                given = asked.pop(name)
-                if name == "model_path":
-                    given = lasting_model_path(given)
-                elif name == WEIGHTS:
-                    given = lasting_path(given)
-                elif name in ("lora_path", "lora_path_2"):
-                    given = [*Loras.of(given).paths]
-                if given is not None and given != own[name]:
-                    which = given if name in ("model_path", WEIGHTS) else f"{name} {given}"
-                    raise UsageError(f"this request is for {which}; open that, or leave {name} out")
-        return SamplingParams.of(asked)
-
-    def _requests(self, request: Request) -> list[dict[str, Any]]:
-        """Each output's complete parameters: what its file holds and what repeats it."""
-        if not request.prompts:
-            raise UsageError("a prompt is needed; say what to show")
-        given = request.prompt_suffix
-        suffix = self.family.default_prompt_suffix if given is None else lambda _: given
-        common = asdict(replace(request, num_outputs_per_prompt=1))
-        del common["output_path"], common["output_file_name"]
-        common |= {name: value for name, value in self._opened.items() if value is not None}
-        return [
-            {**common, "prompt": prompt, "prompt_suffix": suffix(prompt), "seed": request.seed + number}
-            for prompt in request.prompts
-            for number in range(request.num_outputs_per_prompt)
-        ]

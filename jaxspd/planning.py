@@ -1,121 +1,21 @@
 """From a request and a family to the plan that will run."""
 
 import itertools
-import logging
-import math
-from dataclasses import asdict, fields, replace
-from operator import itemgetter
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
 from jaxspd.errors import UsageError
 from jaxspd.request import Request, SamplingParams
+from jaxspd.resolving import resolve, used_levels
 from jaxspd.sampling.forecast import forecasting_plan
-from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.sampling.turns import divided_plan
 from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
-from jaxspd.spectral.plan import MODES, Plan, activation_thresholds, make_plan
+from jaxspd.spectral.plan import Plan, activation_thresholds, make_plan
 from jaxspd.spectral.spectrum import Spectrum
-from jaxspd.speed import at_speed
-
-log = logging.getLogger("jaxspd")
 
 # 28 times what the largest published videos are; their activations alone would fill any card.
 MOST_TOKENS = 2**21
-
-
-def resolve(family, params: SamplingParams) -> Request:
-    """What `family` makes of `params`, with its defaults filled in; UsageError for what it cannot do.
-
-    Where the family rounds sizes, or nobody asked for one, height and width come back rounded down, with
-    a warning.
-    """
-    if isinstance(params, Request):
-        return params
-    params = at_speed(family, params)
-    scheduler = params.scheduler or default_solver(family.scheduler)
-    if scheduler not in SOLVERS:
-        raise UsageError(f"unknown scheduler {scheduler!r}; use one of {', '.join(sorted(SOLVERS))}")
-    guidance = family.default_guidance if params.guidance_scale is None else params.guidance_scale
-    if not math.isfinite(guidance):
-        raise UsageError(f"guidance_scale must be a finite number, not {guidance:g}")
-    if params.negative_prompt and not family.guided(guidance):
-        cure = "raise guidance_scale above 1 or leave it out" if family.guided(math.inf) else "leave it out"
-        raise UsageError(f"{family.title} reads no negative prompt at guidance scale {guidance:g}; {cure}")
-    negative = params.negative_prompt
-    if family.guided(guidance) and negative is None:
-        negative = family.default_negative_prompt
-    grid = params.progressive_grid or next(iter(family.expansions))
-    if grid not in family.expansions:
-        raise UsageError(f"{family.title} has no {grid!r} grid to grow; use {' or '.join(family.expansions)}")
-    if params.progressive_scales is not None and params.progressive_levels is not None:
-        raise UsageError("give progressive_levels or progressive_scales, not both")
-    levels = params.progressive_levels
-    if params.progressive_scales is None and levels is None:
-        levels = 1
-    delta = params.progressive_delta
-    if params.progressive_sigmas is None:
-        delta = 0.01 if delta is None else delta
-    elif delta is not None or params.spectrum is not None:
-        raise UsageError("progressive_sigmas replace progressive_delta and spectrum; leave those out")
-    if params.progressive_shift not in ("full", "stage"):
-        raise UsageError(f"unknown progressive_shift {params.progressive_shift!r}; use full or stage")
-    static = params.flow_shift is not None or not family.scheduler.get("use_dynamic_shifting")
-    if params.progressive_shift == "stage" and static:
-        raise UsageError("the noise levels do not depend on the picture's size; leave progressive_shift out")
-    noise_levels = params.noise_levels or next(iter(family.noise_levels), None)
-    if noise_levels and not family.noise_levels:
-        raise UsageError(f"{family.title} has no noise levels to choose from; leave noise_levels out")
-    if noise_levels and noise_levels not in family.noise_levels:
-        known = " or ".join(family.noise_levels)
-        raise UsageError(f"{family.title} has no noise levels {noise_levels!r}; use {known}")
-    spectrum = params.spectrum
-    if isinstance(spectrum, str):
-        # What the file says goes into the picture's parameters, not where it lay.
-        spectrum = asdict(Spectrum.from_file(Path(spectrum)))
-    if (params.max_sequence_length or 0) > family.text_tokens:
-        raise UsageError(
-            f"{family.title} reads at most {family.text_tokens} tokens of text; lower max_sequence_length"
-        )
-    height, width = pixel_size(family, params)
-    given = {item.name: getattr(params, item.name) for item in fields(params)}
-    decided = dict(
-        speed=None,  # all that it sets is here
-        progressive_mode=params.progressive_mode or "fullres",
-        progressive_history=params.progressive_history or "forget",
-        progressive_grid=grid,
-        progressive_levels=levels,
-        progressive_delta=delta,
-        spectrum=spectrum,
-        noise_levels=noise_levels,
-        num_inference_steps=params.num_inference_steps or family.default_steps,
-        guidance_scale=guidance,
-        guidance_scale_2=second_guidance(family, params),
-        negative_prompt=negative,
-        scheduler=scheduler,
-        num_frames=frames(family, params),
-        fps=params.fps or family.default_fps,
-        height=height,
-        width=width,
-    )
-    return Request(**given | decided)
-
-
-def second_guidance(family, params: SamplingParams) -> float | None:
-    """The guidance scale of the second of two transformers: what is asked for, of the first if not of this,
-    or else the family's. UsageError where there is but one.
-    """
-    given = params.guidance_scale_2
-    if len(family.transformers) == 1:
-        if given is not None:
-            raise UsageError(f"{family.title} has one transformer; leave guidance_scale_2 out")
-        return None
-    if given is None:
-        given = family.default_guidance_2 if params.guidance_scale is None else params.guidance_scale
-    if not math.isfinite(given):
-        raise UsageError(f"guidance_scale_2 must be a finite number, not {given:g}")
-    return given
 
 
 def reading(family, params: SamplingParams):
@@ -199,124 +99,3 @@ def thresholds(family, request: Request, levels: list[Level]) -> list[float]:
     if not all(a > b for a, b in itertools.pairwise([1, *sigmas, 0])):
         raise UsageError("progressive_sigmas must lie between 0 and 1 and decrease")
     return sigmas
-
-
-def used_levels(params: SamplingParams) -> int:
-    """How many times the grid is halved: not at all in `fullres`, or where scales are given."""
-    mode = "fullres" if params.progressive_mode is None else params.progressive_mode
-    if mode not in MODES:
-        raise UsageError(f"unknown progressive_mode {mode!r}; use one of {', '.join(MODES)}")
-    levels = 1 if params.progressive_levels is None else params.progressive_levels
-    if levels < 0:
-        raise UsageError(f"progressive_levels must be 0 or more, not {levels}")
-    return 0 if mode == "fullres" or params.progressive_scales else levels
-
-
-def pixel_size(family, params: SamplingParams) -> tuple[int, int]:
-    """Height and width for which every stage's grid exists."""
-    levels = used_levels(params)
-    default_height, default_width = family.default_size
-    height, width = params.height or default_height, params.width or default_width
-    smallest = family.pixel_multiple
-    most = 0
-    while smallest << (most + 1) <= min(height, width):
-        most += 1
-    if levels > most and min(height, width) >= smallest:
-        raise UsageError(
-            f"progressive_levels {levels} is too many for {width}×{height} pixels; use at most {most}"
-        )
-    multiple = smallest << levels
-    if height % multiple == width % multiple == 0:
-        return height, width
-    needs = (
-        f"{family.title} with {levels} progressive level{'s' * (levels != 1)} needs height and width in "
-        f"multiples of {multiple}"
-    )
-    asked = params.height or params.width
-    if (family.aligns_size or not asked) and min(height, width) >= multiple:
-        aligned = height // multiple * multiple, width // multiple * multiple
-        log.warning("%s: %d by %d becomes %d by %d", needs, height, width, *aligned)
-        return aligned
-    nearest = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
-    raise UsageError(f"{needs}; the nearest to {height} by {width} is {nearest[0]} by {nearest[1]}")
-
-
-def frames(family, params: SamplingParams) -> int:
-    """Frames of the video, 1 for a picture."""
-    asked = params.num_frames or family.default_frames
-    if family.default_fps is None:
-        if asked != 1 or params.fps:
-            raise UsageError(f"{family.title} makes pictures; leave num_frames and fps out")
-        return 1
-    unit = family.frames_per_latent
-    if (asked - 1) % unit:
-        nearest = (asked - 1 + unit // 2) // unit * unit + 1  # of two as near, the larger
-        raise UsageError(
-            f"{family.title} makes {unit}k + 1 frames; the nearest num_frames to {asked} is {nearest}"
-        )
-    return asked
-
-
-def plan_report(family, plan: Plan) -> dict:
-    """The plan as `jaxspd plan --json` prints it."""
-    return {
-        "family": family.name,
-        "mode": plan.mode,
-        "levels": plan.levels,
-        "transform": plan.transform,
-        "delta": plan.delta,
-        "noise": plan.noise,
-        "history": plan.history,
-        "stages": [
-            {
-                "latent": list(stage.latent),
-                "tokens": stage.tokens,
-                "start": stage.start,
-                "end": stage.end,
-                "evaluated": stage.evaluated,
-                **({"second": sorted(stage.second)} if any(s.second for s in plan.stages) else {}),
-                "sigma": stage.sigma,
-                "aligned_sigma": stage.aligned_sigma,
-            }
-            for stage in plan.stages
-        ],
-        "steps": plan.steps,
-        "forwards": plan.forwards,
-        "token_step_ratio": plan.token_step_ratio(),
-        "flop_speedup": plan.flop_speedup(family.forward_flops),
-    }
-
-
-def plan_table(family, plan: Plan) -> str:
-    """The plan for people to read."""
-    lines = [
-        f"{family.title}, {plan.mode}"
-        + (f", {plan.levels} level{'s' * (plan.levels > 1)}" if plan.levels else "")
-        + (f" in {plan.transform}" if plan.transform != "dct" else "")
-        + (f", δ = {plan.delta:g}" if plan.levels and plan.delta else ""),
-        f"{'stage':>5}  {'latent':>9}  {'tokens':>6}  {'steps':>9}  {'σ':>8}  {'aligned σ':>9}",
-    ]
-    for number, stage in enumerate(plan.stages, 1):
-        h, w = stage.latent
-        lines.append(
-            f"{number:>5}  {f'{h}×{w}':>9}  {stage.tokens:>6}  {f'{stage.start}–{stage.end - 1}':>9}  "
-            f"{stage.sigma:>8.6f}  {stage.aligned_sigma:>9.6f}"
-        )
-    if any(stage.second for stage in plan.stages):
-        steps = ((step, step in s.second) for s in plan.stages for step in range(s.start, s.end))
-        told = []
-        for second, turn in itertools.groupby(steps, key=itemgetter(1)):
-            numbers = [step for step, _ in turn]
-            told.append(f"{'second' if second else 'first'} {numbers[0]}–{numbers[-1]}")
-        lines.append(f"steps of the two transformers: {', '.join(told)}")
-    if plan.forwards < plan.steps:
-        steps = [step for stage in plan.stages for step in stage.evaluated]
-        lines.append(
-            f"{plan.forwards} of {plan.steps} steps evaluate the model: {', '.join(map(str, steps))}; the "
-            "others are forecast"
-        )
-    lines.append(
-        f"{plan.token_step_ratio():.0%} of full resolution's token steps; "
-        f"at most {plan.flop_speedup(family.forward_flops):.2f}× faster, by FLOPs"
-    )
-    return "\n".join(lines)

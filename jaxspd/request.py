@@ -185,7 +185,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request(SamplingParams):
-    """What will run: parameters of which every choice is made, by `planning.resolve`. Only what a checkpoint
+    """What will run: parameters of which every choice is made, by `resolving.resolve`. Only what a checkpoint
     has no use for is None.
     """
 

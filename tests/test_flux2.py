@@ -14,8 +14,9 @@ from jaxspd.families import family_class, open_family
 from jaxspd.families.flux2 import DEV_SYSTEM, Family
 from jaxspd.models.flux2 import Flux2Config, Flux2Transformer
 from jaxspd.models.packing import patchify, unpatchify
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.sampling.noise import stage_noises
 from jaxspd.sampling.schedule import empirical_shift
 from jaxspd.spectral.expansion import expand

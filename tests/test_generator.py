@@ -14,8 +14,8 @@ from diffusers import FluxPipeline
 from jaxspd import DiffGenerator, UsageError
 from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.families import open_family
-from jaxspd.planning import resolve
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.runtime import cache
 from tests.compare import relative
 from tests.components import components

@@ -114,7 +114,7 @@ def test_loras_show_in_outputs_which_name_them_and_can_be_set_anew(flux1_folder,
     check(weights_of(generator, family))
     with pytest.raises(UsageError, match="does not exist"):
         generator.set_loras(tmp_path / "none.safetensors")
-    assert generator.loras[0].scales == (0.7,)
+    assert generator.source.loras[0].scales == (0.7,)
     generator.set_loras()
     unchanged = generator.generate(REQUEST, save_output=False, show_progress=False)
     assert np.abs(unchanged.frames[0].astype(int) - result.frames[0]).max() > 2

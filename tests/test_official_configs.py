@@ -9,8 +9,8 @@ import pytest
 
 from jaxspd import UsageError
 from jaxspd.families import open_family
-from jaxspd.planning import resolve
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 
 FLUX1 = {
     "attention_head_dim": 128,

@@ -194,7 +194,7 @@ def test_a_picture_knows_its_model_wherever_it_is_read(flux1_folder, tmp_path, m
 def test_a_hub_id_stays_what_it_is(flux1_folder, monkeypatch):
     monkeypatch.setattr("jaxspd.generator.fetch", lambda *_, **__: open_family(flux1_folder))
     monkeypatch.setattr(Transformer, "_load", lambda *_: None)
-    assert DiffGenerator.from_pretrained("owner/name").model_path == "owner/name"
+    assert DiffGenerator.from_pretrained("owner/name").source.model_path == "owner/name"
 
 
 def test_a_calibration_s_plot_leaves_the_picture_of_that_name(flux1_folder, tmp_path):

@@ -14,8 +14,9 @@ from jaxspd import DiffGenerator
 from jaxspd.convert.qwen_image import RULES
 from jaxspd.families import family_class, open_family
 from jaxspd.models.qwen_image import QwenImageConfig, QwenImageTransformer
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
 from tests.compare import relative

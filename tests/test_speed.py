@@ -9,8 +9,9 @@ from jaxspd import DiffGenerator
 from jaxspd.cli import main
 from jaxspd.errors import UsageError
 from jaxspd.families import PIPELINES, family_class, open_family
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.speed import SPEEDS
 
 POINTS = Path(__file__).parents[1] / "bench" / "results" / "frontier" / "points.jsonl"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxspd import DiffGenerator, SamplingParams, UsageError, generator, progress
+from jaxspd import DiffGenerator, SamplingParams, UsageError, conditioning, generator, progress
 from jaxspd.cli import main
 from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.transformer import Transformer
@@ -152,7 +152,7 @@ def encoded(monkeypatch, klein):
 
 
 def test_text_is_encoded_in_batches_when_it_is_needed(klein, encoded, monkeypatch, tmp_path):
-    monkeypatch.setattr(generator, "TEXT_BATCH", 2)
+    monkeypatch.setattr(conditioning, "TEXT_BATCH", 2)
     options = {"negative_prompt": "fog", "num_outputs_per_prompt": 2, "save_output": False}
     outputs = iterate(klein, tmp_path, **options)
     seen = [len(encoded) for _ in outputs]
@@ -162,7 +162,7 @@ def test_text_is_encoded_in_batches_when_it_is_needed(klein, encoded, monkeypatc
 
 
 def test_batches_make_the_pictures_that_single_prompts_make(klein, monkeypatch, tmp_path):
-    monkeypatch.setattr(generator, "TEXT_BATCH", 3)
+    monkeypatch.setattr(conditioning, "TEXT_BATCH", 3)
     options = {"negative_prompt": "fog", "save_output": False}
     together = [made.frames for made in iterate(klein, tmp_path, **options)]
     alone = [next(iterate(klein, tmp_path, prompt=prompt, **options)).frames for prompt in PROMPTS]

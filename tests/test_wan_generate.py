@@ -17,8 +17,9 @@ from jaxspd.components.denoiser import Denoiser
 from jaxspd.families import family_class
 from jaxspd.families import wan as wan_family
 from jaxspd.models.vae import Coder
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
 from tests.compare import relative

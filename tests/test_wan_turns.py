@@ -15,8 +15,9 @@ from jaxspd.components.transformer import Transformer
 from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.families import family_class, open_family
 from jaxspd.hub import fetch
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.runtime.residency import Residency
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
@@ -175,7 +176,7 @@ def test_each_has_loras_of_its_own(folder, generator, tmp_path):
     save_file({f"{name}.diff": np.ones(shape, np.float32)}, tmp_path / "low.safetensors")
     generator.set_loras(lora_path_2=tmp_path / "low.safetensors", lora_scale_2=0.5)
     request = generator.iterate({**REQUEST, "prompt": ["a"]}, save_output=False)
-    assert generator._opened["lora_path_2"] == [str(tmp_path / "low.safetensors")]
+    assert generator.source.report["lora_path_2"] == [str(tmp_path / "low.safetensors")]
     request.close()
     for number, added in ((0, 0), (1, 0.5)):
         part = generator._denoiser._transformers[number].part

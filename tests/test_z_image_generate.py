@@ -13,8 +13,9 @@ from jaxspd import DiffGenerator
 from jaxspd.cli import main
 from jaxspd.families import family_class, open_family
 from jaxspd.media.metadata import read_request
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.sampling.noise import stage_noises
 from tests import tiny
 from tests.compare import relative

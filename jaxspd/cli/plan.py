@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
     from jaxspd.families import family_class
     from jaxspd.hub import fetch
     from jaxspd.plan_memory import memory_line, plan_memory
-    from jaxspd.planning import plan_report, plan_request, plan_table, reading, resolve
+    from jaxspd.plan_report import plan_report, plan_table
+    from jaxspd.planning import plan_request, reading
+    from jaxspd.resolving import resolve
     from jaxspd.speed import speed_lines, speed_report
 
     if args.family and args.model_path:

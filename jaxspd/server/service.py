@@ -10,8 +10,9 @@ from starlette.requests import Request as HttpRequest
 from jaxspd.errors import UsageError
 from jaxspd.generator import DiffGenerator
 from jaxspd.media.output import output_format
-from jaxspd.planning import plan_request, resolve
+from jaxspd.planning import plan_request
 from jaxspd.request import Request, SamplingParams
+from jaxspd.resolving import resolve
 from jaxspd.server.bodies import Ask
 from jaxspd.server.engine import Engine, Job
 from jaxspd.server.limits import Limits, Refused

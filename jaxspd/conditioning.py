@@ -1,0 +1,45 @@
+"""From prompts to what the denoiser is conditioned on."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxspd.components.pipeline import Components
+from jaxspd.progress import aside
+from jaxspd.request import Request
+from jaxspd.runtime.memory import memory_for
+from jaxspd.sampling.guidance import Guided
+
+# Prompts that are encoded at once: enough to keep a GPU busy with sequences of 512 tokens, and to read an
+# encoder that cannot stay in memory seldom; few enough that an encoder's hidden states take some gigabytes.
+TEXT_BATCH = 8
+LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
+
+
+def conditionings(
+    components: Components, family, prompts: list[str], request: Request, seconds: dict[str, Any]
+) -> Iterator[Any]:
+    """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed, and what
+    that takes is added to `seconds`.
+    """
+    scale, negative = request.guidance_scale, None
+    guided = family.guided(scale)
+    # The negative prompt, one for all, comes first.
+    texts = [request.negative_prompt] * guided + prompts
+    for start in range(0, len(texts), TEXT_BATCH):
+        begin = time.perf_counter()
+        with aside(), memory_for("reading the prompt", LESS_TEXT):
+            encoded = components.encode_text(texts[start : start + TEXT_BATCH], family)
+        seconds["encode"] += time.perf_counter() - begin
+        for row in range(len(texts[start : start + TEXT_BATCH])):
+            with np.errstate(over="ignore"):  # `denoise` tells what comes of an infinite scale
+                one = family.condition({name: a[row : row + 1] for name, a in encoded.items()}, scale)
+                scales = np.full(1, scale, np.float32)
+            if not guided:
+                yield one
+            elif start + row == 0:
+                negative = one
+            else:
+                yield Guided(one, negative, scales)

@@ -1,0 +1,55 @@
+"""The outputs that a request asks for, before any is made."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxspd.errors import UsageError
+from jaxspd.media.metadata import made_by
+from jaxspd.media.output import output_paths
+from jaxspd.request import Request
+
+
+@dataclass(frozen=True)
+class Task:
+    """One output to be made: which of the prompts it shows, what repeats it, and its file, if any."""
+
+    prompt: int
+    request: dict[str, Any]
+    path: Path | None
+
+    @property
+    def made(self) -> bool:
+        """Whether its file is there, and was made by the same request."""
+        return self.path is not None and made_by(self.path, self.request)
+
+
+def tasks(family, request: Request, source: dict[str, Any], save: bool) -> list[Task]:
+    """A task for every output of `request`, whose format is chosen, by a model of that `source`; with files
+    if they are to be saved. UsageError where there is no prompt, or no such file can be.
+    """
+    requests = output_requests(family, request, source)
+    paths: Sequence[Path | None] = [None] * len(requests)
+    if save:
+        paths = output_paths(request.output_path, request.output_file_name, requests, request.output_format)
+    return [
+        Task(number // request.num_outputs_per_prompt, own, path)
+        for number, (own, path) in enumerate(zip(requests, paths, strict=True))
+    ]
+
+
+def output_requests(family, request: Request, source: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each output's complete parameters: what its file holds and what repeats it."""
+    if not request.prompts:
+        raise UsageError("a prompt is needed; say what to show")
+    given = request.prompt_suffix
+    suffix = family.default_prompt_suffix if given is None else lambda _: given
+    common = asdict(replace(request, num_outputs_per_prompt=1))
+    del common["output_path"], common["output_file_name"]
+    common |= {name: value for name, value in source.items() if value is not None}
+    return [
+        {**common, "prompt": prompt, "prompt_suffix": suffix(prompt), "seed": request.seed + number}
+        for prompt in request.prompts
+        for number in range(request.num_outputs_per_prompt)
+    ]
