@@ -1,8 +1,8 @@
-"""Steps that take a forecast for the model's velocity, which is smooth along a trajectory.
+"""Steps that use a forecast in place of the model's velocity, which changes smoothly along a trajectory.
 
-Which steps do is known before the run. A forecast is a weighted sum of the velocities that the model gave
-last, and its weights depend on the noise levels alone. So the host makes them beforehand, and one program
-serves all such steps of a grid.
+The plan says before the run which steps are forecast. A forecast is a weighted sum of the model's last
+velocities, and the weights depend on the noise levels alone. So the host computes the weights, and one
+program serves all forecast steps of a grid.
 """
 
 import math
@@ -18,20 +18,23 @@ from jaxspd.errors import UsageError
 from jaxspd.sampling.solver import Solver, State
 from jaxspd.spectral.plan import Plan
 
-# The first steps all evaluate the model; then every `WINDOW`-th, and ever fewer (Spectrum, arXiv 2603.01623).
+# The first `WARM_UP` steps evaluate the model. Then every `WINDOW`-th does, and the interval grows (Spectrum,
+# arXiv 2603.01623).
 WARM_UP = 5
 WINDOW = 2
-# Steps that evaluate the model when the grid has grown.
+# How many steps evaluate the model after the grid has grown or another model has taken over.
 RESTART = 2
-# So many velocities a forecast is made of: it is the line through them (TaylorSeer, arXiv 2503.06923, at
+# How many velocities a forecast is made of. It is the line through two (TaylorSeer, arXiv 2503.06923, at
 # first order), which `bench/forecast.py` finds nearest to the model.
 HISTORY = 2
 
 
 def forecasting_plan(plan: Plan, growth: float | None) -> Plan:
-    """`plan`, in which steps are forecast; the intervals between those that are not grow by `growth` with
-    each. None forecasts nothing. What was evaluated is forgotten where the grid grows or another model takes
-    over, so the first steps then evaluate too. UsageError unless `growth` is a finite number of 0 or more.
+    """`plan` with the steps marked that are forecast, or as it is if `growth` is None.
+
+    The interval between evaluations grows by `growth` steps after each evaluation. Earlier velocities are
+    forgotten where the grid grows or another model takes over, so the first steps after that evaluate too.
+    Raises UsageError unless `growth` is a finite number of 0 or more.
     """
     if growth is None:
         return plan
@@ -53,8 +56,9 @@ def forecasting_plan(plan: Plan, growth: float | None) -> Plan:
 
 
 def weights(evaluated: Sequence[float], sigma: float) -> np.ndarray:
-    """The share `[HISTORY]`, float32, of each last evaluation in the forecast at noise level `sigma`:
-    Lagrange's polynomials through the levels `evaluated`, newest first, of which there is at least one.
+    """The weights `[HISTORY]`, float32, of the last velocities in the forecast at noise level `sigma`.
+
+    They are Lagrange's polynomials through the levels `evaluated`, newest first, at least one.
     """
     levels = evaluated[:HISTORY]
     shares = np.zeros(HISTORY, np.float32)
@@ -72,7 +76,7 @@ class Remembering(NamedTuple):
 
 
 def forecasting(solver: Solver) -> Solver:
-    """`solver`, whose `forecast(state, latents, weights, sigma, next_sigma)` steps without the model."""
+    """`solver` with a `forecast(state, latents, weights, sigma, next_sigma)`, a step without the model."""
 
     def init(latents: jax.Array) -> Remembering:
         zero = jnp.zeros(latents.shape, jnp.float32)

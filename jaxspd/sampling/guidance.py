@@ -11,9 +11,7 @@ Velocity = Callable[..., jax.Array]
 
 
 class Guided(NamedTuple):
-    """Conditioning of a guided denoiser: that of the prompt, that of the negative prompt, and the
-    guidance scale `[B]`.
-    """
+    """A guided denoiser's conditioning: the prompt's, the negative prompt's, and the guidance scale `[B]`."""
 
     positive: Any
     negative: Any
@@ -26,10 +24,10 @@ def extrapolate(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> j
 
 
 def guide(velocity: Velocity, combine=extrapolate, *, batched: bool) -> Velocity:
-    """`velocity(parameters, latents, sigma, conditioning)` that takes `Guided` conditioning too.
+    """`velocity(parameters, latents, sigma, conditioning)`, made to take `Guided` conditioning too.
 
-    `combine(positive, negative, scale)` makes one velocity of two, in float32. Both come from one forward
-    of twice the batch; or, unless `batched`, from two forwards one after the other, in half the memory.
+    `combine(positive, negative, scale)` makes one velocity of two, in float32. If `batched`, both come from
+    one forward of twice the batch. Otherwise they come from two forwards in a row, in half the memory.
     """
 
     def guided(parameters, latents, sigma, conditioning):
@@ -45,7 +43,7 @@ def guide(velocity: Velocity, combine=extrapolate, *, batched: bool) -> Velocity
             )
             positive, negative = jnp.split(both.astype(jnp.float32), 2)
         else:
-            # Traced once, so that both have their layers' programs in common.
+            # The velocity is traced once, so that both forwards share their layers' programs.
             once = jaxpr_as_fun(jax.make_jaxpr(velocity)(parameters, latents, sigma, pair[0]))
             positive, negative = (
                 once(*jax.tree.leaves((parameters, latents, sigma, one)))[0].astype(jnp.float32)

@@ -18,8 +18,10 @@ from jaxspd.spectral.plan import Plan
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is done: the `number` of its `stage` and its own (from 0), the noise level that it began at
-    and the one that it `reached`, and latents `[B, C, ...]` before and after.
+    """A finished step, from noise level `sigma` to `reached`.
+
+    `stage` and `number` count from 0; `number` counts the steps of all stages. `before` and `after` are the
+    latents `[B, C, ...]` at the two levels.
     """
 
     stage: int
@@ -30,10 +32,11 @@ class Step:
     after: np.ndarray
 
     def clean(self) -> np.ndarray:
-        """The clean latents, float32, to which the straight line through `before` and `after` leads: of an
-        Euler step the model's own prediction, `x - σ·v`.
+        """Clean latents, float32: the end at σ = 0 of the straight line through `before` and `after`.
+
+        For an Euler step this is the model's own prediction, `x - σ·v`.
         """
-        if self.reached == self.sigma:  # a step that goes nowhere points nowhere
+        if self.reached == self.sigma:  # two equal points define no line
             return self.after
         return self.after + self.reached / (self.sigma - self.reached) * (
             self.after - np.asarray(self.before)
@@ -55,19 +58,22 @@ def denoise(
 ) -> tuple[jax.Array, list[float]]:
     """Runs `plan` and returns the clean latents `[B, C, ...]` and the seconds each stage took.
 
-    `noises` holds one array a stage, as `sampling.noise.stage_noises` draws them. `progress` hears of every
-    step that is done; the next step of the stage has been dispatched by then, so the device does not wait for
-    the host. What `progress` raises ends the run. Where two models take turns, `take` gives the parameters
-    and the conditioning of the first (False) or of the second (True) when its turn begins, and those given
-    are not used. UsageError names the step after which the latents are not all finite numbers.
+    `noises` holds one array `[B, C, ...]` for each stage, as `sampling.noise.stage_noises` draws them.
+    `progress` is called with every finished step. By then the stage's next step has been dispatched, so the
+    device does not wait for the host. An exception from `progress` ends the run.
+
+    Where two models take turns, `take` is called when a turn begins, with False for the first model and True
+    for the second. It returns that model's parameters and conditioning, and those passed here are not used.
+
+    Raises UsageError, which names the step, if latents are not finite.
     """
-    # Once, not at each step.
+    # Flattened once, not at each step.
     parameters, second = jax.tree.leaves(parameters), None
     conditioning, latents = programs.target.put((conditioning, noises[0]))
     state, seconds = programs.target.put(programs.solver.init(latents)), []
 
     def finish(before: jax.Array, latents: jax.Array, stage: int, step: int, *levels: float) -> None:
-        # On the host, which has nothing else to do: the device is at the next step.
+        # The host checks this while the device computes the next step.
         after = np.asarray(latents)
         if not np.isfinite(after).all():
             raise UsageError(
@@ -89,7 +95,7 @@ def denoise(
                 latents, state = programs.forecast(latents, state, weights(evaluated, sigma), *levels)
             else:
                 if take and (step in stage.second) != second:
-                    # What the other works with can go when it has ended.
+                    # The other model's parameters can be freed only after its last step.
                     jax.block_until_ready(latents)
                     second, parameters = step in stage.second, None
                     parameters, conditioning = take(second)

@@ -1,4 +1,4 @@
-"""Gaussian noise that depends on seed and stage alone: not on device, batch or sharding."""
+"""Gaussian noise that depends on seed, stage and shape alone, not on device, batch or sharding."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ def gaussian(seed: int, stage: int, shape: tuple[int, ...]) -> np.ndarray:
 def stage_noises(
     seeds: Sequence[int], leading: tuple[int, ...], grids: Sequence[tuple[int, int]]
 ) -> list[np.ndarray]:
-    """A batch's noise `[B, *leading, h, w]` for each stage's grid, one output a seed; `leading` is
-    (channels,) for pictures and (channels, frames) for videos.
+    """Noise `[B, *leading, h, w]`, float32, for each stage's grid `(h, w)`, from one seed for each output.
 
-    The first is the initial latents; the others are coefficients for `spectral.expansion.expand`. For noise
-    that all stages share, draw it for the last grid alone and let `spectral.expansion.share` divide it.
+    `leading` is (channels,) for pictures and (channels, frames) for videos. The first array is the initial
+    latents. The others are coefficients for `spectral.expansion.expand`. Noise that all stages share is drawn
+    for the last grid alone and divided by `spectral.expansion.share`.
     """
     return [
         np.stack([gaussian(seed, stage, (*leading, *grid)) for seed in seeds])

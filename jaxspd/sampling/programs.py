@@ -1,4 +1,4 @@
-"""Ahead-of-time compiled programs: a denoising step for each resolution, and what joins them."""
+"""Ahead-of-time compiled programs: a denoising step for each resolution, and the transitions between them."""
 
 import time
 from collections import OrderedDict
@@ -23,22 +23,24 @@ from jaxspd.spectral.expansion import EXPANSION, Expansion
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
 
-# Programs stay for so many of the shapes that were prepared last.
+# For how many of the last prepared plans the programs are kept.
 RECENT = 16
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
 @dataclass
 class Programs:
-    """Programs of one model and solver, compiled on first need and kept.
+    """Programs of one model and solver for `target`, compiled on first need and kept.
 
-    `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`;
-    `lean_velocity` does the same in less memory and takes its place where the device could not hold
-    the first. `expansion` grows latents. All is for `target`. There is one step program, compiled
-    layer by layer, for each latent shape and shape of conditioning: σ, guidance and everything else about a
-    prompt are arguments, so that nothing but a new size compiles anything. Several threads may use them at
-    once; what failed to compile is tried again when it is next needed. Programs of the `RECENT` shapes
-    prepared last are kept, and any as long as somebody holds what `prepare` returned.
+    `velocity(parameters, latents, sigma, conditioning)` predicts `ε - x_0` in the shape of `latents`.
+    `lean_velocity` does the same in less memory, and is used where the device cannot hold a step with
+    `velocity`. `expansion` grows latents.
+
+    There is one step program, compiled layer by layer, for each shape of latents and of conditioning. σ,
+    guidance and everything else about a prompt are arguments, so only a new size compiles anything. Several
+    threads may use the programs at once. A program that failed to compile is tried again when it is next
+    needed. The programs of the last `RECENT` plans are kept, and any program as long as somebody holds the
+    list that `prepare` returned.
     """
 
     velocity: Callable[..., jax.Array]
@@ -54,10 +56,9 @@ class Programs:
     _lock: Any = field(default_factory=Lock)
 
     def prepare(self, plan: Plan, shape: tuple[int, ...], parameters, conditioning) -> list[Future]:
-        """Starts compiling whatever `plan` needs, all of it at once in threads, and returns what to `wait`
-        for.
+        """Starts compiling all programs that `plan` needs, in threads, and returns them for `wait`.
 
-        `shape` is the latents' before the grid: (batch, channels) or (batch, channels, frames).
+        `shape` is the latents' shape before the grid: (batch, channels) or (batch, channels, frames).
         `parameters` and `conditioning` may be abstract.
         """
         previous, prepared = None, []
@@ -80,8 +81,9 @@ class Programs:
         return prepared
 
     def wait(self, prepared: Iterable[Future] | None = None) -> float:
-        """Seconds waited until what one `prepare` returned is compiled, or else all there is. Raises what
-        compiling it raised: UsageError for a step that no memory here can hold.
+        """Waits until `prepared` is compiled, or all programs if it is None, and returns the seconds waited.
+
+        Raises what compilation raised, such as UsageError for a step that does not fit the device's memory.
         """
         begin = time.perf_counter()
         if prepared is None:
@@ -97,16 +99,16 @@ class Programs:
         return program(parameters, latents, state, sigma, next_sigma, conditioning)
 
     def forecast(self, latents, state, weights, sigma, next_sigma):
-        """The same without the model, of a solver that forecasts; `weights` are `sampling.forecast`'s."""
+        """Like `step`, without the model; the solver forecasts with `weights` from `sampling.forecast`."""
         return self._programs[_key("forecast", latents)].result()(latents, state, weights, sigma, next_sigma)
 
     def transition(self, latents, state, noise, sigma, kappa, ratio, plan: Plan):
-        """`latents` on the finer grid of `noise`, and the solver's state there, as `plan` says."""
+        """`latents` grown to the finer grid of `noise`, and the solver's state there, as `plan` says."""
         program = self._programs[_transition_key(plan, latents, noise)].result()
         return program(latents, state, noise, sigma, kappa, ratio)
 
     def noises(self, plan: Plan, seeds: Sequence[int], leading: tuple[int, ...]) -> list:
-        """Each stage's noise for one output a seed, once `plan` is prepared."""
+        """Each stage's noise `[B, *leading, h, w]`, from one seed for each output, for a prepared `plan`."""
         grids = [stage.latent for stage in plan.stages]
         if plan.noise == "fresh" or not plan.levels:
             return stage_noises(seeds, leading, grids)
@@ -123,10 +125,10 @@ class Programs:
         return self._submit(_key("forecast", latents), lambda: self._compile_forecast(latents))
 
     def _submit(self, key: tuple, compile: Callable[[], Any]) -> Future:
-        """The program of that key, which is asked for unless it is there or on its way."""
+        """The program with this `key`; `compile` makes it in a thread unless it is there or under way."""
         with self._lock:
             known = self._programs.get(key)
-            # One that failed is no reason to fail again: memory that it lacked may be free by now.
+            # A program that failed is compiled again: the memory that it lacked may be free by now.
             if known and not (known.done() and (known.cancelled() or known.exception())):
                 return known
             self.compiled_steps += key[0] == "step"
@@ -190,8 +192,9 @@ class Programs:
 
 
 def peak_bytes(prepared: Iterable[Future]) -> int:
-    """Bytes that the compiled steps among what `Programs.prepare` returned take at most, with all they work
-    on.
+    """The largest number of bytes that a denoising step in `prepared` takes, arguments included.
+
+    `prepared` is what `Programs.prepare` returned.
     """
     return max(
         program.peak_bytes for program in (p.result() for p in prepared) if isinstance(program, Layerwise)

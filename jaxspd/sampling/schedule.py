@@ -17,7 +17,7 @@ UNSUPPORTED = (
     "solver_p",
     "disable_corrector",
 )
-# What UniPC must be for `sampling.unipc` to be it, and what diffusers takes where the file is silent.
+# The settings of UniPC that `sampling.unipc` implements, each with diffusers' default for a file without it.
 UNIPC = {
     "prediction_type": ("flow_prediction", "epsilon"),
     "use_flow_sigmas": (True, False),
@@ -36,8 +36,10 @@ def dynamic_shift(config: dict, tokens: int) -> float:
 
 
 def override_shift(config: dict, shift: float | None) -> dict:
-    """`config` with `shift` for every size in place of its own, unless that is None: nothing follows from
-    the picture's size then, and the last step starts at no level of its own, as few-step LoRAs want it.
+    """`config` with its shift replaced by `shift`, or as it is if `shift` is None.
+
+    The shift then does not depend on the picture's size, and `shift_terminal` is dropped, as few-step LoRAs
+    need it. Raises UsageError unless 0.001 ≤ `shift` ≤ 1000.
     """
     if shift is None:
         return config
@@ -48,8 +50,10 @@ def override_shift(config: dict, shift: float | None) -> dict:
 
 
 def empirical_shift(tokens: int, steps: int) -> float:
-    """μ as FLUX.2's authors fitted it: linear in tokens at 10 and at 200 steps, and linear in steps
-    between and beyond them; above 4300 tokens that of 200 steps.
+    """μ as FLUX.2's authors fitted it, for a number of image tokens and of steps.
+
+    It is linear in tokens at 10 and at 200 steps, and linear in steps between and beyond these. Above 4300
+    tokens it is the line of 200 steps, whatever the number of steps.
     """
     at_10 = 8.73809524e-05 * tokens + 1.89833333
     at_200 = 0.00016927 * tokens + 0.45666666
@@ -59,8 +63,9 @@ def empirical_shift(tokens: int, steps: int) -> float:
 def flow_match_sigmas(config: dict, steps: int, tokens: int, mu: float | None = None) -> np.ndarray:
     """σ `[steps + 1]`, float32, from 1 down to 0: `linspace(1, 1/n, n)`, shifted, then 0.
 
-    `tokens` counts the image tokens of the full resolution; only dynamic shifting uses it, unless `mu` is
-    given. Raises UsageError for fewer than one step or a scheduler this does not implement.
+    `tokens` is the number of image tokens at full resolution. Only dynamic shifting uses it, and not if `mu`
+    is given. Raises UsageError for fewer than one step, for settings not implemented here, and for noise
+    levels that do not fall.
     """
     _check(config, steps)
     mu = dynamic_shift(config, tokens) if mu is None else mu
@@ -68,11 +73,11 @@ def flow_match_sigmas(config: dict, steps: int, tokens: int, mu: float | None = 
 
 
 def default_sigmas(config: dict, steps: int) -> np.ndarray:
-    """σ `[steps + 1]`, float32, of pipelines that leave the choice to their scheduler, static shift.
+    """σ `[steps + 1]`, float32, as a diffusers scheduler with a static shift chooses them itself.
 
-    UniPC on flow matching starts at `linspace(1, 1/1000, n + 1)` without its last entry; flow
-    matching's Euler at n levels between the shifted ends of its 1000 time steps, which it then shifts
-    once more.
+    UniPC on flow matching shifts `linspace(1, 1/1000, n + 1)` without its last entry. Flow matching's Euler
+    takes n levels between the shifted ends of its 1000 time steps, and shifts these once more. Raises
+    UsageError as `flow_match_sigmas` does, and for a dynamic shift.
     """
     _check(config, steps)
     if config.get("use_dynamic_shifting"):
@@ -83,13 +88,13 @@ def default_sigmas(config: dict, steps: int) -> np.ndarray:
         lowest = shift * lowest / (1 + (shift - 1) * lowest)
         return _falling(np.append(_shifted(config, np.linspace(1, lowest, steps)), 0).astype(np.float32))
     exact = _shifted(config, np.linspace(1, lowest, steps + 1)[:-1])
-    # As the official scheduler does: at exactly 1, log(1 - σ) would be infinite.
+    # The official scheduler does this, because log(1 - σ) is infinite at 1.
     exact[0] -= 1e-6
     sigmas = np.append(exact, 0).astype(np.float32)
-    # Its models are told 1000·σ without its fraction. Where 1000·σ is almost whole, rounding to float32
-    # must not carry it to the other side.
+    # Models with UniPC read 1000·σ truncated to an integer. Where 1000·σ is almost an integer, rounding to
+    # float32 must not change the truncated value.
     time, levels = np.trunc(1000 * exact), sigmas[:-1]
-    for _ in range(2):  # steps of float32's last place; two always do
+    for _ in range(2):  # each pass moves one unit in the last place; two are always enough
         told = np.floor(np.float32(1000) * levels)
         towards = np.where(told < time, 1, np.where(told > time, 0, levels)).astype(np.float32)
         levels[:] = np.nextafter(levels, towards)
@@ -116,25 +121,25 @@ def _check(config: dict, steps: int) -> None:
 
 
 def _shifted(config: dict, sigmas: np.ndarray, mu: float = 0.0) -> np.ndarray:
-    """`sigmas` shifted towards 1, by `mu` if that is dynamic, and stretched to their terminal."""
+    """`sigmas` shifted towards 1, by `mu` if that is dynamic, then stretched to end in `shift_terminal`."""
     if config.get("use_dynamic_shifting"):
-        # Beyond 100 all levels are one, as would be said below.
+        # Beyond 100 all levels round to 1, which `_falling` refuses.
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(min(mu, 100))
     else:
         shift = config.get("flow_shift" if is_unipc(config) else "shift", 1.0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # refused in `_falling`
+    with np.errstate(divide="ignore", invalid="ignore"):  # `_falling` refuses what is not finite
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     if terminal := config.get("shift_terminal"):
         if len(sigmas) == 1:
-            # The official scheduler divides by zero here: its pictures are black.
+            # The official scheduler divides by zero here, and its pictures are black.
             raise UsageError("the schedule has a first level and a last, the terminal; use 2 steps or more")
-        # Stretched towards 1 so that the last step starts at `terminal`.
+        # The distance to 1 is scaled so that the last step starts at `terminal`.
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
     return sigmas
 
 
 def _falling(sigmas: np.ndarray) -> np.ndarray:
-    """`sigmas`, if each is below the one before it."""
+    """`sigmas` as they are. Raises UsageError unless each is below the one before it."""
     if not (np.diff(sigmas) < 0).all():
         raise UsageError("the noise levels do not fall from step to step; use fewer steps, or another shift")
     return sigmas

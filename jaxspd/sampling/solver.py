@@ -1,4 +1,4 @@
-"""What a solver of the probability-flow ODE `dx/dσ = v(x, σ)` is."""
+"""The interface of a solver of the probability-flow ODE `dx/dσ = v(x, σ)`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ Expand = Callable[[jax.Array, Any, Any], jax.Array]
 class Solver(NamedTuple):
     """Pure functions, like an optax optimiser's.
 
-    `init(latents) -> state` remembers nothing. `step(state, latents, velocity, sigma, next_sigma) ->
-    (latents, state)` moves the float32 latents from σ to the next σ. `grow(state, latents, expand, ratio) ->
-    state` brings what a multistep solver remembers to a finer grid, on which `latents` are already: `expand`
-    grows an array as it grew those, which multiplied a clean picture by `ratio`. Solvers that
-    `sampling.forecast` makes can step without a velocity, too: by `forecast`.
+    `init(latents) -> state` makes the state before the first step. `step(state, latents, velocity, sigma,
+    next_sigma) -> (latents, state)` moves the float32 latents from σ to the next σ. `grow(state, latents,
+    expand, ratio) -> state` brings the state of a multistep solver to a finer grid, where `latents` already
+    are. `expand` grows an array as the latents grew, and `ratio` is the factor that this put on the clean
+    picture. `forecast` steps without a velocity; only solvers from `sampling.forecast` have it.
     """
 
     init: Callable[[jax.Array], State]

@@ -1,4 +1,4 @@
-"""The solvers by the names that users give them."""
+"""The solvers, by the names that users choose them by."""
 
 from jaxspd.errors import UsageError
 from jaxspd.sampling.euler import euler
@@ -7,12 +7,15 @@ from jaxspd.sampling.solver import Solver
 from jaxspd.sampling.unipc import unipc
 
 SOLVERS: dict[str, Solver] = {"euler": euler, "unipc": unipc}
-# Which of them a scheduler class of diffusers stands for.
+# The solver that each scheduler class of diffusers is.
 CLASSES = {"FlowMatchEulerDiscreteScheduler": "euler", "UniPCMultistepScheduler": "unipc"}
 
 
 def default_solver(config: dict) -> str:
-    """The solver's name that a checkpoint's `scheduler_config.json` asks for."""
+    """The name of the solver that a checkpoint's `scheduler_config.json` asks for.
+
+    Raises UsageError for a scheduler class that `CLASSES` lacks.
+    """
     name = config.get("_class_name")
     if name not in CLASSES:
         raise UsageError(f"scheduler_config.json names {name}; jaxspd has {', '.join(sorted(CLASSES))}")
@@ -20,6 +23,6 @@ def default_solver(config: dict) -> str:
 
 
 def solver_of(request) -> Solver:
-    """The solver that a resolved request asks for, which forecasts where it is to."""
+    """The solver that a resolved request asks for, with a `forecast` if steps are to be forecast."""
     solver = SOLVERS[request.scheduler]
     return solver if request.forecast is None else forecasting(solver)

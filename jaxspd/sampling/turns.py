@@ -1,4 +1,4 @@
-"""Two models that take turns: one for much noise, and one for less."""
+"""Two models that take turns: the first at high noise levels, the second at low ones."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,9 +7,9 @@ from jaxspd.spectral.plan import Plan
 
 
 def divided_plan(plan: Plan, is_second: Callable[[float], bool]) -> Plan:
-    """`plan`, with the steps noted that are the second model's, by the noise level at which each begins.
+    """`plan` with the second model's steps marked: those for which `is_second` holds at their first σ.
 
-    Where the grid grows the noise level may rise, and then the first model may have another turn.
+    The noise level may rise where the grid grows, and then the first model may have another turn.
     """
     stages = [
         replace(

@@ -1,8 +1,8 @@
 """UniPC, second order: a multistep predictor and a corrector that costs no further model call.
 
 Source: UniPC (arXiv 2302.04867), the B(h) version with B₂(h) = e^{-h} - 1 and the data prediction
-`x_0 = x - σ·v`, on flow matching's `α = 1 - σ`. λ = log(α/σ) is half the log signal-to-noise ratio, and
-h the difference of λ over a step.
+`x_0 = x - σ·v`, on flow matching's `α = 1 - σ`. λ = log(α/σ) is half the log signal-to-noise ratio, and h is
+the difference of λ over a step.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,10 @@ SMALLEST_ALPHA = 1e-6
 
 
 class History(NamedTuple):
-    """What is remembered of the last two steps, newest first: `count` steps are known (0, 1, or 2 for more),
-    from `latents` at `sigmas`, where the model predicted `clean`.
+    """The last two evaluations, newest first.
+
+    `count` is how many there are (0, 1, or 2 for more). At the noise levels `sigmas` the model predicted
+    `clean`. `latents` are the corrected latents at the newest.
     """
 
     count: jax.Array
@@ -54,7 +56,10 @@ def _step(history: History, latents, velocity, sigma, next_sigma):
 
 
 def _predict(history: History, latents, clean, sigma, next_sigma):
-    """UniP: latents at `next_sigma`. First order without history, and at σ = 0, where h is infinite."""
+    """UniP: latents at `next_sigma`, second order.
+
+    It is first order without history, and for the step to σ = 0, where h is infinite.
+    """
     step = _log_snr(next_sigma) - _log_snr(sigma)
     shrink = jnp.expm1(-step)
     second = (history.count > 0) & (next_sigma > 0)
@@ -68,7 +73,7 @@ def _predict(history: History, latents, clean, sigma, next_sigma):
 def _correct(history: History, clean, sigma):
     """UniC: the latents at σ once more, now that the model has seen them and predicted `clean`.
 
-    It repeats the step that led here, so its order is that step's: 1 for a stage's first, else 2.
+    It repeats the step that led here and has that step's order: 1 for a stage's first step, else 2.
     """
     previous, before = history.clean
     start = _log_snr(history.sigmas[0])
@@ -80,7 +85,7 @@ def _correct(history: History, clean, sigma):
     second = 2 * (-phi / step - 0.5) / shrink
     multistep = history.count > 1
     ratio = jnp.where(multistep, (_log_snr(history.sigmas[1]) - start) / step, -1.0)
-    # The weights ρ solve ρ_1 + ρ_2 = b_1 and r·ρ_1 + ρ_2 = b_2; at first order ρ_2 is 1/2.
+    # The weights ρ solve ρ_1 + ρ_2 = b_1 and r·ρ_1 + ρ_2 = b_2. At first order ρ_2 is 1/2.
     rho_before = jnp.where(multistep, (first - second) / (1 - ratio), 0.0)
     rho_here = jnp.where(multistep, first - rho_before, 0.5)
     estimate = previous + rho_before / ratio * (before - previous) + rho_here * (clean - previous)
@@ -90,8 +95,9 @@ def _correct(history: History, clean, sigma):
 def _grow(history: History, latents, expand: Expand, ratio) -> History:
     """`history` as if its steps had been made on the finer grid.
 
-    Each noise level is aligned as that at which the grid grows (arXiv 2605.18736), so that grown latents lie
-    on the finer grid's own trajectory. Of a clean prediction the finer frequencies are not known: they are 0.
+    Each noise level is aligned in the same way as the level at which the grid grows (arXiv 2605.18736), so
+    that the grown latents lie on the finer grid's own trajectory. The finer frequencies of a clean prediction
+    are unknown and set to 0.
     """
     kappas = [alignment(ratio, sigma) for sigma in history.sigmas]
     return History(

@@ -8,14 +8,16 @@ from scipy.fft import dctn
 from jaxspd.errors import UsageError
 from jaxspd.spectral.spectrum import Spectrum
 
-# Latents are float32: below this share of the strongest coefficient, power is rounding.
+# Latents are float32: power below this share of the strongest coefficient's is rounding error.
 ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted spectrum and what it was fitted to: `power[n]`, the mean power of the coefficients around
-    `omega[n]` cycles per image, as if all of them were at exactly that frequency.
+    """A fitted spectrum and the ring means that it was fitted to.
+
+    `power[n]` is the mean power of the coefficients around `omega[n]` cycles per image. Each was first
+    corrected to exactly that frequency.
     """
 
     spectrum: Spectrum
@@ -35,8 +37,9 @@ class PowerMeter:
         self._total = np.zeros(grid)
 
     def add(self, latents: np.ndarray) -> None:
-        """Takes clean, normalised latents `[B, …, h, w]`; all axes between count alike. UsageError unless
-        all are finite.
+        """Adds clean, normalised latents `[B, …, h, w]`; the axes between B and h are averaged.
+
+        Raises UsageError unless all values are finite.
         """
         for sample in latents:
             if not np.isfinite(sample).all():
@@ -46,17 +49,17 @@ class PowerMeter:
             self.samples += 1
 
     def power(self) -> np.ndarray:
-        """Mean power `[h, w]`; UsageError if nothing was added."""
+        """Mean power `[h, w]`. Raises UsageError if nothing was added."""
         if not self.samples:
             raise UsageError("there is nothing to measure a spectrum on")
         return self._total / self.samples
 
 
 def frequencies(grid: tuple[int, int]) -> np.ndarray:
-    """ω `[h, w]` of each DCT coefficient of a grid `(h, w)`, in cycles per image: per shorter side.
+    """ω `[h, w]` of each DCT coefficient of a grid `(h, w)`, in cycles per image (per shorter side).
 
-    Basis function k completes k/2 cycles along its axis; equal ω is an equal wave length in either
-    direction, whatever the shape of the grid.
+    Basis function k completes k/2 cycles along its axis. Equal ω means equal wavelength in both directions,
+    whatever the shape of the grid.
     """
     rows, columns = (np.arange(n) / (2 * n) for n in grid)
     return min(grid) * np.hypot(rows[:, None], columns)
@@ -65,18 +68,18 @@ def frequencies(grid: tuple[int, int]) -> np.ndarray:
 def fit_spectrum(power: np.ndarray) -> Calibration:
     """Fits `P(ω) = A·ω^-β` to the mean power `[h, w]` of the coefficients of a grid.
 
-    The coefficients are averaged in rings `n - ½ ≤ ω < n + ½`, n = 1 … min(h, w)//2, and the logarithms of
-    the rings are fitted by least squares, each ring weighing the same. Within a ring a coefficient counts
-    as `P·(ω/n)^β`, its power if it were at n, so that neither the ring's width nor where on it the grid has
-    points biases the fit; β is the fit's own, found by iteration.
+    The coefficients are averaged in rings `n - ½ ≤ ω < n + ½`, n = 1 … min(h, w)//2. The logarithms of the
+    ring means are fitted by least squares, with equal weights. Within a ring a coefficient counts as
+    `P·(ω/n)^β`, the power that it would have at ω = n. So neither the ring's width nor the position of the
+    grid's points in it biases the fit. This β is the fit's own, found by iteration.
 
-    Averaging before the logarithm is taken keeps the radial mean where directions differ. It matters, too,
-    where samples are few: the logarithm of a noisy mean is too small on average, by about one over the
-    number of values in it. With four values for each coefficient, a fit to the logarithms of single
-    coefficients puts A at 77 % of what it is, this one at 97 to 101 %.
+    The mean is taken before the logarithm, which keeps the radial mean where directions differ. It also
+    matters where samples are few: the logarithm of a noisy mean is too small on average, by about one over
+    the number of values in it. With four values for each coefficient, a fit to the logarithms of single
+    coefficients finds 77 % of the true A. This fit finds 97 to 101 % of it.
 
-    Raises UsageError for a grid with fewer than two rings, and where a ring holds no power, as in
-    pictures of a single colour.
+    Raises UsageError for a grid with fewer than two rings, and if a ring holds no power, as in pictures of
+    a single colour.
     """
     omega = frequencies(power.shape)
     whole = np.arange(1, min(power.shape) // 2 + 1)

@@ -16,11 +16,12 @@ def expand(
     kappa: jax.Array,
     transform: str = "dct",
 ) -> jax.Array:
-    """`latents` `[..., h, w]` at noise level σ on the grid of `noise` `[..., H, W]`.
+    """Grows `latents` `[..., h, w]` at noise level σ to the grid of `noise` `[..., H, W]`, float32.
 
-    Their coefficients in the basis `transform` become the corner of the finer grid's, whose other
-    entries are σ·N(0, 1): `noise` is read as coefficients, its own corner unused. The result is scaled
-    by κ (1 for plain `dct`). Float32 throughout; any H ≥ h and W ≥ w that the transform can reach.
+    The coefficients of `latents` in the basis `transform` become the corner `[:h, :w]` of the finer grid's
+    coefficients. The others are σ·`noise`: `noise` is N(0, 1) and read as coefficients, and its own corner
+    is not used. The result is scaled by κ (1 for plain `dct`). H ≥ h and W ≥ w are any that the transform
+    can reach.
     """
     height, width = latents.shape[-2:]
     basis = TRANSFORMS[transform]
@@ -30,12 +31,13 @@ def expand(
 
 
 def share(noise: jax.Array, grids: Sequence[tuple[int, int]], transform: str = "dct") -> list[jax.Array]:
-    """What the stages on `grids`, coarsest first, see of one white `noise` `[..., H, W]` on the last.
+    """Divides one white `noise` `[..., H, W]` on the last grid among the stages on `grids`, coarsest first.
 
-    The first is a field, the first stage's latents: the noise's lowest frequencies. The others are
-    coefficients, as `expand` reads them, each the noise's own. White noise stays white, so every stage's law
-    is that of fresh noise; but the noise of all stages is one field, so that a seed means the same picture
-    however the grid grows.
+    Returns one float32 array `[..., h, w]` for each grid. The first is a field: the noise's lowest
+    frequencies, which are the first stage's latents. The others are coefficients, as `expand` reads them.
+
+    White noise stays white, so each stage sees the distribution of fresh noise. But the noise of all stages
+    is one field, so a seed means the same picture however the grid grows.
     """
     basis, shared = TRANSFORMS[transform], []
     field = jnp.asarray(noise, jnp.float32)
@@ -47,7 +49,7 @@ def share(noise: jax.Array, grids: Sequence[tuple[int, int]], transform: str = "
 
 
 class Expansion(NamedTuple):
-    """How one kind of grid grows: functions like `expand` and `share`."""
+    """How one kind of grid grows: two functions with the signatures of `expand` and `share`."""
 
     expand: Callable[..., jax.Array] = expand
     share: Callable[..., list[jax.Array]] = share

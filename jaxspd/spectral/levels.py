@@ -11,8 +11,10 @@ from jaxspd.errors import UsageError
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution: latent grid `(h, w)`, its scale c of the full grid, and the highest frequency
-    ω it is trusted with, in cycles per image (its Nyquist frequency).
+    """One resolution of the latents.
+
+    `latent` is its grid `(h, w)`. `scale` is c, the side's ratio to the full grid's. `nyquist` is the highest
+    frequency ω that the grid counts as holding, in cycles per image.
     """
 
     latent: tuple[int, int]
@@ -21,10 +23,10 @@ class Level:
 
 
 def halvings(latent: tuple[int, int], levels: int) -> list[Level]:
-    """The full grid and `levels` successive halvings of it.
+    """Levels for the full grid `latent` `(H, W)` and `levels` successive halvings of it, coarsest first.
 
-    Grids are `H // 2^k`, and ω is `min(h, w) // 2` of each grid, both in integer division: the rule
-    that the published stage splits follow.
+    The grids are `(H // 2^k, W // 2^k)`, and ω is `min(h, w) // 2` of each. Both are integer divisions, as in
+    the published stage splits. Raises UsageError for a negative number of levels and for too many.
     """
     if levels < 0:
         raise UsageError(f"progressive levels must be 0 or more, not {levels}")
@@ -39,9 +41,10 @@ def halvings(latent: tuple[int, int], levels: int) -> list[Level]:
 
 
 def at_scales(latent: tuple[int, int], scales: Sequence[float], multiple: int = 1) -> list[Level]:
-    """Grids at any increasing `scales` that end in 1, their sides snapped to `multiple`.
+    """A level for each of `scales`, which increase from above 0 to 1, on the full grid `latent` `(H, W)`.
 
-    ω is `c·min(H, W) / 2`; the scale is kept as asked, whatever the snapping did to the grid.
+    Sides are rounded to multiples of `multiple`. ω is `c·min(H, W) / 2`, where c is the scale as asked,
+    whatever the rounding did to the grid. Raises UsageError for other scales, and if two give one grid.
     """
     if not scales or scales[-1] != 1 or scales[0] <= 0:
         raise UsageError("progressive scales must be above 0 and end in 1")
@@ -57,13 +60,14 @@ def at_scales(latent: tuple[int, int], scales: Sequence[float], multiple: int = 
 
 
 def parse_scales(texts: Sequence[str], height: int) -> list[float]:
-    """Scales of decimals (`0.5`), fractions (`2/3`) or, where any is above 1, heights in pixels of which
-    the last is `height`.
+    """Reads scales from decimals (`0.5`) and fractions (`2/3`).
+
+    If any is above 1, all are heights in pixels, and the last must be `height`. Raises UsageError for others.
     """
     values = []
     for text in texts:
         try:
-            if "e" in text.lower():  # as in 1e999999999, which takes for ever to write out
+            if "e" in text.lower():  # Fraction("1e999999999") would take for ever
                 raise ValueError
             values.append(Fraction(text))
         except (ValueError, ZeroDivisionError):

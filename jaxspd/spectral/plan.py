@@ -19,11 +19,13 @@ HISTORIES = ("forget", "carry")
 class Stage:
     """Consecutive denoising steps on one grid.
 
-    `start` and `end` count steps of the whole schedule, `end` exclusive. `sigmas` holds the
-    `end - start + 1` noise levels that the steps run between; its first entry is `aligned_sigma`.
-    `sigma` is the level that the stage before came to, and `kappa` the factor that aligned it (1
-    where nothing was aligned). Steps in `skipped`, counted as `start` is, do without the model; those in
-    `second` are the second's of two models.
+    `latent` is the grid `(h, w)`, and `tokens` the number of its image tokens. `start` and `end` are step
+    numbers of the whole schedule, `end` exclusive. `sigmas` holds the `end - start + 1` noise levels that
+    the steps run between; its first entry is `aligned_sigma`. `sigma` is the level at which the stage before
+    ended, and `kappa` the factor that aligned it (1 where nothing was aligned).
+
+    `skipped` and `second` hold step numbers of the whole schedule. Steps in `skipped` do not evaluate the
+    model. Steps in `second` belong to the second of two models.
     """
 
     latent: tuple[int, int]
@@ -46,8 +48,10 @@ class Stage:
 
     @property
     def ratio(self) -> float:
-        """By what the clean picture's coefficients were multiplied when the grid grew to this one: the ratio
-        of scales where the noise level was aligned, which keeps the picture's amplitude, else 1.
+        """The factor on the clean picture's coefficients when the grid grew to this stage's.
+
+        It is the ratio of scales, which keeps the picture's amplitude, where the noise level was aligned.
+        Elsewhere it is 1.
         """
         return self.kappa * (1 - self.sigma) / (1 - self.kappa * self.sigma) if self.start else 1.0
 
@@ -59,10 +63,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of one generation, coarsest first, and the transform in which the grid grows between
-    them. `delta` is None where the σ at which they change were given. `noise` is "shared" where all stages
-    see parts of one field, "fresh" where each draws its own. `history` tells what becomes of a multistep
-    solver's memory when the grid grows: "forget" or "carry".
+    """The stages of one generation, coarsest first, and how the grid grows between them.
+
+    `mode` is one of `MODES`, and `transform` names the basis in which the grid grows. `delta` is None where
+    the σ of the transitions were given instead. `noise` is "shared" if all stages see parts of one field,
+    "fresh" if each stage draws its own. `history` says what happens to a multistep solver's memory when the
+    grid grows: "forget" or "carry".
     """
 
     mode: str
@@ -74,10 +80,12 @@ class Plan:
 
     @property
     def levels(self) -> int:
+        """How many times the grid grows."""
         return len(self.stages) - 1
 
     @property
     def steps(self) -> int:
+        """How many steps the whole schedule has, evaluated or not."""
         return self.stages[-1].end
 
     @property
@@ -86,34 +94,35 @@ class Plan:
         return sum(len(stage.evaluated) for stage in self.stages)
 
     def token_step_ratio(self) -> float:
-        """Image tokens summed over all evaluations, as a share of full resolution's at every step."""
+        """Image tokens summed over all evaluations, divided by that sum for full resolution at every step."""
         return 1 / self.flop_speedup(float)
 
     def flops(self, forward_flops: Callable[[int], float]) -> float:
-        """FLOPs of all evaluations; `forward_flops` maps image tokens to one forward's."""
+        """FLOPs of all evaluations; `forward_flops` maps a number of image tokens to one forward's FLOPs."""
         return sum(forward_flops(stage.tokens) * len(stage.evaluated) for stage in self.stages)
 
     def flop_speedup(self, forward_flops: Callable[[int], float]) -> float:
-        """FLOPs of full resolution at every step over this plan's. No implementation can be faster by more on
-        a machine that FLOPs limit.
+        """FLOPs of full resolution at every step, divided by this plan's.
+
+        This bounds the speed-up on a machine whose limit is FLOPs.
         """
         return forward_flops(self.stages[-1].tokens) * self.steps / self.flops(forward_flops)
 
 
 def alignment(ratio: float, sigma: float) -> float:
-    """κ, by which latents and σ are scaled when the grid grows by `ratio` at noise level σ.
+    """κ, the factor on latents and σ when the grid's sides grow by `ratio` r at noise level σ.
 
-    Growing the grid spreads the picture's energy over `ratio²` as many orthonormal coefficients, so
-    the picture shrinks by `ratio` against fresh noise; `κ = r / (1 + (r-1)·σ)` restores
-    `x = (1-σ̃)·x_0 + σ̃·ε` at `σ̃ = κ·σ` (arXiv 2605.18736, spectral noise expansion).
+    A finer grid spreads the picture's energy over r² as many orthonormal coefficients, so the picture
+    shrinks by r against fresh noise. `κ = r / (1 + (r-1)·σ)` restores `x = (1-σ̃)·x_0 + σ̃·ε` at `σ̃ = κ·σ`
+    (arXiv 2605.18736, spectral noise expansion).
     """
     return ratio / (1 + (ratio - 1) * sigma)
 
 
 def activation_thresholds(levels: Sequence[Level], spectrum: Spectrum, delta: float) -> list[float]:
-    """The σ below which each of `levels` but the last is too coarse: t(ω) of its Nyquist frequency.
+    """For each of `levels` but the last, the σ below which it is too coarse: t(ω) of its Nyquist frequency.
 
-    UsageError for δ outside (0, 1).
+    Raises UsageError unless 0 < δ < 1.
     """
     if not 0 < delta < 1:
         raise UsageError(f"progressive delta must lie between 0 and 1, not {delta:g}")
@@ -135,13 +144,14 @@ def make_plan(
 ) -> Plan:
     """Divides n steps among `levels`: stage s+1 starts at the first step i with `σ_i ≤ thresholds[s]`.
 
-    Each level has a schedule of n + 1 noise levels, falling to the clean picture; as published, all
-    have that of full resolution. Of a new stage's, `dct_rewind` replaces the first by the aligned σ̃;
-    with `respace`, the others are spread evenly over what its schedule has left below σ̃.
+    Each level has a schedule of n + 1 noise levels, which fall to the clean picture's. In the published
+    method all levels have full resolution's schedule. The mode `dct_rewind` replaces a new stage's first
+    noise level by the aligned σ̃. With `respace`, the stage's other noise levels are spread evenly over the
+    part of its schedule below σ̃. The mode `fullres` keeps the last level only.
 
-    `fullres` keeps the last level only. `delta`, `noise` and `history` are noted in the plan. Raises
-    UsageError for an unknown mode, noise or history, a transform that cannot make these levels, a stage
-    without a step, or one whose noise would rise.
+    `tokens` maps a grid `(h, w)` to its number of image tokens. The plan records `delta`, `noise` and
+    `history` as given. Raises UsageError for an unknown mode, noise or history, for a transform that cannot
+    make these levels, and for a stage without a step or with rising noise.
     """
     if mode not in MODES:
         raise UsageError(f"unknown progressive mode {mode!r}; use one of {', '.join(MODES)}")
@@ -201,8 +211,7 @@ def make_plan(
 def respaced(schedule: Sequence[float], start: int, sigma: float) -> list[float]:
     """Noise levels from `sigma` to the end of `schedule`, in as many steps as it has after `start`.
 
-    They lie evenly along the schedule, which is read as a curve, linear between its entries: where it
-    is dense they are dense.
+    They are spaced evenly in the schedule's index, interpolated linearly: where it is dense, they are dense.
     """
     steps = len(schedule) - 1
     position = np.interp(-sigma, np.negative(schedule), np.arange(steps + 1))

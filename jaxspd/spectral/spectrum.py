@@ -1,7 +1,7 @@
-"""Power spectra of clean latents and when a grid is fine enough (arXiv 2605.18736).
+"""Power spectra of clean latents, and the noise level below which a grid is too coarse (arXiv 2605.18736).
 
-In flow matching, `x_σ = (1-σ)·x_0 + σ·ε`: high frequencies, whose power is small, stay buried in the
-noise until σ has fallen. Until then a coarse grid that does not hold them loses nothing.
+In flow matching, `x_σ = (1-σ)·x_0 + σ·ε`. High frequencies have little power and stay buried in the noise
+until σ has fallen. Until then a coarse grid, which does not hold them, loses nothing.
 """
 
 import json
@@ -27,8 +27,10 @@ class Spectrum:
 
     @classmethod
     def from_mapping(cls, values: Any, source: str) -> "Spectrum":
-        """`amplitude` and `exponent` as `source`, such as a file, gives them among other keys. UsageError
-        unless both are positive, finite numbers.
+        """The spectrum in a parsed JSON object; keys but `amplitude` and `exponent` are ignored.
+
+        `source` names the object's origin in messages. Raises UsageError unless both are positive, finite
+        numbers.
         """
         given = values if isinstance(values, dict) else {}
         for name in ("amplitude", "exponent"):
@@ -40,7 +42,7 @@ class Spectrum:
 
     @classmethod
     def from_file(cls, path: Path) -> "Spectrum":
-        """The spectrum in a JSON file such as `jaxspd calibrate` writes; UsageError if it holds none."""
+        """The spectrum in a JSON file that `jaxspd calibrate` wrote. Raises UsageError if it holds none."""
         text = read_text(path, "a spectrum from")
         try:
             values = parse_json(text)
@@ -55,8 +57,8 @@ class Spectrum:
     def activation_time(self, omega: float, delta: float) -> float:
         """The σ at which frequency ω rises above the noise: δ-optimal activation.
 
-        `t(ω) = 1 / (1 + sqrt(δ / (P·(1 + P - δ))))` for 0 < δ < 1; between 0 and 1, and falling as
-        ω or δ grows.
+        `t(ω) = 1 / (1 + sqrt(δ / (P·(1 + P - δ))))` for 0 < δ < 1, where P is P(ω). It lies between 0 and 1,
+        and falls as ω or δ grows.
         """
         power = self.power(omega)
         return 1 / (1 + math.sqrt(delta / (power * (1 + power - delta))))

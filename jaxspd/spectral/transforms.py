@@ -1,7 +1,8 @@
 """The orthonormal bases in which latents grow, all over the last two axes (arXiv 2605.18736).
 
-In each, the coefficients of an h×w grid are the corner `[:h, :w]` of those of any finer grid: the same
-functions, sampled at more points. White noise has white coefficients, and the other way round.
+In each basis, the coefficients of an h×w grid are the corner `[:h, :w]` of any finer grid's coefficients: the
+functions are the same, sampled at more points. White noise has white coefficients, and white coefficients
+make white noise.
 """
 
 import itertools
@@ -21,11 +22,12 @@ SPATIAL = (-2, -1)
 
 
 class Transform(NamedTuple):
-    """A basis of latents `[..., H, W]`: `analyse` gives their coefficients, `synthesise` undoes it.
+    """A basis of latents `[..., H, W]`.
 
-    `corner` gives the coefficients that latents `[..., h, w]` have on a finer grid, where they fill the
-    corner `[:h, :w]`; `from_corner` undoes it. `ratio` is the one of the grids that the basis is bound to,
-    if any.
+    `analyse` gives the latents' coefficients, and `synthesise` is its inverse. `corner` gives the
+    coefficients that latents `[..., h, w]` have in the corner `[:h, :w]` of a finer grid, and `from_corner`
+    is its inverse. `ratio` is the only ratio of the two grids that the basis can make, or None if it can make
+    any.
     """
 
     analyse: Callable[[jax.Array], jax.Array]
@@ -38,21 +40,21 @@ class Transform(NamedTuple):
 def fourier(x: jax.Array) -> jax.Array:
     """Real Fourier coefficients `[..., h, w]` of `x` `[..., h, w]`, orthonormal.
 
-    Each axis becomes constant, sin 1, cos 1, sin 2, cos 2, …, counted from the centres of the grid's
-    cells, so that a picture stays in its place when the grid grows. On an even axis the last is the
-    Nyquist frequency, which has a sine alone: on a finer grid that sine remains, and its cosine is
-    noise. So the result is real and white noise stays white, on odd and even grids.
+    Along each axis the coefficients are those of 1, sin 1, cos 1, sin 2, cos 2, …. The samples lie at the
+    centres of the grid's cells, so a picture stays in its place when the grid grows. On an even axis the last
+    coefficient is the Nyquist frequency's, which has a sine alone. On a finer grid that sine is known, and
+    its cosine is noise. So the result is real, and white noise stays white, on odd and even grids.
     """
     return _fourier(_fourier(x).mT).mT
 
 
 def inverse_fourier(coefficients: jax.Array) -> jax.Array:
-    """What has these `fourier` coefficients, same shape."""
+    """The array that has these `fourier` coefficients, same shape."""
     return _inverse_fourier(_inverse_fourier(coefficients).mT).mT
 
 
 def _half_cell(size: int) -> jax.Array:
-    """Phases that move each wave's origin from the first cell's corner, as in an FFT, to its centre."""
+    """Phases that move each wave's origin from the first cell's centre, as in an FFT, to the axis's start."""
     return jnp.exp(-1j * jnp.pi * jnp.arange(size // 2 + 1) / size).astype(jnp.complex64)
 
 
@@ -74,7 +76,7 @@ def _inverse_fourier(coefficients: jax.Array) -> jax.Array:
 
 
 def _weights(size: int) -> jax.Array:
-    """√2 where a wave stands for its conjugate too, 1 at frequency 0 and at an even axis's Nyquist."""
+    """√2 for a wave that stands for its conjugate too; 1 for frequency 0 and an even axis's Nyquist."""
     weights = jnp.full(size // 2 + 1, math.sqrt(2), jnp.float32).at[0].set(1)
     return weights if size % 2 else weights.at[-1].set(1)
 
@@ -82,8 +84,8 @@ def _weights(size: int) -> jax.Array:
 def haar(x: jax.Array) -> jax.Array:
     """Haar wavelet coefficients `[..., H, W]` of `x` `[..., H, W]`, one level, H and W even.
 
-    The upper left quarter is `x` on half the grid; right of it are the differences between columns, below it
-    those between rows, and diagonally both.
+    The upper left quarter is `x` on half the grid. The upper right quarter holds differences between columns,
+    the lower left between rows, and the lower right between both.
     """
     for axis in SPATIAL:
         even, odd = (jax.lax.slice_in_dim(x, start, None, 2, axis + x.ndim) for start in (0, 1))
@@ -92,7 +94,7 @@ def haar(x: jax.Array) -> jax.Array:
 
 
 def inverse_haar(coefficients: jax.Array) -> jax.Array:
-    """What has these `haar` coefficients, same shape."""
+    """The array that has these `haar` coefficients, same shape."""
     for axis in SPATIAL:
         low, high = jnp.split(coefficients, 2, axis)
         pairs = jnp.stack([low + high, low - high], axis + coefficients.ndim + 1) / math.sqrt(2)
@@ -114,7 +116,7 @@ TRANSFORMS = {
 
 
 def check_transform(name: str, levels: Sequence[Level]) -> None:
-    """UsageError unless the transform `name` can grow each of `levels` into the next."""
+    """Raises UsageError unless the transform `name` can grow each of `levels` into the next."""
     if name not in TRANSFORMS:
         raise UsageError(f"unknown progressive transform {name!r}; use one of {', '.join(TRANSFORMS)}")
     ratio = TRANSFORMS[name].ratio
