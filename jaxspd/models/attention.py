@@ -1,5 +1,5 @@
-"""Scaled dot-product attention, softmax in float32: of transformers by the best kernel for the target, and of
-text encoders under masks.
+"""Scaled dot-product attention with softmax in float32. Transformers use the best kernel for the target; text
+encoders use masks.
 """
 
 import logging
@@ -17,12 +17,12 @@ from jaxspd.target import forced_attention, layout, platform
 
 log = logging.getLogger("jaxspd")
 
-# Names, as users give them; the best first.
+# The names are those that users give; the best backend comes first.
 BACKENDS = {"cudnn": cudnn, "splash": splash, "xla": xla}
 
 
 def check_backend(name: str | None, platform: str) -> None:
-    """UsageError unless the attention backend of that `name`, if any, runs on `platform`."""
+    """Raises UsageError unless `name` is None or an attention backend that runs on `platform`."""
     if name is None:
         return
     if name not in BACKENDS:
@@ -35,11 +35,12 @@ def check_backend(name: str | None, platform: str) -> None:
 def attention(
     query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
 ) -> jax.Array:
-    """Attention over `[B, N, heads, head_dim]`: `[B, N, heads * head_dim]`.
+    """Attention over `[B, N, heads, head_dim]`; returns `[B, N, heads * head_dim]`.
 
-    `key_lengths` `[B]` counts the keys that are no padding; padding comes last. The first of `BACKENDS` that
-    can serve on the target's platform does; a warning tells, once, of one that cannot. UsageError where it is
-    forced. On several devices each computes some of the heads.
+    `key_lengths` `[B]` counts each sample's keys without padding; padding comes last. The first of `BACKENDS`
+    that can serve on the target's platform is used. A backend that cannot serve is skipped with a warning,
+    given once; if the user forced it, UsageError is raised. On several devices each device computes some of
+    the heads.
     """
     spec = layout(len(query))
     if spec is None:
@@ -52,7 +53,7 @@ def attention(
 def _attention(
     query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None
 ) -> jax.Array:
-    """The same on one device: `[B, N, heads, head_dim]`."""
+    """`attention` on one device; returns `[B, N, heads, head_dim]`."""
     forced = forced_attention()
     for name in [forced] if forced else BACKENDS:
         backend = BACKENDS[name]
@@ -82,13 +83,13 @@ def masked_attention(
     bias: jax.Array | None = None,
     scale: float | None = None,
 ) -> jax.Array:
-    """Attention of queries `[B, T, heads, head_dim]` to keys and values `[B, T, groups, head_dim]`:
+    """Attention of queries `[B, T, heads, head_dim]` to keys and values `[B, T, groups, head_dim]`; returns
     `[B, T, heads * head_dim]`.
 
-    Neighbouring heads share the keys of a group. `seen`, boolean and broadcast to `[B, heads, T, T]`, says
-    which keys each query sees, None all; a query that sees no key gets zeros, as in PyTorch. `bias`
-    `[1, heads, T, T]` is added to the scores, which are products times `scale` (1/√head_dim). Texts are
-    short, so all scores are held at once.
+    Neighbouring heads share the keys of a group. `seen` is boolean, broadcasts to `[B, heads, T, T]` and says
+    which keys each query sees; None means all. A query that sees no key gets zeros, as in PyTorch. `scale`
+    (by default 1/√head_dim) multiplies the scores; then `bias` `[1, heads, T, T]` is added to them. Texts are
+    short, so all scores are held in memory at once.
     """
     seen = None if seen is None else jnp.asarray(seen)
     out = jax.nn.dot_product_attention(

@@ -50,7 +50,7 @@ class Flux1Config:
 
 
 class SingleBlock(nnx.Module):
-    """Attention and MLP side by side over the joined sequence (arXiv 2302.05442)."""
+    """Attention and MLP in parallel over the joined sequence (arXiv 2302.05442)."""
 
     def __init__(self, config: Flux1Config, *, dtype):
         dim, heads, head_dim = config.dim, config.num_attention_heads, config.attention_head_dim
@@ -72,8 +72,8 @@ class SingleBlock(nnx.Module):
 class Flux1Transformer(nnx.Module):
     """Velocity of packed latents.
 
-    `dtype` is that of the weights and matrix products; norms, softmax, rotary positions and the time
-    embedding's sinusoids are computed in float32 whatever it is.
+    `dtype` is the dtype of weights and matrix products. Norms, softmax, rotary positions and the time
+    embedding's sinusoids are always computed in float32.
     """
 
     def __init__(self, config: Flux1Config, *, dtype=jnp.float32):
@@ -109,14 +109,16 @@ class Flux1Transformer(nnx.Module):
         sigma: jax.Array,
         guidance: jax.Array | None = None,
     ) -> jax.Array:
-        """`image` `[B, h*w, in_channels]` with `grid` = (h, w) tokens, row by row; `text`
-        `[B, T, joint_attention_dim]`; `pooled` `[B, pooled_projection_dim]`; `sigma` and `guidance`
-        `[B]`, guidance only where the checkpoint embeds it. Returns `[B, h*w, out_channels]`.
+        """Velocity `[B, h*w, out_channels]` of tokens `image` `[B, h*w, in_channels]`, which lie on `grid` =
+        (h, w), row by row.
+
+        The other inputs are `text` `[B, T, joint_attention_dim]`, `pooled` `[B, pooled_projection_dim]`,
+        `sigma` `[B]` and `guidance` `[B]`. Guidance is given only if the checkpoint embeds it.
         """
         turns = grid_turns(position_ids(grid, text.shape[1]), self.config.axes_dims_rope, ROPE_THETA)
 
         def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
-            # The official model feeds thousandths: σ and guidance both times 1000.
+            # The official model embeds σ and guidance times 1000.
             return embedder(sinusoidal_embedding(1000 * scalar, TIME_CHANNELS).astype(self.dtype))
 
         vector = embed_scalar(self.time_in, sigma) + self.pooled_in(pooled.astype(self.dtype))

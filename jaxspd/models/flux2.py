@@ -1,8 +1,8 @@
-"""FLUX.2's transformer: double-stream, then single-stream blocks, over patchified latents.
+"""FLUX.2's transformer: double-stream blocks, then single-stream blocks, over patchified latents.
 
-Source: Black Forest Labs, FLUX.2 (2025). Unlike FLUX.1's, blocks share one modulation, MLPs are gated, and
-no layer has a bias. Parameter names follow the architecture; `convert/flux2.py` says which official key
-fills which.
+Source: Black Forest Labs, FLUX.2 (2025). In contrast to FLUX.1, all blocks share one modulation, MLPs are
+gated, and no layer has a bias. Parameter names follow the architecture; `convert/flux2.py` says which
+official key fills which parameter.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Flux2Config:
 
 
 def gate(x: jax.Array) -> jax.Array:
-    """The first half of the channels, through SiLU, times the second (SwiGLU, arXiv 2002.05202)."""
+    """The first half of the channels, after SiLU, times the second half (SwiGLU, arXiv 2002.05202)."""
     gates, values = jnp.split(x, 2, axis=-1)
     return jax.nn.silu(gates) * values
 
@@ -73,8 +73,8 @@ class GatedMlp(nnx.Module):
 
 
 class SingleBlock(nnx.Module):
-    """Attention and gated MLP side by side over the joined sequence (arXiv 2302.05442), their projections
-    in as one and out as one.
+    """Attention and gated MLP in parallel over the joined sequence (arXiv 2302.05442). They share one input
+    projection and one output projection.
     """
 
     def __init__(self, config: Flux2Config, *, dtype):
@@ -99,8 +99,8 @@ class SingleBlock(nnx.Module):
 class Flux2Transformer(nnx.Module):
     """Velocity of patchified latents as tokens.
 
-    `dtype` is that of the weights and matrix products; norms, softmax, rotary positions and the time
-    embedding's sinusoids are computed in float32 whatever it is.
+    `dtype` is the dtype of weights and matrix products. Norms, softmax, rotary positions and the time
+    embedding's sinusoids are always computed in float32.
     """
 
     def __init__(self, config: Flux2Config, *, dtype=jnp.float32):
@@ -146,15 +146,17 @@ class Flux2Transformer(nnx.Module):
         sigma: jax.Array,
         guidance: jax.Array | None = None,
     ) -> jax.Array:
-        """`image` `[B, h*w, in_channels]` with `grid` = (h, w) tokens, row by row; `text`
-        `[B, T, joint_attention_dim]`; `sigma` and `guidance` `[B]`, guidance only where the checkpoint
-        embeds it. Returns `[B, h*w, out_channels]`.
+        """Velocity `[B, h*w, out_channels]` of tokens `image` `[B, h*w, in_channels]`, which lie on `grid` =
+        (h, w), row by row.
+
+        The other inputs are `text` `[B, T, joint_attention_dim]`, `sigma` `[B]` and `guidance` `[B]`.
+        Guidance is given only if the checkpoint embeds it.
         """
         config = self.config
         turns = grid_turns(position_ids(grid, text.shape[1]), config.axes_dims_rope, config.rope_theta)
 
         def embed_scalar(embedder: Mlp, scalar: jax.Array) -> jax.Array:
-            # The official model feeds thousandths: σ and guidance both times 1000.
+            # The official model embeds σ and guidance times 1000.
             embedded = sinusoidal_embedding(1000 * scalar, config.timestep_guidance_channels)
             return embedder(embedded.astype(self.dtype))
 
@@ -177,7 +179,7 @@ class Flux2Transformer(nnx.Module):
 
 
 def position_ids(grid: tuple[int, int], text_tokens: int) -> np.ndarray:
-    """Positions (time, row, column, index in the text) `[h*w + T, 4]`: image tokens sit on the grid, text
+    """Positions (time, row, column, index in the text) `[h*w + T, 4]`. Image tokens lie on the grid; text
     tokens are counted on the last axis.
     """
     image, text = np.zeros((grid[0] * grid[1], 4), int), np.zeros((text_tokens, 4), int)

@@ -1,6 +1,6 @@
-"""Layers that models share: linear ones, norms, time embedding; and how a block of a row is called.
+"""Layers that models share (linear layers, norms, time embedding), and the function that calls a block.
 
-Models are made without weights: `parameter` says what each is to be. `nnx.merge` fills them.
+Models are made without weights: `parameter` gives the shape and dtype of each. `nnx.merge` fills them.
 """
 
 from functools import partial
@@ -38,17 +38,17 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 
 
 def parameter(*shape: int, dtype) -> nnx.Param:
-    """A parameter of a model that is not filled yet: its shape and dtype in place of an array."""
+    """A parameter that is not filled yet: it holds a shape and a dtype in place of an array."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
 
 
 class Linear(nnx.Module):
     """A linear layer whose weight and results are in `dtype`.
 
-    `dims_in` are the axes of its input that it sums over, the last ones. Its weight is `[out, *dims_in]`, as
-    checkpoints store it: loading then need not turn matrices, and a product takes as long either way. Its
-    bias is in float32 and is added before the sum is rounded, once, as cuBLAS does it for PyTorch. A bias in
-    half precision XLA would add to a rounded sum, or in a pass of its own.
+    It sums over the last axes of its input, whose sizes are `dims_in`. Its weight is `[out, *dims_in]`, as
+    checkpoints store it, so loading transposes nothing; the product takes equally long either way. Its bias
+    is in float32 and is added before the sum is rounded, as cuBLAS does for PyTorch. XLA would add a
+    half-precision bias to an already rounded sum, or in a separate pass.
     """
 
     def __init__(self, dims_in: int | tuple[int, ...], dim_out: int, *, dtype, use_bias=True):
@@ -66,9 +66,9 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis (arXiv 1607.06450), computed in float32; what it gives is in `dtype`.
+    """LayerNorm over the last axis (arXiv 1607.06450), computed in float32; the result is in `dtype`.
 
-    Adaptive normalisation wants it without scale and bias, which is `affine=False`.
+    `affine=False` leaves out scale and bias, as adaptive normalisation needs it.
     """
 
     def __init__(self, dim: int, *, dtype, epsilon=1e-6, affine=False):
@@ -87,8 +87,8 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """RMSNorm over the last axis (arXiv 1910.07467) with a learned scale, computed in float32; what it gives
-    is in `dtype`.
+    """RMSNorm over the last axis (arXiv 1910.07467) with a learned scale, computed in float32; the result is
+    in `dtype`.
     """
 
     def __init__(self, dim: int, *, dtype, epsilon=1e-6):
@@ -107,15 +107,15 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def layer(block: nnx.Module, *arguments):
-    """What `block(*arguments)` gives, computed by a function that JAX traces once for all blocks alike, so
-    that `runtime.layerwise` compiles it once, however many there are.
+    """The result of `block(*arguments)`. JAX traces one function for all blocks that are alike, so
+    `runtime.layerwise` compiles it only once.
 
-    Arguments are arrays, trees of them, or None. They must say all that differs from call to call.
+    Arguments are arrays, trees of arrays, or None. Whatever differs between calls must be in them.
     """
     return transformer_layer(*nnx.split(block), *arguments)
 
 
-# `runtime.layerwise` knows the calls of this function by its name.
+# `runtime.layerwise` recognises calls of this function by its name.
 @partial(jax.jit, static_argnums=0)
 def transformer_layer(graph: nnx.GraphDef, parameters: nnx.State, *arguments):
     return nnx.merge(graph, parameters)(*arguments)

@@ -1,4 +1,4 @@
-"""Two streams, image and text, with weights of their own, that meet in one attention.
+"""Two streams, image and text, which have their own weights and share one attention.
 
 Source: MMDiT, arXiv 2403.03206. FLUX.1, FLUX.2 and Qwen-Image are built of these blocks.
 """
@@ -18,7 +18,7 @@ MLP_RATIO = 4
 
 
 class SelfAttentionInputs(nnx.Module):
-    """Queries, keys and values `[B, N, heads, head_dim]` of one stream, queries and keys normalised."""
+    """Queries, keys and values `[B, N, heads, head_dim]` of one stream. Queries and keys are normalised."""
 
     def __init__(self, heads: int, head_dim: int, *, dtype, use_bias=True, epsilon=1e-6):
         dim = heads * head_dim
@@ -66,8 +66,10 @@ class Stream(nnx.Module):
 
 
 class JointBlock(nnx.Module):
-    """One block of both streams, modulated by vectors it is given. In their joint sequence the image comes
-    first, then the text, whose end may be padding. `make_mlp()` gives each stream its MLP.
+    """One block of both streams; its modulation vectors are arguments.
+
+    The joint sequence holds the image first, then the text, which may end in padding. `make_mlp()` makes each
+    stream's MLP.
     """
 
     def __init__(
@@ -92,9 +94,10 @@ class JointBlock(nnx.Module):
         turns: Turns,
         lengths: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """`carry` is (image `[B, N, D]`, text `[B, T, D]`); of either stream the vectors `[B, D]` are shift,
-        scale and gate of the attention, then of the MLP; `turns` are those of all `N + T` positions;
-        `lengths` `[B]` counts the tokens of both that are no padding.
+        """Returns the new `carry`, which is (image `[B, N, D]`, text `[B, T, D]`).
+
+        Each stream's vectors `[B, D]` are shift, scale and gate of the attention, then of the MLP. `turns`
+        are those of all `N + T` positions. `lengths` `[B]` counts the tokens of both streams without padding.
         """
         image, text = carry
         query, key, value = (
@@ -113,7 +116,7 @@ class JointBlock(nnx.Module):
 
 
 class DoubleBlock(JointBlock):
-    """A block that computes its own modulation, as FLUX.1 and Qwen-Image have it."""
+    """A block that computes its own modulation, as in FLUX.1 and Qwen-Image."""
 
     def __init__(self, heads: int, head_dim: int, *, dtype):
         dim = heads * head_dim
@@ -126,7 +129,7 @@ class DoubleBlock(JointBlock):
         self.text_modulation = Modulation(dim, 6, dtype=dtype)
 
     def __call__(self, carry, vector: jax.Array, turns: Turns, lengths: jax.Array | None = None):
-        """As `JointBlock`, of the conditioning vector `[B, D]`."""
+        """Like `JointBlock`, with modulation from the conditioning vector `[B, D]`."""
         return super().__call__(
             carry, self.image_modulation(vector), self.text_modulation(vector), turns, lengths
         )

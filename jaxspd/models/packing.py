@@ -1,4 +1,4 @@
-"""Between spatial latents and the patches and tokens that transformers read."""
+"""Conversion between spatial latents and the patches and tokens that transformers read."""
 
 import jax
 from einops import rearrange

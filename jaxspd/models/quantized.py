@@ -1,8 +1,8 @@
-"""Linear layers with weights of 8 bits, whose products are of 8 bits too.
+"""Linear layers with 8-bit weights and 8-bit products.
 
-A weight has a scale for each output, its input one for each token, found anew in every call: vector-wise
-quantisation (LLM.int8(), arXiv 2208.07339), in int8 or in FP8's E4M3 (arXiv 2209.05433). Products run on the
-device's units for them, where it has some, and are summed in int32 or float32.
+A weight has one scale per output. An input has one scale per token, computed in every call. This is
+vector-wise quantisation (LLM.int8(), arXiv 2208.07339), in int8 or in FP8's E4M3 (arXiv 2209.05433). Products
+run on the device's 8-bit units where it has them, and are summed in int32 or float32.
 """
 
 import jax
@@ -14,14 +14,15 @@ from jaxspd.errors import UsageError
 from jaxspd.models.layers import Linear, parameter
 from jaxspd.target import spread
 
-# By the names that users give them.
+# The keys are the names that users give.
 DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
 class QuantizedLinear(nnx.Module):
-    """A linear layer over the last axis whose weight `[out, in]` is in 8 bits, with a scale for each output.
+    """A linear layer over the last axis. Its weight `[out, in]` is in 8 bits, with one scale per output.
 
-    `dtype` is that of its results. Its bias, in float32, is added before they are rounded to it.
+    `dtype` is the dtype of the results. The bias is in float32 and is added before they are rounded to
+    `dtype`.
     """
 
     def __init__(self, dim_in: int, dim_out: int, *, dtype, weight_dtype, use_bias=True):
@@ -42,8 +43,10 @@ class QuantizedLinear(nnx.Module):
 
 
 def rounded(x: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
-    """`x` `[..., D]` in units of `[..., 1]`, in which the largest of the last axis is the largest of `dtype`;
-    what is not finite makes its unit so.
+    """`x` `[..., D]` rounded to `dtype`, and the unit `[..., 1]` of each row: `x` is about their product.
+
+    The unit makes the largest magnitude of a row the largest number of `dtype`. A row with a number that is
+    not finite has a unit that is not finite.
     """
     x = x.astype(jnp.float32)
     unit = jnp.abs(x).max(-1, keepdims=True) / LARGEST[jnp.dtype(dtype)]
@@ -53,11 +56,12 @@ def rounded(x: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
 
 
 def quantize(model: nnx.Module, kind: str) -> None:
-    """Gives the blocks of `model`, which has no weights yet, quantised layers of a `kind` in `DTYPES`.
+    """Replaces the linear layers in the blocks of `model`, which has no weights yet, by layers quantised to
+    `kind`.
 
-    What stays: all outside of blocks, which is where pictures, texts and time come in and where velocities
-    come out, and in blocks what computes modulation, whose few vectors reach every token. UsageError for
-    another kind.
+    Two sorts of layers stay. Layers outside the blocks read pictures, texts and time, or give velocities.
+    Layers that compute modulation have few vectors, which reach every token. Raises UsageError if `kind` is
+    not in `DTYPES`.
     """
     if kind not in DTYPES:
         raise UsageError(f"unknown quantize {kind!r}; use {' or '.join(DTYPES)}")
@@ -70,7 +74,7 @@ def quantize(model: nnx.Module, kind: str) -> None:
 
 
 def like(layer: Linear, weight_dtype) -> QuantizedLinear:
-    """The quantised layer that takes the place of `layer`."""
+    """The quantised layer that replaces `layer`."""
     weight = layer.weight.get_value()
     dim_out, dim_in = weight.shape
     return QuantizedLinear(

@@ -48,8 +48,8 @@ class QwenImageConfig:
 class QwenImageTransformer(nnx.Module):
     """Velocity of packed latents.
 
-    `dtype` is that of the weights and matrix products; norms, softmax, rotary positions and the time
-    embedding's sinusoids are computed in float32 whatever it is.
+    `dtype` is the dtype of weights and matrix products. Norms, softmax, rotary positions and the time
+    embedding's sinusoids are always computed in float32.
     """
 
     def __init__(self, config: QwenImageConfig, *, dtype=jnp.float32):
@@ -73,13 +73,15 @@ class QwenImageTransformer(nnx.Module):
         text_lengths: jax.Array,
         sigma: jax.Array,
     ) -> jax.Array:
-        """`image` `[B, h*w, in_channels]` with `grid` = (h, w) tokens, row by row; `text`
-        `[B, T, joint_attention_dim]`, of which the first `text_lengths` `[B]` are no padding; `sigma` `[B]`.
-        Returns `[B, h*w, patch_size² * out_channels]`.
+        """Velocity `[B, h*w, patch_size² * out_channels]` of tokens `image` `[B, h*w, in_channels]`, which
+        lie on `grid` = (h, w), row by row.
+
+        `text` is `[B, T, joint_attention_dim]`; all but the first `text_lengths` `[B]` tokens are padding.
+        `sigma` is `[B]`.
         """
         positions = position_ids(grid, text.shape[1])
         turns = grid_turns(positions, self.config.axes_dims_rope, ROPE_THETA)
-        # The official model feeds thousandths.
+        # The official model embeds σ times 1000.
         vector = self.time_in(sinusoidal_embedding(1000 * sigma, TIME_CHANNELS).astype(self.dtype))
         text = self.text_in(self.text_norm(text.astype(self.dtype)))
         image = self.image_in(image.astype(self.dtype))
@@ -91,11 +93,11 @@ class QwenImageTransformer(nnx.Module):
 
 
 def position_ids(grid: tuple[int, int], text_tokens: int) -> np.ndarray:
-    """Positions (0, row, column) `[h*w + T, 3]`: the image's are centred at 0, and the text goes on along
-    the diagonal from where the image's larger side ends.
+    """Positions (0, row, column) `[h*w + T, 3]`. The image is centred at 0. The text continues along the
+    diagonal from the end of the image's larger side.
     """
     height, width = grid
-    # Of an odd number the larger half is negative.
+    # If a side is odd, its larger half is negative.
     rows, columns = np.mgrid[height // 2 - height : height // 2, width // 2 - width : width // 2].reshape(
         2, -1
     )

@@ -1,7 +1,7 @@
-"""Attention of tokens that are spread over devices: for as long as it takes, heads are spread instead.
+"""Attention of tokens that are spread over devices: during attention the heads are spread instead.
 
-Source: DeepSpeed-Ulysses (arXiv 2309.14509). Each device then sees the whole sequence of some heads, so that
-fused kernels and masks serve as they are.
+Source: DeepSpeed-Ulysses (arXiv 2309.14509). Each device then sees the whole sequence for some of the heads,
+so fused kernels and masks work unchanged.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,11 @@ def by_heads(
     key_lengths: jax.Array | None,
     spec: PartitionSpec,
 ) -> jax.Array:
-    """`attend(query, key, value, key_lengths)`, `[B, N, heads, head_dim]`, of arrays that lie as `spec` says.
+    """`attend(query, key, value, key_lengths)` of arrays `[B, N, heads, head_dim]` that are sharded by
+    `spec`.
 
-    Tokens and heads that the devices do not divide are filled up with zeros, and what comes of these is cut.
+    If the number of devices does not divide the tokens or the heads, zeros fill them up; the results for the
+    zeros are cut off.
     """
     samples, tokens = spec
     devices, (_, queries, heads, _) = ways(tokens), query.shape
@@ -39,7 +41,7 @@ def by_heads(
 
     keys = key.shape[1]
     filled = (_filled(_filled(x, 1, devices), 2, devices) for x in (query, key, value))
-    # Kernels written in Pallas do not say how their results vary over devices, which would be checked.
+    # Pallas kernels do not declare how their results vary over devices, so JAX's check of this is turned off.
     spread = jax.shard_map(
         on_device, in_specs=(spec, spec, spec, PartitionSpec(samples)), out_specs=spec, check_vma=False
     )
@@ -47,6 +49,6 @@ def by_heads(
 
 
 def _filled(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """`x` with zeros behind, to a multiple along `axis`."""
+    """`x` with zeros appended along `axis`, up to a multiple of `multiple`."""
     missing = [(0, -size % multiple if number == axis else 0) for number, size in enumerate(x.shape)]
     return jnp.pad(x, missing)

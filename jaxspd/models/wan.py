@@ -52,7 +52,7 @@ class WanConfig:
 
     @property
     def rope_axes(self) -> tuple[int, int, int]:
-        """Channels of a head that turn with time, row and column."""
+        """Channels of a head that are rotated by time, row and column."""
         side = 2 * (self.attention_head_dim // 6)
         return self.attention_head_dim - 2 * side, side, side
 
@@ -68,7 +68,9 @@ class Attention(nnx.Module):
         self.heads = config.num_attention_heads
 
     def __call__(self, x: jax.Array, context: jax.Array, turns: Turns | None = None) -> jax.Array:
-        """`x` `[B, N, D]` attends to `context` `[B, M, D]`; both are turned by `turns` if given."""
+        """`x` `[B, N, D]` attends to `context` `[B, M, D]`; returns `[B, N, D]`. If `turns` are given, they
+        rotate queries and keys.
+        """
         query, key, value = (
             rearrange(part, "b n (h d) -> b n h d", h=self.heads)
             for part in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
@@ -79,8 +81,8 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention, cross-attention to the text, MLP. Norms, modulation and the sums that gates enter
-    are in float32.
+    """Self-attention, cross-attention to the text, then an MLP. Norms, modulation and gated sums are in
+    float32.
     """
 
     def __init__(self, config: WanConfig, *, dtype):
@@ -108,22 +110,23 @@ class Block(nnx.Module):
 
 
 class Table(nnx.Module):
-    """`count` learned vectors, to which the time's are added: `[B, D]` each, float32."""
+    """`count` learned vectors, each added to the time's vector: `[B, D]` each, float32."""
 
     def __init__(self, count: int, dim: int):
-        # In float32 whatever the model's dtype, as the official model keeps them.
+        # These are float32 whatever the model's dtype is, as in the official model.
         self.vectors = parameter(1, count, dim, dtype=jnp.float32)
 
     def __call__(self, time: jax.Array) -> list[jax.Array]:
-        """`time` is `[B, count, D]`, or `[B, 1, D]` for the same vector everywhere."""
+        """`time` is `[B, count, D]`, or `[B, 1, D]` if all vectors are the same."""
         return jnp.unstack(self.vectors[...] + time.astype(jnp.float32), axis=1)
 
 
 class WanTransformer(nnx.Module):
     """Velocity of video latents.
 
-    `dtype` is that of the weights and matrix products. Norms, softmax, rotary positions, modulation and
-    the time embedding are float32 whatever it is, and so are the weights of the last two.
+    `dtype` is the dtype of weights and matrix products. Norms, softmax, rotary positions, modulation and the
+    time embedding are always computed in float32. The weights of modulation and time embedding are float32
+    too.
     """
 
     def __init__(self, config: WanConfig, *, dtype=jnp.float32):
@@ -140,15 +143,16 @@ class WanTransformer(nnx.Module):
         self.out = Linear(dim, out_channels * prod(config.patch_size), dtype=dtype)
 
     def __call__(self, latents: jax.Array, text: jax.Array, time: jax.Array) -> jax.Array:
-        """`latents` `[B, C, T, H, W]`, `text` `[B, S, text_dim]` (zeros where it is padding), `time`
-        `[B]` from 0 (clean) to 1000. Returns `[B, out_channels, T, H, W]`.
+        """Velocity `[B, out_channels, T, H, W]` of `latents` `[B, C, T, H, W]`. `text` is `[B, S, text_dim]`,
+        zero at padding; `time` is `[B]`, from 0 (clean) to 1000 (noise).
         """
         pt, ph, pw = self.config.patch_size
         frames, height, width = (n // p for n, p in zip(latents.shape[2:], (pt, ph, pw), strict=True))
         positions = np.moveaxis(np.mgrid[:frames, :height, :width], 0, -1).reshape(-1, 3)
         turns = grid_turns(positions, self.config.rope_axes, ROPE_THETA)
 
-        # The time's vector leaves its float32 embedding in the model's dtype, as officially.
+        # As in the official model, the time's vector is computed in float32, then rounded to the model's
+        # dtype.
         vector = self.time_in(sinusoidal_embedding(time, self.config.freq_dim)).astype(self.dtype)
         modulation = rearrange(self.time_out(jax.nn.silu(vector)), "b (six d) -> b six d", six=6)
 

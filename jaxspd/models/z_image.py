@@ -1,4 +1,4 @@
-"""Z-Image's transformer: one stream of image and text tokens, each refined by itself first.
+"""Z-Image's transformer: one stream of image and text tokens, after blocks that refine each separately.
 
 Source: Z-Image: An Efficient Image Generation Foundation Model with Single-Stream Diffusion Transformer
 (arXiv 2511.22699). Parameter names follow the architecture; `convert/z_image.py` says which official key
@@ -22,7 +22,7 @@ TIME_CHANNELS = 256
 TIME_HIDDEN = 1024
 # Channels of the time's vector, unless the model is narrower.
 VECTOR_CHANNELS = 256
-# Image and text are each filled up with a learned token to a multiple of this.
+# Learned padding tokens fill up image and text to multiples of this.
 MULTIPLE = 32
 QK_EPSILON = 1e-5
 
@@ -65,8 +65,8 @@ class GatedMlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention, then MLP, each between two norms; where `modulated`, the time's vector scales the
-    first's result and gates the second's.
+    """Attention, then MLP, each between two norms. If `modulated`, the time's vector scales each one's input
+    and gates its output.
     """
 
     def __init__(self, config: ZImageConfig, modulated: bool, *, dtype):
@@ -82,8 +82,8 @@ class Block(nnx.Module):
         self.modulation = Linear(config.vector_dim, 4 * dim, dtype=dtype) if modulated else None
 
     def __call__(self, x: jax.Array, vector: jax.Array, turns: Turns, lengths: jax.Array | None) -> jax.Array:
-        """`x` `[B, N, D]`, of which the first `lengths` `[B]` are attended, all if that is None; `vector`
-        `[B, vector_dim]`.
+        """`x` `[B, N, D]` after this block. Queries see the first `lengths` `[B]` tokens; None means all.
+        `vector` is `[B, vector_dim]`.
         """
         scale, gate, scale_mlp, gate_mlp = self._modulation(vector)
         attended = self._attend(self.norm_attention_in(x) * scale, turns, lengths)
@@ -109,8 +109,8 @@ class Block(nnx.Module):
 class ZImageTransformer(nnx.Module):
     """Velocity of latents from noise to picture: the negative of dx/dσ.
 
-    `dtype` is that of the weights and matrix products; norms, softmax, rotary positions and the time
-    embedding's sinusoids are computed in float32 whatever it is.
+    `dtype` is the dtype of weights and matrix products. Norms, softmax, rotary positions and the time
+    embedding's sinusoids are always computed in float32.
     """
 
     def __init__(self, config: ZImageConfig, *, dtype=jnp.float32):
@@ -135,11 +135,11 @@ class ZImageTransformer(nnx.Module):
     def __call__(
         self, latents: jax.Array, text: jax.Array, text_lengths: jax.Array, time: jax.Array
     ) -> jax.Array:
-        """`latents` `[B, C, H, W]`; `text` `[B, T, cap_feat_dim]`, of which the first `text_lengths` `[B]`
-        are the prompt's, T a multiple of 32; `time` `[B]` from 0 (noise) to 1. Returns `[B, C, H, W]`.
+        """Velocity `[B, C, H, W]` of `latents` `[B, C, H, W]`. `text` is `[B, T, cap_feat_dim]`; its first
+        `text_lengths` `[B]` tokens are the prompt's. `time` is `[B]`, from 0 (noise) to 1 (clean).
 
-        Text up to the next multiple of 32 is the learned token; what comes after is seen by nothing.
-        ValueError for another T: the token that fills the longest text would have no place.
+        The learned padding token fills up each text to the next multiple of 32; no token sees the rest. T
+        must be a multiple of 32, so that there is room for this padding; otherwise ValueError is raised.
         """
         if text.shape[1] % MULTIPLE:
             raise ValueError(f"text must be padded to a multiple of {MULTIPLE} tokens, not {text.shape[1]}")
@@ -163,7 +163,7 @@ class ZImageTransformer(nnx.Module):
         for block in self.text_blocks:
             text = layer(block, text, vector, text_turns, filled)
 
-        # Text comes last, since its end is what is masked.
+        # Text comes last, because masks can hide only the end of the sequence.
         turns = Turns(*(jnp.concatenate(pair, axis=1) for pair in zip(image_turns, text_turns, strict=True)))
         joined, lengths = jnp.concatenate([image, text], axis=1), image.shape[1] + filled
         for block in self.blocks:
@@ -174,15 +174,15 @@ class ZImageTransformer(nnx.Module):
         return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=PATCH, q=PATCH)
 
     def _turns(self, grid: tuple[int, int], text_tokens: int, filled: jax.Array) -> tuple[Turns, Turns]:
-        """Turns of image and text tokens. The text stands at (1, 0, 0), (2, 0, 0), …; the image at
-        `(filled + 1, row, column)`, which depends on the prompt; its padding at the origin.
+        """Turns of image and text tokens. Text is at (1, 0, 0), (2, 0, 0), …. The image is at
+        `(filled + 1, row, column)`, which depends on the prompt. The image's padding is at the origin.
         """
         axes, theta = self.config.axes_dims, self.config.rope_theta
 
         def table(positions: np.ndarray) -> Turns:
             return Turns(*(jnp.asarray(part[0]) for part in grid_turns(positions, axes, theta)))
 
-        # The axis that text runs along is looked up, so that its angles too are made in float64.
+        # Angles along the text's axis are looked up in a table, so that they are computed in float64 too.
         line = np.arange(text_tokens + 2)[:, None] * np.array([1, 0, 0])
         rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
         on_grid = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
@@ -192,7 +192,9 @@ class ZImageTransformer(nnx.Module):
         first = axes[0] // 2
 
         def place(line: jax.Array, image: jax.Array) -> jax.Array:
-            """`image` `[N, 1, d]` with its first axis at the position after the text: `[B, N, 1, d]`."""
+            """`image` `[N, 1, d]` with its first axis at the position after the text; returns
+            `[B, N, 1, d]`.
+            """
             after = jnp.where(real, line[filled + 1, None, :, :first], image[:, :, :first])
             rest = jnp.broadcast_to(image[:, :, first:], (*after.shape[:3], image.shape[-1] - first))
             return jnp.concatenate([after, rest], axis=-1)
@@ -202,5 +204,5 @@ class ZImageTransformer(nnx.Module):
 
 
 def padded(length):
-    """`length`, an integer or an array of them, rounded up to a multiple of 32."""
+    """`length`, an integer or an array of integers, rounded up to a multiple of 32."""
     return -(-length // MULTIPLE) * MULTIPLE

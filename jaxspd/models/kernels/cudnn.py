@@ -1,4 +1,4 @@
-"""cuDNN's fused attention, which keeps no scores: half precision on CUDA."""
+"""cuDNN's fused attention for half precision on CUDA. It keeps no scores in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ PLATFORM = "gpu"
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
 ) -> jax.Array:
-    """Attention `[B, N, heads, head_dim]`. Unserved in float32, for sizes of heads that it has not, and
-    where cuDNN is missing or too old.
+    """Attention over `[B, N, heads, head_dim]`; returns the same shape. Raises Unserved for float32, for head
+    sizes that cuDNN does not support, and where cuDNN is missing or too old.
     """
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise Unserved(f"it computes in half precision, not in {query.dtype}")

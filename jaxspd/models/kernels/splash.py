@@ -1,4 +1,4 @@
-"""JAX's splash attention, a Pallas kernel for TPUs that keeps no scores."""
+"""JAX's splash attention, a Pallas kernel for TPUs. It keeps no scores in memory."""
 
 import math
 
@@ -8,9 +8,9 @@ from einops import rearrange
 
 from jaxspd.models.kernels import Unserved
 
-# Queries and keys that are worked on at once. Lengths are padded to a multiple of them.
+# The largest number of queries or keys in one block. Lengths are padded to a multiple of the block's size.
 BLOCK = 512
-# Of a TPU's vector registers, the lanes, which a head must fill.
+# Lanes of a TPU's vector register. The channels of a head must fill them.
 LANES = 128
 PLATFORM = "tpu"
 
@@ -22,12 +22,12 @@ def attend(
     key_lengths: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Attention `[B, N, heads, head_dim]`; `interpret` runs the kernel's steps as XLA's operations, on any
-    device. Unserved for heads that do not fill a TPU's lanes.
+    """Attention over `[B, N, heads, head_dim]`; returns the same shape. With `interpret`, the kernel's steps
+    run as XLA operations on any device. Raises Unserved if the head size is not a multiple of `LANES`.
     """
     if (head_dim := query.shape[-1]) % LANES:
         raise Unserved(f"it takes heads of a multiple of {LANES} channels, not of {head_dim}")
-    # Here, since it brings Pallas, which other platforms need not wait for.
+    # This import loads Pallas, which other platforms do not need.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     queries, keys, heads = query.shape[1], key.shape[1], query.shape[2]
@@ -41,7 +41,7 @@ def attend(
         interpret=interpret,
     )
     lengths = jnp.full(len(key), keys) if key_lengths is None else key_lengths
-    # All queries and the keys that are no padding are one segment, which sees nothing of another.
+    # All queries and all keys except padding are in segment 1; tokens of one segment see only each other.
     seen = (jnp.arange(key.shape[1]) < lengths[:, None]).astype(jnp.int32)
     segments = splash.SegmentIds(jnp.ones((len(key), scaled.shape[1]), jnp.int32), seen)
     out = jax.vmap(kernel)(*(rearrange(x, "b n h d -> b h n d") for x in (scaled, key, value)), segments)
@@ -49,10 +49,10 @@ def attend(
 
 
 def _block(length: int) -> int:
-    """The block for so many tokens: no larger than they need."""
+    """The block size for `length` tokens: at most `BLOCK`, and no larger than needed."""
     return min(BLOCK, -(-length // LANES) * LANES)
 
 
 def _padded(x: jax.Array, multiple: int) -> jax.Array:
-    """`x` `[B, N, …]`, zeros added so that `multiple` divides N."""
+    """`x` `[B, N, …]` with zeros appended, so that N is a multiple of `multiple`."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))

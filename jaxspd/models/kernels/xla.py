@@ -1,4 +1,6 @@
-"""Attention in XLA's own operations, which serve everything everywhere; every score is kept in memory."""
+"""Attention in XLA's own operations. They serve every case on every platform, but keep the scores in
+memory.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,10 +11,10 @@ from einops import rearrange
 
 from jaxspd.target import platform
 
-# Scores of queries against keys that may be held at once, in bytes: of all heads, and of one head on a CPU,
-# about what stays in its caches.
+# The scores that may be held at once, in bytes: of all heads together, and of one head on a CPU. The second
+# is about what fits in a CPU's caches.
 SCORES, CPU_SCORES = 2**30, 2**24
-# Those of an autoencoder, whose other maps take less than the first number would.
+# The same for an autoencoder. Its other maps need less memory than the first number.
 CODER_SCORES = 2**28
 PLATFORM = None
 
@@ -20,7 +22,9 @@ PLATFORM = None
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
 ) -> jax.Array:
-    """Attention `[B, N, heads, head_dim]`; of a block of queries at a time where scores are too many."""
+    """Attention over `[B, N, heads, head_dim]`; returns the same shape. Queries are split into blocks where
+    the scores are too many.
+    """
     batch, queries, heads, _ = query.shape
     scores = queries * key.shape[1]
     if platform() == "cpu":
@@ -39,10 +43,10 @@ def attend(
 def attention_by_head(
     query: jax.Array, key: jax.Array, value: jax.Array, key_lengths: jax.Array | None = None
 ) -> jax.Array:
-    """Attention `[B, N, heads, head_dim]`, one head of one sample after the other.
+    """Attention over `[B, N, heads, head_dim]`, one head of one sample at a time; returns the same shape.
 
-    XLA's CPU backend multiplies a batch of matrices several times slower than one matrix after another,
-    whose scores moreover stay in the caches.
+    XLA's CPU backend is several times slower on a batch of matrices than on one matrix after another. The
+    scores of one head also stay in the CPU's caches.
     """
     batch, _, heads, _ = query.shape
     lengths = jnp.full(batch, key.shape[1]) if key_lengths is None else key_lengths
@@ -57,9 +61,9 @@ def attention_by_head(
 
 
 def single_head_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention of one head over `[B, N, D]`, of one sample after the other; returns the same shape.
+    """Attention of one head over `[B, N, D]`, one sample at a time; returns the same shape.
 
-    An autoencoder's head is too wide for fused kernels, so that every score is kept in memory: of a block of
+    An autoencoder's head is too wide for fused kernels, so the scores are kept in memory, for one block of
     queries at a time.
     """
 
@@ -73,7 +77,7 @@ def single_head_attention(query: jax.Array, key: jax.Array, value: jax.Array) ->
 def _one_head(
     query: jax.Array, key: jax.Array, value: jax.Array, length: jax.Array | None = None
 ) -> jax.Array:
-    """Attention of one head of one sample, `[N, D]`; beyond the first `length` keys none is seen."""
+    """Attention of one head of one sample, `[N, D]`. Queries see the first `length` keys; None means all."""
     scores = jnp.matmul(query, key.T, preferred_element_type=jnp.float32) / math.sqrt(query.shape[-1])
     if length is not None:
         scores = jnp.where(jnp.arange(len(key)) < length, scores, -jnp.inf)
@@ -83,12 +87,15 @@ def _one_head(
 def _in_blocks(
     attend: Callable[[jax.Array], jax.Array], query: jax.Array, axis: int, scores: int, most: int
 ) -> jax.Array:
-    """`attend(query)`, which keeps that many `scores`; of a block of queries, along `axis`, at a time where
-    they are more than `most` bytes, or than a CPU wants.
+    """`attend(query)`, computed for one block of queries along `axis` at a time if the scores are too many.
+
+    `scores` is the number of float32 scores that `attend(query)` keeps. On a CPU a block keeps at most
+    `CPU_SCORES` bytes of them, elsewhere at most `most` bytes.
     """
     queries = query.shape[axis]
     least = -(-4 * scores // (CPU_SCORES if platform() == "cpu" else most))
-    # The nearest number of equal blocks; the grids that videos are made of have many divisors.
+    # The blocks must be equal, so the next number that divides the queries is used. The grids of videos have
+    # many divisors.
     blocks = next(n for n in range(min(max(1, least), queries), queries + 1) if queries % n == 0)
     if blocks == 1:
         return attend(query)

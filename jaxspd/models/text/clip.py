@@ -1,4 +1,4 @@
-"""CLIP's text model, which FLUX.1 reads for one vector a prompt.
+"""CLIP's text model, from which FLUX.1 reads one vector per prompt.
 
 Source: CLIP, arXiv 2103.00020. `convert/text_clip.py` says which official key fills which parameter.
 """
@@ -25,9 +25,9 @@ from jaxspd.models.text.layers import (
     visible,
 )
 
-# Old configurations give this end token, which is wrong: the true one is the largest token of all.
+# Old configurations give this end token, which is wrong: the true end token has the largest id.
 WRONG_END = 2
-# What the configuration calls a text model alone, or with its vision tower.
+# `model_type` of a text model alone, and of one with its vision tower.
 KINDS = ("clip_text_model", "clip")
 
 
@@ -47,7 +47,9 @@ class ClipTextConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ClipTextConfig":
-        """Reads `config.json`, of a text model or of a whole CLIP; UsageError if it cannot be served."""
+        """Reads the `config.json` of a text model or of a whole CLIP. Raises UsageError if it cannot be
+        served.
+        """
         given = read_config(folder)
         if given.get("model_type") not in KINDS:
             raise UsageError(f"{folder}/config.json is of {given.get('model_type')!r}, not of CLIP")
@@ -64,14 +66,14 @@ class ClipTextConfig:
         return config
 
 
-# As FLUX.1 has it.
+# FLUX.1's.
 CLIP_L = ClipTextConfig(
     hidden_size=768, intermediate_size=3072, num_attention_heads=12, eos_token_id=WRONG_END
 )
 
 
 class Block(nnx.Module):
-    """Causal attention, then an MLP, each of normalised states and added to them."""
+    """Causal attention, then an MLP. Each reads normalised states, and its result is added to them."""
 
     def __init__(self, c: ClipTextConfig, *, dtype):
         dim, heads = c.hidden_size, c.num_attention_heads
@@ -99,8 +101,8 @@ class ClipTextModel(nnx.Module):
         self.norm = LayerNorm(dim, dtype=dtype, epsilon=config.layer_norm_eps, affine=True)
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """`ids` `[B, T]` to states `[B, T, D]` and pooled vectors `[B, D]`; `mask` `[B, T]` is nonzero where
-        a text is no padding. UsageError for more tokens than there are positions.
+        """Hidden states `[B, T, D]` and pooled vectors `[B, D]` of `ids` `[B, T]`. `mask` `[B, T]` is zero at
+        padding. Raises UsageError if there are more tokens than positions.
         """
         states = self.encode(self.embedding(ids), mask)
         return states, self.pool(states, ids)
@@ -117,10 +119,10 @@ class ClipTextModel(nnx.Module):
         return self.norm(x)
 
     def pool(self, states: jax.Array, ids: jax.Array) -> jax.Array:
-        """The pooled vectors `[B, D]` of the last hidden states `[B, T, D]` of `ids` `[B, T]`."""
+        """Pooled vectors `[B, D]` from the last hidden states `[B, T, D]` of `ids` `[B, T]`."""
         return jnp.take_along_axis(states, self.end(ids)[:, None, None], axis=1)[:, 0]
 
     def end(self, ids: jax.Array) -> jax.Array:
-        """Where each text of `ids` `[B, T]` ends: `[B]`, the first of its end tokens."""
+        """Index `[B]` of the first end token of each text in `ids` `[B, T]`."""
         wanted = self.config.eos_token_id
         return jnp.argmax(ids if wanted == WRONG_END else ids == wanted, axis=-1)

@@ -1,5 +1,5 @@
-"""Decoder-only language models, of which pipelines read hidden states: Qwen3 (Z-Image, FLUX.2 [klein]),
-Mistral 3's text half (FLUX.2 [dev]) and Qwen2.5-VL's (Qwen-Image).
+"""Decoder-only language models whose hidden states pipelines read: Qwen3 (Z-Image, FLUX.2 [klein]), and the
+text halves of Mistral 3 (FLUX.2 [dev]) and Qwen2.5-VL (Qwen-Image).
 
 Source: Llama's architecture, arXiv 2302.13971, with grouped queries (arXiv 2305.13245); Qwen3, arXiv
 2505.09388; Qwen2.5-VL, arXiv 2502.13923. `convert/text_decoder.py` says which official key fills which
@@ -21,7 +21,7 @@ from jaxspd.models.text.layers import Attention, Embedding, GatedMlp, causal, vi
 
 
 class Block(nnx.Module):
-    """Causal attention, then a gated MLP, each of normalised states and added to them."""
+    """Causal attention, then a gated MLP. Each reads normalised states, and its result is added to them."""
 
     def __init__(self, c: DecoderConfig, *, dtype):
         def norm(dim: int) -> RMSNorm:
@@ -43,7 +43,9 @@ class Block(nnx.Module):
         self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, c.hidden_act, dtype=dtype)
 
     def __call__(self, x: jax.Array, turns: Turns, seen: jax.Array | np.ndarray) -> jax.Array:
-        """`x` `[B, T, D]`; `turns` are those of `text_turns`, `seen` is as `layers.visible` gives it."""
+        """Hidden states `[B, T, D]` after this block. `x` is `[B, T, D]`, `turns` come from `text_turns`, and
+        `seen` from `layers.visible`.
+        """
         query, key, value = self.attention.project(self.norm_attention(x))
         if self.norm_q is not None:
             query, key = self.norm_q(query), self.norm_k(key)
@@ -53,14 +55,14 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """`model(ids, mask)`: the hidden states that `states` counts, in `dtype`.
+    """`model(ids, mask)`: the hidden states with the numbers `states`, in `dtype`.
 
-    State 0 is the embedded tokens, state n what n layers make of them; the last of all is normalised too.
-    Negative numbers count from the end. Of the layers only those that the states need exist.
+    State 0 is the embedded tokens; state n is the output of the n-th layer. The last layer's state is
+    normalised too. Negative numbers count from the end. Only the layers that `states` need are made.
     """
 
     def __init__(self, config: DecoderConfig, states: Sequence[int] = (-1,), *, dtype):
-        """UsageError if the model has too few layers for `states`."""
+        """Raises UsageError if the model has too few layers for `states`."""
         self.config, self.states = config, resolve(states, config.num_hidden_layers)
         self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         depth = max(self.states)
@@ -69,13 +71,13 @@ class Decoder(nnx.Module):
         self.norm = last_norm(config, dtype=dtype) if whole else None
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """`ids` `[B, T]` to states `[B, T, D]`, in the order asked for; `mask` `[B, T]` is nonzero where a
-        text is no padding, on whichever side that is: positions count it.
+        """Hidden states `[B, T, D]` of `ids` `[B, T]`, in the order of `states`. `mask` `[B, T]` is zero at
+        padding, on either side; positions count padding too.
         """
         return self.encode(self.embedding(ids), mask)
 
     def encode(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """The same of embedded tokens `[B, T, D]`."""
+        """The same for embedded tokens `[B, T, D]`."""
         c, tokens = self.config, x.shape[1]
         turns = text_turns(tokens, c.head_dim, c.rope_theta)
         seen = visible(causal(tokens, c.sliding_window), mask)
@@ -90,12 +92,14 @@ class Decoder(nnx.Module):
 
 
 def last_norm(c: DecoderConfig, *, dtype) -> RMSNorm:
-    """What follows the last of all layers."""
+    """The norm after the model's last layer."""
     return RMSNorm(c.hidden_size, dtype=dtype, epsilon=c.rms_norm_eps)
 
 
 def resolve(states: Sequence[int], layers: int) -> tuple[int, ...]:
-    """Hidden states of a model of `layers` counted from the beginning; UsageError if it has too few."""
+    """The numbers `states` of hidden states, all counted from the beginning. Raises UsageError if a model of
+    `layers` layers has too few.
+    """
     counted = tuple(number + layers + 1 if number < 0 else number for number in states)
     wanted = ", ".join(map(str, states))
     if not all(0 <= number <= layers for number in counted):

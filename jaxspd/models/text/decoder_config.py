@@ -1,4 +1,4 @@
-"""The configurations of decoder-only language models, as the pipelines' folders hold them."""
+"""Configurations of decoder-only language models, as pipelines' folders hold them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +12,10 @@ from jaxspd.models.text.layers import check_activation
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What of an official configuration changes the hidden states.
+    """The options of an official configuration that change the hidden states.
 
-    `qkv_bias` and `out_bias` say whether the attention's projections have biases, `qk_norm` whether queries
-    and keys are normalised; a query sees no more than `sliding_window` keys.
+    `qkv_bias` and `out_bias` say whether the attention's projections have biases. `qk_norm` says whether
+    queries and keys are normalised. A query sees at most `sliding_window` keys.
     """
 
     vocab_size: int
@@ -35,8 +35,8 @@ class DecoderConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "DecoderConfig":
-        """Reads `config.json`; UsageError if it is of another kind of model, or wants what no published
-        pipeline does.
+        """Reads `config.json`. Raises UsageError if it belongs to another kind of model or has an option that
+        no published pipeline uses.
         """
         path = folder / "config.json"
         half, text = text_half(read_config(folder), path)
@@ -49,7 +49,7 @@ class DecoderConfig:
             raise UsageError(f"{path} wants sliding windows in some of the layers, which is not supported")
         options = checked_fields(path, text, cls)
         if half.startswith("qwen"):
-            # Without the option above, the number says nothing.
+            # Without `use_sliding_window` this number has no meaning.
             options["sliding_window"] = None
         if half == "qwen3":
             options["qkv_bias"] = options["out_bias"] = bool(text.get("attention_bias"))
@@ -69,16 +69,16 @@ class DecoderConfig:
         return config
 
 
-# The kinds of models that pipelines hold, and what their text halves call themselves.
+# `model_type` of the models that pipelines hold, and of their text halves.
 TEXT_HALVES = {"qwen3": "qwen3", "qwen2_5_vl": "qwen2_5_vl_text", "mistral3": "mistral"}
-# What the official classes fill in; `mistral3` is for files that say nothing of the text half.
+# Defaults of the official classes. `mistral3` is for files without options of the text half.
 DEFAULTS = {
     "qwen3": DecoderConfig(151936, 4096, 22016, 32, 32, 32, 128, 1e-6, 10_000.0, qk_norm=True),
     "qwen2_5_vl_text": DecoderConfig(152064, 8192, 29568, 80, 64, 8, None, 1e-5, 1e6, qkv_bias=True),
     "mistral": DecoderConfig(32000, 4096, 14336, 32, 32, 8, None, 1e-6, 10_000.0, sliding_window=4096),
     "mistral3": DecoderConfig(131072, 5120, 32768, 40, 32, 8, 128, 1e-5, 1e9),
 }
-# Of FLUX.2 [klein] 4B and Z-Image, of [klein] 9B, of Qwen-Image, and of FLUX.2 [dev].
+# In order: the models of FLUX.2 [klein] 4B and Z-Image, of [klein] 9B, of Qwen-Image, and of FLUX.2 [dev].
 QWEN3_4B = DecoderConfig(151936, 2560, 9728, 36, 32, 8, 128, 1e-6, 1e6, qk_norm=True)
 QWEN3_8B = DecoderConfig(151936, 4096, 12288, 36, 32, 8, 128, 1e-6, 1e6, qk_norm=True)
 QWEN2_5_VL_7B = DecoderConfig(152064, 3584, 18944, 28, 28, 4, 128, 1e-6, 1e6, qkv_bias=True)
@@ -86,7 +86,10 @@ MISTRAL_SMALL = DEFAULTS["mistral3"]
 
 
 def text_half(given: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
-    """What a pipeline's configuration calls its text half, a key of `DEFAULTS`, and that half's options."""
+    """The name of the text half of a pipeline's configuration, a key of `DEFAULTS`, and that half's options.
+
+    Raises UsageError if the configuration belongs to another model.
+    """
     kind, text = given.get("model_type"), given.get("text_config")
     if not isinstance(kind, str) or kind not in TEXT_HALVES:
         raise UsageError(f"{path} is of {kind!r}, not of {', '.join(TEXT_HALVES)}")
@@ -97,17 +100,19 @@ def text_half(given: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"{path}: the text half is of {text['model_type']!r}, not of {half!r}")
     if kind == "mistral3" and not text:
         return kind, {}
-    # Qwen3 has no other half, and older files of Qwen2.5-VL hold the options of both side by side.
+    # Qwen3 has no other half. Older files of Qwen2.5-VL hold the options of both halves side by side.
     return half, text or given
 
 
 def theta(text: dict[str, Any], path: Path) -> float | None:
-    """The rotary embedding's base, wherever `text` has it; UsageError if positions are to be scaled."""
+    """The base of the rotary embedding, or None if `text` gives none. Raises UsageError if positions are
+    scaled.
+    """
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise wrong(path, "rope_parameters", rope, "an object")
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    # Qwen2.5-VL's positions on several axes are one and the same where there are no pictures.
+    # Without pictures, all axes of Qwen2.5-VL's positions are equal.
     if kind not in ("default", "mrope"):
         raise UsageError(f"{path} wants rotary positions scaled by {kind!r}, which is not supported")
     base = rope.get("rope_theta") or text.get("rope_theta")

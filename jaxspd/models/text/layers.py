@@ -1,4 +1,4 @@
-"""Layers that text encoders share: masks, projections, activations by name, gated MLPs, rows of blocks."""
+"""Layers that text encoders share: masks, projections, activations by name, gated MLPs, embeddings."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from flax import nnx
 from jaxspd.errors import UsageError
 from jaxspd.models.layers import Linear, gelu_tanh, parameter
 
-# By the names that configurations use; two of them are of one function.
+# The keys are the names that configurations use; two names mean the same function.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_new": gelu_tanh,
@@ -25,7 +25,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def check_activation(name: str, folder: Path) -> None:
-    """UsageError if no function goes by `name`, which the configuration in `folder` gives."""
+    """Raises UsageError if no activation is called `name`. `folder` holds the configuration that asks for
+    it.
+    """
     if name not in ACTIVATIONS:
         raise UsageError(
             f"{folder}/config.json wants the activation {name!r}; known are {', '.join(ACTIVATIONS)}"
@@ -33,22 +35,22 @@ def check_activation(name: str, folder: Path) -> None:
 
 
 def activate(name: str, x: jax.Array) -> jax.Array:
-    """The activation called `name` of `x`, computed in float32."""
+    """The activation called `name`, applied to `x` in float32; the result has the dtype of `x`."""
     return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 
 
 def causal(tokens: int, window: int | None = None) -> np.ndarray:
-    """Which of `tokens` keys (columns) each query (row) sees, boolean `[T, T]`: itself and those before it,
-    with a `window` no more than so many in all.
+    """Which of `tokens` keys (columns) each query (row) sees, boolean `[T, T]`: itself and the keys before
+    it, at most `window` in all.
     """
     distance = np.subtract.outer(np.arange(tokens), np.arange(tokens))
     return (distance >= 0) & (distance < (window or tokens))
 
 
 def visible(pattern: np.ndarray | None, mask: jax.Array | None) -> jax.Array | np.ndarray | None:
-    """Which keys each query sees, boolean and broadcast to `[B, heads, T, T]`; None for all.
+    """Which keys each query sees, boolean and broadcast to `[B, heads, T, T]`; None means all.
 
-    `pattern` `[T, T]` holds for all texts; `mask` `[B, T]` is nonzero where a text is no padding.
+    `pattern` `[T, T]` holds for all texts. `mask` `[B, T]` is zero at padding.
     """
     seen = None if pattern is None else pattern[None, None]
     if mask is None:
@@ -58,7 +60,7 @@ def visible(pattern: np.ndarray | None, mask: jax.Array | None) -> jax.Array | n
 
 
 class Attention(nnx.Module):
-    """Projections to queries, keys and values, and from what attention gives back to the width `dim`."""
+    """Projections to queries, keys and values, and from the attention's result back to the width `dim`."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Attention(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """An MLP whose hidden units are switched by others, without biases (arXiv 2002.05202)."""
+    """An MLP whose hidden units are multiplied by an activated gate, without biases (arXiv 2002.05202)."""
 
     def __init__(self, dim: int, dim_hidden: int, activation: str, *, dtype):
         for name in ("gate", "up"):
@@ -105,5 +107,5 @@ class Embedding(nnx.Module):
         self.embedding = parameter(count, dim, dtype=dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """`[...]` to `[..., dim]`."""
+        """`ids` `[...]` to `[..., dim]`."""
         return jnp.take(self.embedding[...], ids, axis=0)

@@ -31,9 +31,10 @@ from jaxspd.models.text.layers import (
 
 @dataclass(frozen=True)
 class T5Config:
-    """The options of the official `T5Config` and `UMT5Config` that change what the encoder computes; defaults
-    are T5's. `bias_per_layer` says whether each layer has a position bias of its own, as in UMT5, or all
-    share one.
+    """The options of the official `T5Config` and `UMT5Config` that change what the encoder computes. Defaults
+    are T5's.
+
+    `bias_per_layer` says whether each layer has its own position bias, as in UMT5, or all layers share one.
     """
 
     vocab_size: int = 32128
@@ -51,7 +52,9 @@ class T5Config:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "T5Config":
-        """Reads `config.json`; UsageError if it is of another kind of model or cannot be served."""
+        """Reads `config.json`. Raises UsageError if it belongs to another kind of model or cannot be
+        served.
+        """
         given = read_config(folder)
         path, kind = folder / "config.json", given.get("model_type")
         if not isinstance(kind, str) or kind not in DEFAULTS:
@@ -74,27 +77,27 @@ DEFAULTS = {
     ),
 }
 XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
-# FLUX.1's and Wan's.
+# In order: FLUX.1's and Wan's.
 T5_XXL = replace(DEFAULTS["t5"], **XXL, dense_act_fn="gelu_new", is_gated_act=True)
 UMT5_XXL = replace(DEFAULTS["umt5"], **XXL, vocab_size=256384)
 
 
 def feed_forward(given: dict) -> dict:
-    """What `feed_forward_proj`, such as "gated-gelu", says of the MLPs."""
+    """The options of the MLPs that `feed_forward_proj` stands for, for example "gated-gelu"."""
     if "feed_forward_proj" not in given:
         return {}
     *gated, name = str(given["feed_forward_proj"]).split("-")
-    # The gated models' "gelu" is the tanh formula.
+    # In gated models "gelu" means the tanh formula.
     name = "gelu_new" if gated and name == "gelu" else name
     return {"is_gated_act": gated == ["gated"], "dense_act_fn": name}
 
 
 def position_buckets(tokens: int, buckets: int, longest: int) -> np.ndarray:
-    """Which row of a position bias holds for each query (row) and key (column): `[T, T]`, below `buckets`.
+    """The row of a position bias, below `buckets`, for each query (row) and key (column): `[T, T]`.
 
-    Half of them are for keys after the query. Of either half, the first half are for single distances, the
-    others for ranges that grow with the distance, the last for `longest` and beyond. The ranges' limits come
-    of rounding in float32, as officially.
+    The upper half of the rows is for keys after the query. In each half, the first rows are for single
+    distances. The others are for ranges that grow with the distance; the last row is for `longest` and
+    beyond. The ranges' limits come from rounding in float32, as in the official code.
     """
     distance = np.subtract.outer(np.arange(tokens), np.arange(tokens))
     half, far = buckets // 2, np.abs(distance)
@@ -106,18 +109,18 @@ def position_buckets(tokens: int, buckets: int, longest: int) -> np.ndarray:
 
 
 class PositionBias(nnx.Module):
-    """What is added to the scores of keys at each distance, for each head."""
+    """The numbers that are added to the scores of keys at each distance, for each head."""
 
     def __init__(self, c: T5Config, *, dtype):
         self.table = Embedding(c.relative_attention_num_buckets, c.num_heads, dtype=dtype)
 
     def __call__(self, buckets: jax.Array | np.ndarray) -> jax.Array:
-        """`[1, heads, T, T]` for `buckets` `[T, T]`."""
+        """The bias `[1, heads, T, T]` for `buckets` `[T, T]`."""
         return rearrange(self.table(jnp.asarray(buckets)), "q k h -> 1 h q k")
 
 
 class Mlp(nnx.Module):
-    """Two linear layers without biases, an activation between them."""
+    """Two linear layers without biases, with an activation between them."""
 
     def __init__(self, c: T5Config, *, dtype):
         self.linear_1 = Linear(c.d_model, c.d_ff, dtype=dtype, use_bias=False)
@@ -129,7 +132,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention, then an MLP, each of normalised states and added to them."""
+    """Attention, then an MLP. Each reads normalised states, and its result is added to them."""
 
     def __init__(self, c: T5Config, *, dtype):
         self.norm_attention = norm(c, dtype=dtype)
@@ -142,11 +145,11 @@ class Block(nnx.Module):
             self.mlp = Mlp(c, dtype=dtype)
 
     def __call__(self, x: jax.Array, distances: jax.Array | np.ndarray, seen: jax.Array | None) -> jax.Array:
-        """`x` `[B, T, D]`; `distances` are the position bias that all blocks share, `[1, heads, T, T]`, or
-        the buckets `[T, T]` of this block's own.
+        """Hidden states `[B, T, D]` after this block, from `x` `[B, T, D]`. `distances` are the position bias
+        that all blocks share, `[1, heads, T, T]`, or, if this block has its own bias, the buckets `[T, T]`.
         """
         bias = distances if self.bias is None else self.bias(distances)
-        # The products are not divided by √d_kv: the weights make up for it.
+        # The scores are not divided by √d_kv: the trained weights make up for it.
         attended = masked_attention(*self.attention.project(self.norm_attention(x)), seen, bias, scale=1.0)
         x = x + self.attention.out(attended)
         return x + self.mlp(self.norm_mlp(x))
@@ -163,13 +166,13 @@ class T5Encoder(nnx.Module):
         self.norm = norm(config, dtype=dtype)
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """`ids` `[B, T]` to `[B, T, D]`; `mask` `[B, T]` is nonzero where a text is no padding, and without
-        one padding is seen too.
+        """Hidden states `[B, T, D]` of `ids` `[B, T]`. `mask` `[B, T]` is zero at padding; without a mask,
+        tokens see padding too.
         """
         return self.encode(self.embedding(ids), mask)
 
     def encode(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """The same of embedded tokens `[B, T, D]`."""
+        """The same for embedded tokens `[B, T, D]`."""
         c = self.config
         buckets = position_buckets(
             x.shape[1], c.relative_attention_num_buckets, c.relative_attention_max_distance

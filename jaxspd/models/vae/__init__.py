@@ -28,7 +28,7 @@ MODULES = {
     AutoencoderKLFlux2Config: AutoencoderKLFlux2,
     VideoAutoencoderConfig: VideoAutoencoder,
 }
-# By the official classes' names, how their configuration is read.
+# The reader of the configuration for each official class.
 READERS = {
     "AutoencoderKL": read_image_config,
     "AutoencoderKLFlux2": read_image_config,
@@ -38,8 +38,8 @@ READERS = {
 
 
 def read_autoencoder(folder: Path, kind: str) -> VaeConfig:
-    """The configuration in the folder of a VAE, of the official class `kind`, a key of `READERS`; UsageError
-    for another, or one that is not understood.
+    """The configuration in a VAE's `folder`. `kind` is the official class, a key of `READERS`. Raises
+    UsageError if the folder holds another class or the configuration is not understood.
     """
     path, given = folder / "config.json", read_config(folder)
     name = given.get("_class_name", kind)

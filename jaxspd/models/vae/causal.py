@@ -1,4 +1,4 @@
-"""Layers of a causal autoencoder, and what they carry from one chunk of a video to the next."""
+"""Layers of a causal autoencoder, and the frames that they carry from one chunk of a video to the next."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -10,15 +10,15 @@ from flax import nnx
 from jaxspd.models.layers import parameter
 from jaxspd.models.vae.layers import convolve
 
-# Earlier frames that a convolution over three sees.
+# A convolution over three frames sees this many earlier frames.
 EARLIER = 2
 
 
 class Earlier:
     """The last frames before each convolution over time, in the order of the convolutions.
 
-    `state` is what the chunk before left, None before a video's first frame; `after` is what this one leaves.
-    Both are tuples of arrays, and of such tuples for what goes frame by frame.
+    `state` is what the previous chunk left, None before a video's first frame. `after` is what this chunk
+    leaves. Both are tuples of arrays, with a nested tuple for each layer that runs frame by frame.
     """
 
     def __init__(self, state: tuple | None):
@@ -27,27 +27,29 @@ class Earlier:
         self.after: list = []
 
     def nested(self, call: Callable[["Earlier"], jax.Array]) -> jax.Array:
-        """`call` with a tuple of its own."""
+        """The result of `call`, which gets a nested tuple of its own."""
         inner = Earlier(None if self.first else next(self.before))
         y = call(inner)
         self.after.append(tuple(inner.after))
         return y
 
     def join(self, x: jax.Array, count: int) -> jax.Array:
-        """`x` `[B, T, H, W, C]` behind the `count` frames before it, of which the last `count` are kept."""
+        """`x` `[B, T, H, W, C]` after the `count` frames before it. Keeps the last `count` frames of the
+        result.
+        """
         joined = jnp.concatenate([next(self.before), x], axis=1)
         self.after.append(joined[:, -count:])
         return joined
 
     def keep(self, x: jax.Array, count: int) -> None:
-        """Keeps the last `count` frames of a beginning: what is missing is zero."""
+        """Keeps the last `count` frames of `x`, with which a video begins; zeros stand for missing frames."""
         self.after.append(jnp.pad(x, ((0, 0), (count - x.shape[1], 0), *[(0, 0)] * 3)))
 
 
 def frame_by_frame(layer, x: jax.Array, earlier: Earlier) -> jax.Array:
-    """`layer(frames, earlier)` for one frame of `x` `[B, T, H, W, C]` after the other.
+    """`layer(frame, earlier)` for each frame of `x` `[B, T, H, W, C]` in turn.
 
-    The finest maps of four frames at once are what would take the most memory.
+    The finest maps take the most memory, so no more than one frame of them is held at once.
     """
     if x.shape[1] == 1:
         return earlier.nested(lambda inner: layer(x, inner))
@@ -63,7 +65,7 @@ def frame_by_frame(layer, x: jax.Array, earlier: Earlier) -> jax.Array:
 
 
 def each_frame(layer, x: jax.Array) -> jax.Array:
-    """`layer`, of maps `[N, H, W, C]`, applied to all frames `[B, T, H, W, C]`."""
+    """`layer`, which takes maps `[N, H, W, C]`, applied to all frames `[B, T, H, W, C]`."""
     y = layer(x.reshape(-1, *x.shape[2:]))
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
@@ -79,15 +81,16 @@ class CausalConv(nnx.Module):
         """`[B, T, H, W, in]` to `[B, T, H, W, out]`."""
         if not earlier.first:
             return self.over(earlier.join(x, EARLIER), x.shape[1])
-        # Of a beginning, one frame, two thirds of the weight would meet zeros.
+        # A video begins with one frame. Two thirds of the weight would be multiplied by zeros.
         earlier.keep(x, EARLIER)
         weight = self.weight[...][:, :, -1]
         return each_frame(lambda maps: convolve(maps, weight), x) + self.bias[...]
 
     def over(self, joined: jax.Array, count: int, stride: int = 1) -> jax.Array:
-        """`count` frames, `stride` apart, of `joined` `[B, T, H, W, in]`.
+        """`count` output frames, from frames of `joined` `[B, T, H, W, in]` that start `stride` apart.
 
-        As three convolutions over maps: XLA is slower at those over volumes, on a CPU twofold.
+        This is computed as three convolutions over maps: XLA's convolutions over volumes are slower: on a CPU
+        they take twice as long.
         """
         total = self.bias[...]
         for number in range(1 + EARLIER):
@@ -109,9 +112,9 @@ class PointwiseConv(nnx.Module):
 
 
 class ChannelNorm(nnx.Module):
-    """Each pixel's channels scaled to a mean square of one, then by a weight; in float32.
+    """Scales each pixel's channels to a mean square of one, then by a weight, in float32.
 
-    The weight has `axes` axes of one behind its channels, as stored.
+    The weight has `axes` axes of size one after its channels, as checkpoints store it.
     """
 
     def __init__(self, dim: int, axes: int, *, dtype):
@@ -119,7 +122,7 @@ class ChannelNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         exact = x.astype(jnp.float32)
-        # The official bound, of the channels' root of summed squares.
+        # The official lower bound of the channels' root of summed squares.
         norm = jnp.maximum(jnp.linalg.norm(exact, axis=-1, keepdims=True), 1e-12)
         gamma = self.gamma[...].astype(jnp.float32).reshape(-1)
         return (exact / norm * (sqrt(x.shape[-1]) * gamma)).astype(x.dtype)

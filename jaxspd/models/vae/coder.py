@@ -1,4 +1,6 @@
-"""Running an autoencoder: programs compiled once a shape, by chunks, in tiles where memory asks for it."""
+"""Running an autoencoder: programs are compiled once per shape, work on chunks, and use tiles if memory is
+short.
+"""
 
 import logging
 from collections import OrderedDict
@@ -18,32 +20,34 @@ from jaxspd.models.vae import tiles
 from jaxspd.target import Target
 
 log = logging.getLogger("jaxspd")
-# Bytes that a program may take where the device does not tell how much it has.
+# Bytes that a program may take if the device does not tell how much memory it has.
 BUDGET = 8 * 2**30
-# So many of the programs used last are kept.
+# Number of recently used programs that are kept.
 RECENT = 32
 
 
 @dataclass(frozen=True)
 class Programs:
-    """What works on one tile. `later` takes the place of `first` for every chunk but the first of a video."""
+    """The compiled programs for one tile. `later` is for every chunk of a video except the first."""
 
     first: jax.stages.Compiled
     later: jax.stages.Compiled | None
 
     @property
     def bytes(self) -> int:
-        """The most that either takes: parameters, input, output, what is carried, and all between."""
+        """The larger memory need of the two programs: parameters, input, output, carried state and
+        temporaries.
+        """
         return max(program_bytes(program) for program in (self.first, self.later) if program is not None)
 
 
 class Coder:
-    """Encodes and decodes with one autoencoder, one sample after the other.
+    """Encodes and decodes with one autoencoder, one sample at a time.
 
-    There is one program for a picture; two for a video, of its first chunk and of any other, so that its
-    length compiles nothing. A program whose memory, by the compiler's account, exceeds the budget is never
-    run: the map is halved into tiles until it fits, and tiles are blended where they overlap. Tiles are close
-    to the whole, not equal: norms and attention see a tile only. Whatever fits is done as a whole.
+    A picture needs one program. A video needs two, for its first chunk and for all others, so a new length
+    compiles nothing. A program whose memory, by the compiler's account, exceeds the budget is never run: the
+    map is halved into tiles until a tile fits. Tiles are blended where they overlap. Their result is close to
+    that of the whole map, but not equal: norms and attention see one tile only. Whatever fits is not split.
     """
 
     def __init__(
@@ -53,9 +57,10 @@ class Coder:
         budget: int | None = None,
         target: Target | None = None,
     ):
-        """`autoencoder` may be abstract, `parameters` fill it; they may be put in and taken out between uses.
-        `budget` is in bytes, parameters included; by default what is free on the device of `target`, or
-        `BUDGET` where that does not tell.
+        """`autoencoder` may be abstract; `parameters` fill it. They may be replaced between uses.
+
+        `budget` is in bytes and includes the parameters. By default it is the free memory of the device of
+        `target`, or `BUDGET` if the device does not tell.
         """
         self.graph, _ = nnx.split(autoencoder)
         self.parameters, self.config = parameters, autoencoder.config
@@ -65,21 +70,23 @@ class Coder:
 
     @property
     def room(self) -> int:
-        """Bytes that a program may take, with the parameters."""
+        """Bytes that a program may take, parameters included."""
         return self._free_bytes() if self.budget is None else self.budget
 
     def decode(self, latents: np.ndarray, splits: tuple[int, int] | None = None) -> np.ndarray:
         """Pixels `[B, (T,) H, W, 3]`, float32 in [-1, 1], of raw latents `[B, C, (t,) h, w]`.
 
-        `splits` are the tiles from top to bottom and from left to right, instead of what memory asks for.
-        UsageError where memory suffices for no tile.
+        `splits` are the numbers of tiles from top to bottom and from left to right; by default memory
+        decides. Raises UsageError if memory is too small for the smallest tile.
         """
         maps = np.moveaxis(np.asarray(latents), 1, -1)
         return np.clip(np.stack([self._run("decode", one[None], splits) for one in maps]), -1, 1)
 
     def encode(self, pixels: np.ndarray, splits: tuple[int, int] | None = None) -> np.ndarray:
-        """Raw latents `[B, C, (t,) h, w]`, float32, the posterior's mode, of pixels `[B, (T,) H, W, 3]` in
-        [-1, 1]; otherwise as `decode`. UsageError for a size that does not divide into latents.
+        """Raw latents `[B, C, (t,) h, w]`, float32, of pixels `[B, (T,) H, W, 3]` in [-1, 1]: the posterior's
+        mode.
+
+        `splits` and memory are as for `decode`. Raises UsageError if the size does not divide into latents.
         """
         pixels, config = np.asarray(pixels), self.config
         height, width = pixels.shape[-3:-1]
@@ -95,15 +102,15 @@ class Coder:
         return np.moveaxis(np.stack([self._run("encode", one[None], splits) for one in pixels]), -1, 1)
 
     def normalise(self, latents: np.ndarray) -> np.ndarray:
-        """Raw latents as the transformer knows them, float32; of FLUX.2's kind patchified too."""
+        """Raw latents in the transformer's scale, float32. FLUX.2's are patchified too."""
         return np.asarray(nnx.merge(self.graph, self.parameters).normalise(latents))
 
     def denormalise(self, latents: np.ndarray) -> np.ndarray:
-        """The transformer's latents as `decode` wants them: `normalise`'s reverse."""
+        """The transformer's latents as raw latents for `decode`: the reverse of `normalise`."""
         return np.asarray(nnx.merge(self.graph, self.parameters).denormalise(latents))
 
     def prepare(self, shape: tuple[int, ...]) -> None:
-        """Compiles what decodes the transformer's latents of `shape` at once."""
+        """Compiles the programs that decode the transformer's latents of `shape` without tiles."""
         latents = jax.ShapeDtypeStruct(shape, jnp.float32)
         raw = jax.eval_shape(
             lambda parameters, x: nnx.merge(self.graph, parameters).denormalise(x), self.parameters, latents
@@ -112,18 +119,22 @@ class Coder:
         self._compile("decode", (1, *sizes, channels), (1, 1))
 
     def fits(self, way: str, shape: tuple[int, ...]) -> bool:
-        """Whether maps of `shape`, `[1, (T,) H, W, C]`, go through at once. Compiles what would be run."""
+        """Whether maps of `shape`, `[1, (T,) H, W, C]`, fit without tiles. Compiles the programs to find
+        out.
+        """
         return self._compile(way, shape, (1, 1)).bytes <= self.room
 
     def plan(self, way: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Into how many tiles, from top to bottom and from left to right, maps of `shape` are split to `way`:
-        "decode", or "encode". A shape is `[1, (T,) H, W, C]`. Compiles what will be run.
+        """The numbers of tiles, from top to bottom and from left to right, into which maps are split.
+
+        `way` is "decode" or "encode", `shape` is `[1, (T,) H, W, C]`. Compiles the programs that will run.
+        Raises UsageError if memory is too small for the smallest tile.
         """
         lengths = self._latents(way, shape)
         fixed, room, splits = parameter_bytes(self.parameters), self.room, (1, 1)
         while (needed := self._compile(way, shape, splits).bytes) > room:
             each = (needed - fixed) / _area(lengths, splits)
-            # Memory goes with the area, so what cannot fit is passed over without being compiled.
+            # Memory grows with the area, so splits that cannot fit are skipped without being compiled.
             while needed > room:
                 splits = _halved(lengths, splits)
                 if splits is None:
@@ -137,7 +148,7 @@ class Coder:
         return splits
 
     def _free_bytes(self) -> int:
-        """Bytes that are free on the device, with the parameters' own; `BUDGET` where it does not tell."""
+        """Free bytes on the device plus those of the parameters; `BUDGET` if the device does not tell."""
         stats = self.target.device.memory_stats() or {}
         if "bytes_limit" not in stats:
             return BUDGET
@@ -149,7 +160,7 @@ class Coder:
         return shape[-3] // unit, shape[-2] // unit
 
     def _run(self, way: str, maps: np.ndarray, splits: tuple[int, int] | None) -> np.ndarray:
-        """What one sample's `maps` `[1, (T,) H, W, C]` become, without the batch."""
+        """The result for one sample's `maps` `[1, (T,) H, W, C]`, without the batch axis."""
         splits = splits or self.plan(way, maps.shape)
         programs = self._compile(way, maps.shape, splits)
         lengths, scale = self._latents(way, maps.shape), self.config.scale
@@ -175,29 +186,29 @@ class Coder:
         return whole
 
     def _length(self, way: str, count: int) -> int:
-        """Frames of as many latent frames, or the reverse."""
+        """The number of frames for `count` latent frames, or the reverse."""
         each = self.config.frames_per_latent
         return 1 + (count - 1) * each if way == "decode" else 1 + (count - 1) // each
 
     def _pieces(self, programs: Programs, way: str, tile: np.ndarray) -> Iterator[np.ndarray]:
-        """What the chunks of a tile become, one after the other."""
+        """The results for the chunks of a tile, in order."""
         size = 1 if way == "decode" or tile.ndim == 4 else self.config.frames_per_latent
         first = tile if tile.ndim == 4 else tile[:, :1]
         piece, state = programs.first(self.parameters, first)
         for begin in range(1, tile.shape[1] if tile.ndim == 5 else 0, size):
-            # The next chunk is under way while the host deals with this one.
+            # The device works on the next chunk while the host handles this one.
             ahead, state = programs.later(self.parameters, tile[:, begin : begin + size], state)
             yield np.asarray(piece)
             piece = ahead
         yield np.asarray(piece)
 
     def _compile(self, way: str, shape: tuple[int, ...], splits: tuple[int, int]) -> Programs:
-        """The programs for one of the tiles that maps of `shape` are split into."""
+        """The programs for one of the tiles into which maps of `shape` are split."""
         unit = 1 if way == "decode" else self.config.scale
         lengths = map(tiles.tile_length, self._latents(way, shape), splits)
         size = tuple(unit * length for length in lengths)
         video = len(shape) == 5
-        # Of the only chunk nothing is carried on: it may take several times the memory of all else.
+        # A single chunk carries nothing on: its state may need several times the memory of all else.
         whole = not video or shape[1] == 1
         key = way, size, shape[-1]
 
@@ -224,7 +235,7 @@ class Coder:
         if not whole and later not in self._programs:
             _, state = jax.eval_shape(code, self.parameters, chunk(1))
             frames = 1 if way == "decode" else self.config.frames_per_latent
-            # What is carried is written over.
+            # The carried state is overwritten.
             jobs[later] = lowered(self.parameters, chunk(frames), state, donate_argnums=2)
         if jobs:
             with ThreadPoolExecutor(len(jobs)) as pool:
@@ -240,13 +251,15 @@ class Coder:
 
 
 def _area(lengths: tuple[int, int], splits: tuple[int, int]) -> int:
-    """Latents of one tile."""
+    """The area of one tile, in latents."""
     height, width = map(tiles.tile_length, lengths, splits)
     return height * width
 
 
 def _halved(lengths: tuple[int, int], splits: tuple[int, int]) -> tuple[int, int] | None:
-    """Twice as many tiles, along the longer of their edges that can be halved; None where none can."""
+    """The splits with twice as many tiles, by the longer edge of a tile that can be halved; None if neither
+    can.
+    """
     rows, columns = splits
     height, width = map(tiles.tile_length, lengths, splits)
     by_length = [(2 * rows, columns), (rows, 2 * columns)]
@@ -256,13 +269,15 @@ def _halved(lengths: tuple[int, int], splits: tuple[int, int]) -> tuple[int, int
 
 
 def _window(corner: tuple[int, int], sizes: list[int], unit: int) -> tuple:
-    """The index of a tile in maps `[…, H, W, C]`, `unit` points to a latent."""
+    """The index of a tile in maps `[…, H, W, C]` with `unit` points per latent."""
     spans = (slice(unit * begin, unit * (begin + size)) for begin, size in zip(corner, sizes, strict=True))
     return (..., *spans, slice(None))
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:
-    """The memory that a program takes, by the compiler's account; what it writes over counts once."""
+    """The memory that a program needs, by the compiler's account. An input that is overwritten counts
+    once.
+    """
     m = program.memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
 

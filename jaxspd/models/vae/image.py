@@ -16,7 +16,7 @@ from jaxspd.models.vae.layers import Conv, Downsample, GroupNorm, Upsample
 
 
 class Resnet(nnx.Module):
-    """Two convolutions of what is normalised, beside a straight connection (arXiv 1512.03385)."""
+    """Two convolutions, each of normalised maps, added to a shortcut (arXiv 1512.03385)."""
 
     def __init__(self, dim_in: int, dim_out: int, groups: int, *, dtype):
         self.norm1 = GroupNorm(groups, dim_in, dtype=dtype)
@@ -45,7 +45,7 @@ class Attention(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Resnet, attention where there is one, resnet, on the coarsest maps."""
+    """Resnet, attention if `attends`, resnet; all on the coarsest maps."""
 
     def __init__(self, dim: int, groups: int, attends: bool, *, dtype):
         self.before = Resnet(dim, dim, groups, dtype=dtype)
@@ -119,7 +119,7 @@ class Decoder(nnx.Module):
 
 
 class ImageAutoencoder(nnx.Module):
-    """Encoder and decoder of pictures; `dtype` is that of weights and convolutions, norms' statistics and
+    """Encoder and decoder of pictures. Weights and convolutions are in `dtype`; the norms' statistics and
     softmax are in float32.
     """
 
@@ -136,16 +136,16 @@ class ImageAutoencoder(nnx.Module):
         self.post_quant_conv = pointwise(config.use_post_quant_conv, channels)
 
     def encode(self, pixels: jax.Array) -> jax.Array:
-        """The posterior's mode `[B, C, h, w]`, float32, not normalised, of pixels `[B, H, W, 3]` in [-1, 1]
-        whose sizes are multiples of `config.scale`.
+        """The posterior's mode `[B, C, h, w]`, float32, not normalised, of pixels `[B, H, W, 3]` in [-1, 1].
+        H and W must be multiples of `config.scale`.
         """
         x = self.encoder(pixels.astype(self.dtype))
         x = x if self.quant_conv is None else self.quant_conv(x)
         return jnp.moveaxis(x[..., : self.config.latent_channels], -1, 1).astype(jnp.float32)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Pixels `[B, H, W, 3]`, float32, of latents `[B, C, h, w]` that are not normalised. They lie about
-        [-1, 1]; the caller cuts off what lies beyond.
+        """Pixels `[B, H, W, 3]`, float32, of latents `[B, C, h, w]` that are not normalised. Most pixels lie
+        in [-1, 1]; the caller clips the others.
         """
         x = jnp.moveaxis(latents, 1, -1).astype(self.dtype)
         x = x if self.post_quant_conv is None else self.post_quant_conv(x)
@@ -153,20 +153,22 @@ class ImageAutoencoder(nnx.Module):
 
 
 class AutoencoderKL(ImageAutoencoder):
-    """FLUX.1's and Z-Image's. Latents for the transformer are shifted and scaled by two numbers."""
+    """The autoencoder of FLUX.1 and Z-Image. One shift and one scale normalise its latents for the
+    transformer.
+    """
 
     def normalise(self, latents: jax.Array) -> jax.Array:
-        """Raw latents as the transformer knows them."""
+        """Raw latents in the transformer's scale, same shape."""
         return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
 
     def denormalise(self, latents: jax.Array) -> jax.Array:
-        """The transformer's latents as the decoder knows them."""
+        """The transformer's latents as raw latents for the decoder: the reverse of `normalise`."""
         return latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
 
 
 class AutoencoderKLFlux2(ImageAutoencoder):
-    """FLUX.2's. Latents for the transformer are patchified 2×2, `[B, 4C, h/2, w/2]`, and normalised channel
-    by channel with running statistics of training, which are kept in float32.
+    """FLUX.2's autoencoder. Its latents for the transformer are patchified 2×2, `[B, 4C, h/2, w/2]`. Each
+    channel is normalised by running statistics from training, which are kept in float32.
     """
 
     def __init__(self, config: AutoencoderKLFlux2Config, *, dtype=jnp.float32):
@@ -175,12 +177,12 @@ class AutoencoderKLFlux2(ImageAutoencoder):
         self.variance = parameter(config.channels, dtype=jnp.float32)
 
     def normalise(self, latents: jax.Array) -> jax.Array:
-        """Raw latents `[B, C, h, w]` as the transformer knows them, `[B, 4C, h/2, w/2]`."""
+        """Raw latents `[B, C, h, w]` as the transformer's `[B, 4C, h/2, w/2]`."""
         mean, deviation = self._statistics()
         return (patchify(latents) - mean) / deviation
 
     def denormalise(self, latents: jax.Array) -> jax.Array:
-        """The transformer's latents as the decoder knows them: `normalise`'s reverse."""
+        """The transformer's latents as raw latents for the decoder: the reverse of `normalise`."""
         mean, deviation = self._statistics()
         return unpatchify(latents * deviation + mean)
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 from jaxspd.configs import check_options, checked_fields, wrong
 from jaxspd.errors import UsageError
 
-LARGEST_SIDE = 8192  # of the pictures that a model is said to be made for
+LARGEST_SIDE = 8192  # largest `sample_size` that is accepted, in pixels
 
 
 class ImageAutoencoder:
-    """What the configurations of pictures' autoencoders have in common."""
+    """Properties that the configurations of pictures' autoencoders share."""
 
     block_out_channels: tuple[int, ...]
-    # As videos' autoencoders have it: a picture is one frame.
+    # Videos' autoencoders have this property too; a picture is one frame.
     frames_per_latent: ClassVar[int] = 1
 
     @property
@@ -28,8 +28,8 @@ class ImageAutoencoder:
         return 2 ** (len(self.block_out_channels) - 1)
 
     def live_channels(self, frames: int) -> float:
-        """Channels of all pixels, in the VAE's dtype, that decoding holds at once beside the weights: as the
-        compilers for GPUs lay it out (`bench/devices.py`).
+        """The memory of decoding, weights excluded, in numbers of the VAE's dtype per pixel. Measured on
+        programs that compilers for GPUs made (`bench/devices.py`).
         """
         return 5.05 * self.decoder_channels[0]
 
@@ -49,7 +49,7 @@ class AutoencoderKLConfig(ImageAutoencoder):
     mid_block_add_attention: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
-    # Of the published pictures' sides; the official class's own default is of no model.
+    # The side of the published models' pictures. The official class's default belongs to none of them.
     sample_size: int = 1024
 
     @property
@@ -65,7 +65,7 @@ class AutoencoderKLConfig(ImageAutoencoder):
 
 @dataclass(frozen=True)
 class AutoencoderKLFlux2Config(ImageAutoencoder):
-    """The same, of FLUX.2's."""
+    """The fields of FLUX.2's `vae/config.json`, with the official class's names and defaults."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -98,7 +98,9 @@ ImageConfig = AutoencoderKLConfig | AutoencoderKLFlux2Config
 
 
 def read_image_config(path: Path, given: Mapping[str, Any]) -> ImageConfig:
-    """The configuration that `given`, of the file `path`, holds; UsageError for what is not understood."""
+    """The configuration in `given`, the contents of the file `path`. Raises UsageError for what is not
+    understood.
+    """
     flux2 = given.get("_class_name") == "AutoencoderKLFlux2"
     config_class = AutoencoderKLFlux2Config if flux2 else AutoencoderKLConfig
     config = config_class(**checked_fields(path, given, config_class))

@@ -1,5 +1,5 @@
-"""Layers that the autoencoders share. Feature maps are `[N, H, W, C]`, convolutions' weights as checkpoints
-store them, `[out, in, kh, kw]`, so that loading turns nothing.
+"""Layers that the autoencoders share. Feature maps are `[N, H, W, C]`. Convolutions' weights are
+`[out, in, kh, kw]` as checkpoints store them, so loading transposes nothing.
 """
 
 import jax
@@ -10,14 +10,16 @@ from jax import lax
 from jaxspd.models.layers import parameter
 
 EPSILON = 1e-6
-# Rows and columns of zeros around a map: before and after.
+# Rows or columns of zeros before and after a map.
 Padding = tuple[int, int]
 
 
 def convolve(x: jax.Array, weight: jax.Array, stride: int = 1, padding: Padding | None = None) -> jax.Array:
-    """`x` `[N, H, W, in]` by `weight` `[out, in, k, k]`; padded to keep its size unless told otherwise."""
+    """`x` `[N, H, W, in]` convolved with `weight` `[out, in, k, k]`. The default padding keeps the size if
+    `stride` is 1.
+    """
     around = padding or ((weight.shape[-1] - 1) // 2,) * 2
-    # XLA brings a convolution into the order that its CPU library wants, but not within a loop.
+    # XLA transposes weights for its CPU library by itself, but not inside a loop.
     turned = jnp.transpose(weight, (2, 3, 1, 0))
     return lax.conv_general_dilated(
         x, turned, (stride, stride), (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -37,7 +39,7 @@ class Conv(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Half the height and width, by a convolution that sees zeros below and to the right only."""
+    """Halves height and width by a convolution that is padded with zeros below and on the right only."""
 
     def __init__(self, dim: int, *, dtype):
         self.conv = Conv(dim, dim, stride=2, padding=(0, 1), dtype=dtype)
@@ -47,14 +49,14 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Twice the height and width: each pixel fourfold, then a convolution."""
+    """Doubles height and width: each pixel becomes four, then a convolution follows."""
 
     def __init__(self, dim_in: int, dim_out: int, *, dtype):
         self.conv = Conv(dim_in, dim_out, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n, h, w, c = x.shape
-        # One broadcast, which costs less than repeating along one axis after the other.
+        # One broadcast costs less than repeating along one axis after the other.
         fourfold = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
         return self.conv(fourfold.reshape(n, 2 * h, 2 * w, c))
 
@@ -74,8 +76,8 @@ class GroupNorm(nnx.Module):
         return (centred * scale + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
     def _mean(self, x: jax.Array) -> jax.Array:
-        """Each channel's group's mean, `[N, 1, 1, C]`. Channels come first, groups then: several times
-        faster on a CPU than both at once.
+        """The mean of each channel's group, `[N, 1, 1, C]`. The mean over pixels comes first, then the mean
+        over a group: on a CPU this is several times faster than both at once.
         """
         channels = x.mean((1, 2))
         groups = channels.reshape(len(x), self.groups, -1).mean(-1)

@@ -1,33 +1,34 @@
-"""Tiles that cover a map and overlap, and the weights by which they are blended."""
+"""Tiles that cover a map and overlap, and the weights that blend them."""
 
 from math import ceil
 
 import numpy as np
 
-# Latents that neighbouring tiles share at least: 64 pixels of a picture, as the official tiles do.
+# Smallest overlap of neighbouring tiles, in latents: 64 pixels of a picture, as in the official code.
 OVERLAP = 8
 
 
 def can_split(length: int, count: int) -> bool:
-    """Whether `count` tiles along `length` latents are each more than what they share."""
+    """Whether each of `count` tiles along `length` latents is at least twice as long as the overlap."""
     return count == 1 or tile_length(length, count) >= 2 * OVERLAP
 
 
 def tile_length(length: int, count: int) -> int:
-    """Latents along each of `count` equal tiles that cover `length` and overlap."""
+    """The length in latents of each of `count` equal, overlapping tiles that cover `length`."""
     return ceil((length + (count - 1) * OVERLAP) / count)
 
 
 def starts(length: int, count: int) -> list[int]:
-    """Where the tiles begin: evenly spread, the last one ends with the map."""
+    """The first latent of each tile. Tiles are evenly spread, and the last one ends with the map."""
     rest = length - tile_length(length, count)
     return [round(number * rest / max(1, count - 1)) for number in range(count)]
 
 
 def weights(length: int, count: int, scale: int) -> np.ndarray:
-    """Each tile's weights along its axis, `[count, scale * tile]`, float32, `scale` points to a latent.
+    """Each tile's weights along one axis, `[count, scale * tile]`, float32, with `scale` points per latent.
 
-    Where two tiles overlap, one fades out linearly while the other fades in; everywhere they add up to one.
+    Where two tiles overlap, one fades out linearly while the other fades in. Everywhere the weights add up to
+    one.
     """
     tile = scale * tile_length(length, count)
     begins = [scale * start for start in starts(length, count)]

@@ -1,10 +1,10 @@
 """Causal autoencoders of videos: AutoencoderKLWan (Wan 2.1) and AutoencoderKLQwenImage, one architecture.
 
-Source: Wan, arXiv 2503.20314, section 4.1. A frame sees itself and earlier ones only, so a video goes through
-in chunks: its first frame alone, which is a latent frame, then `frames_per_latent` frames to a latent frame.
-What a chunk needs of the ones before it, the last frames before each convolution over time, is carried from
-chunk to chunk; every chunk but the first is therefore the same computation, whatever the video's length.
-`convert/vae_video.py` says which official key fills which parameter.
+Source: Wan, arXiv 2503.20314, section 4.1. A frame depends only on itself and earlier frames, so a video is
+coded in chunks. The first chunk is one frame and becomes one latent frame; every other is `frames_per_latent`
+frames to one latent frame. A chunk needs the last frames before each convolution over time, so these are
+carried from chunk to chunk. Therefore all chunks but the first run the same computation, whatever the video's
+length. `convert/vae_video.py` says which official key fills which parameter.
 """
 
 import jax
@@ -27,7 +27,7 @@ from jaxspd.models.vae.video_config import VideoAutoencoderConfig
 
 
 class Resnet(nnx.Module):
-    """Two causal convolutions of what is normalised, beside a straight connection."""
+    """Two causal convolutions, each of normalised maps, added to a shortcut."""
 
     def __init__(self, dim_in: int, dim_out: int, *, dtype):
         self.norm1 = ChannelNorm(dim_in, 3, dtype=dtype)
@@ -71,7 +71,7 @@ class Middle(nnx.Module):
 
 
 class Down(nnx.Module):
-    """Half the height and width and, where there is `time`, half the frames of every chunk but the first."""
+    """Halves height and width. If `time`, also halves the frames of every chunk but the first."""
 
     def __init__(self, dim: int, time: bool, *, dtype):
         self.space = Downsample(dim, dtype=dtype)
@@ -87,8 +87,8 @@ class Down(nnx.Module):
 
 
 class Up(nnx.Module):
-    """Twice the height and width, half the channels and, where there is `time`, twice the frames of every
-    chunk but the first.
+    """Doubles height and width and halves the channels. If `time`, also doubles the frames of every chunk but
+    the first.
     """
 
     def __init__(self, dim: int, time: bool, *, dtype):
@@ -99,7 +99,7 @@ class Up(nnx.Module):
         if self.time is None:
             return x
         if earlier.first:
-            # The first frame is not seen by what doubles the later ones.
+            # The convolution that doubles later frames does not see the first frame.
             earlier.keep(x[:, :0], EARLIER)
             return x
         b, t, h, w, c = x.shape
@@ -165,7 +165,7 @@ class Decoder(nnx.Module):
             Level(before, width, config.num_res_blocks + 1, dtype=dtype)
             for before, width in zip(befores, widths, strict=False)
         )
-        # The changes of resolution between levels.
+        # Each doubles the resolution between two levels.
         self.ups = nnx.List(
             Up(width, time, dtype=dtype)
             for width, time in zip(widths, config.temperal_downsample[::-1], strict=False)
@@ -188,8 +188,8 @@ class Decoder(nnx.Module):
 
 
 class VideoAutoencoder(nnx.Module):
-    """Encoder and decoder of one chunk. `dtype` is that of weights, convolutions and what is carried; norms
-    and softmax are in float32.
+    """Encoder and decoder of one chunk. Weights, convolutions and the carried state are in `dtype`; norms and
+    softmax are in float32.
     """
 
     def __init__(self, config: VideoAutoencoderConfig, *, dtype=jnp.float32):
@@ -201,7 +201,7 @@ class VideoAutoencoder(nnx.Module):
 
     def encode(self, pixels: jax.Array, state: tuple | None = None) -> tuple[jax.Array, tuple]:
         """The posterior's mode `[B, C, 1, h, w]`, float32, not normalised, of a chunk of pixels
-        `[B, T, H, W, 3]` in [-1, 1], and what the next chunk wants as `state`.
+        `[B, T, H, W, 3]` in [-1, 1], and the `state` for the next chunk.
 
         The first chunk is one frame, without `state`; every other is `config.frames_per_latent` frames.
         """
@@ -212,19 +212,19 @@ class VideoAutoencoder(nnx.Module):
 
     def decode(self, latents: jax.Array, state: tuple | None = None) -> tuple[jax.Array, tuple]:
         """Pixels `[B, T, H, W, 3]`, float32, of a chunk of latents `[B, C, 1, h, w]` that are not normalised,
-        and what the next chunk wants as `state`: `encode`'s reverse. They lie about [-1, 1]; the caller cuts
-        off what lies beyond.
+        and the `state` for the next chunk: the reverse of `encode`. Most pixels lie in [-1, 1]; the caller
+        clips the others.
         """
         earlier = Earlier(state)
         x = self.post_quant_conv(jnp.moveaxis(latents, 1, -1).astype(self.dtype))
         return self.decoder(x, earlier).astype(jnp.float32), tuple(earlier.after)
 
     def normalise(self, latents: jax.Array) -> jax.Array:
-        """Raw latents `[B, C, t, h, w]` as the transformer knows them."""
+        """Raw latents `[B, C, t, h, w]` in the transformer's scale, same shape."""
         return (latents - _by_channel(self.config.latents_mean)) / _by_channel(self.config.latents_std)
 
     def denormalise(self, latents: jax.Array) -> jax.Array:
-        """The transformer's latents as the decoder knows them."""
+        """The transformer's latents as raw latents for the decoder: the reverse of `normalise`."""
         return latents * _by_channel(self.config.latents_std) + _by_channel(self.config.latents_mean)
 
 

@@ -1,4 +1,4 @@
-"""Configurations of AutoencoderKLWan and AutoencoderKLQwenImage, which are of one architecture."""
+"""Configurations of AutoencoderKLWan and AutoencoderKLQwenImage, which have the same architecture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,28 +49,30 @@ class VideoAutoencoderConfig:
         return self.scale
 
     def live_channels(self, frames: int) -> float:
-        """Channels of all pixels of so many frames, in the VAE's dtype, that decoding holds at once beside
-        the weights: as the compilers for GPUs lay it out (`bench/devices.py`). Of a video's chunks, what they
-        carry on to the next is most of it.
+        """The memory of decoding `frames` frames, weights excluded, in numbers of the VAE's dtype per pixel
+        of all frames. Measured on programs that compilers for GPUs made (`bench/devices.py`). Most of a
+        video's is the state that chunks carry on.
         """
         return (3.2 if frames == 1 else 10.3) * (self.decoder_base_dim or self.base_dim)
 
     @property
     def frames_per_latent(self) -> int:
-        """Frames of a latent frame, other than the first."""
+        """Frames of each latent frame except the first."""
         return 2 ** sum(self.temperal_downsample)
 
 
 def read_video_config(path: Path, given: Mapping[str, Any]) -> VideoAutoencoderConfig:
-    """The configuration that `given`, of the file `path`, holds; UsageError for what is not understood."""
+    """The configuration in `given`, the contents of the file `path`. Raises UsageError for what is not
+    understood.
+    """
     if given.get("is_residual"):
         raise UsageError(f"{path}: this VAE is Wan 2.2 5B's, which jaxspd cannot run; use Wan 2.1's")
     given = dict(given)
-    if "input_channels" in given:  # AutoencoderKLQwenImage's name for both
+    if "input_channels" in given:  # AutoencoderKLQwenImage has one field for both
         given["in_channels"] = given["out_channels"] = given.pop("input_channels")
     config = VideoAutoencoderConfig(**checked_fields(path, given, VideoAutoencoderConfig))
     fixed = {"patch_size": None, "attn_scales": []}
-    # What the file says of sizes, where it says it, is what the layers make.
+    # Sizes that the file gives must be those that the layers have.
     fixed |= {
         name: size
         for name, size in (
