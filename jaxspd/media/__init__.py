@@ -1,1 +1,1 @@
-"""Pictures and videos on disk, and what they say of their making. Does not import jax."""
+"""Pictures and videos on disk, and the request stored in them. Does not import jax."""

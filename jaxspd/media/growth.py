@@ -1,4 +1,4 @@
-"""How a picture grew: the looks taken at it while it was made, as a strip or an animation."""
+"""How a picture grew: previews taken while it was made, as a strip or an animation."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,19 @@ from jaxspd.media.output import check_writable, whole, write_png
 from jaxspd.results import Output, Progress
 
 KINDS = {"strip": ".png", "gif": ".gif"}
-# Looks that are taken at each output, beside the finished one.
+# How many previews are taken of each output, beside the finished one.
 LOOKS = 8
-# A strip is no higher, so that nine pictures of 1024 pixels stay a strip to be looked at.
+# A strip's largest height in pixels, so that nine pictures of 1024 pixels fit on a screen.
 STRIP_HEIGHT = 256
-# Of the animation: looks a second, and how many looks long the finished picture stays.
+# The animation's frames a second, and for how many frames the finished picture stays.
 RATE, LAST = 4, 8
 
 
 class Growth:
-    """What `DiffGenerator.iterate` is to `watch`, so that `write` can show how each output grew. `kind` is
-    `strip`, a PNG with the looks in a row, or `gif`. Of a video it shows the middle frame.
+    """Collects previews of each output while it is made, and writes them as one file.
+
+    Pass it to `DiffGenerator.iterate` as `watch`, and call `write` with each output. `kind` is `strip`, a PNG
+    with the previews in a row, or `gif`. A video's middle frame is shown. Raises UsageError for another kind.
     """
 
     def __init__(self, kind: str):
@@ -34,15 +36,15 @@ class Growth:
             self._looks.append(_middle(progress.preview()))
 
     def path(self, output: Path) -> Path:
-        """Where the growth of what is written to `output` goes: no other output of the same name does."""
+        """Where the growth of the output at `output` goes. No other output of that name goes there."""
         return output.with_name(f"{output.stem}.growth{KINDS[self.kind]}")
 
     def check(self, outputs: list[Path]) -> None:
-        """UsageError unless the growth of all `outputs` can be written; creates nothing."""
+        """Raises UsageError unless the growth of all `outputs` can be written. Creates nothing."""
         check_writable([self.path(output) for output in outputs])
 
     def write(self, output: Output) -> Path:
-        """Writes how `output`, the last one made, grew; returns where to."""
+        """Writes how `output`, the last one made, grew, and returns the file's path."""
         path, last, text = self.path(output.path), _middle(output.frames), json.dumps(output.request)
         height, width, _ = last.shape
         looks, self._looks = [*self._looks, last], []
@@ -64,6 +66,6 @@ def _middle(frames: np.ndarray) -> np.ndarray:
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`pixels` in that size: where they are fewer, as squares, so that the grid is seen to grow."""
+    """`pixels` `[h, w, 3]` resized. Enlarged pixels stay squares, so that the grid is seen to grow."""
     way = Image.Resampling.NEAREST if height > len(pixels) else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(pixels).resize((width, height), way))

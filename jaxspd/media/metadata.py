@@ -1,4 +1,4 @@
-"""What a file that jaxspd wrote says of its own making. Does not import jax."""
+"""Reading the request that jaxspd stores in the files it writes. Does not import jax."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from jaxspd.request import METADATA_KEY
 
 
 def read_request(path: Path) -> dict[str, Any]:
-    """The request stored in a .png, .mp4 or .gif, or in a folder of frames; UsageError if there is none."""
+    """The request stored in a .png, .mp4 or .gif, or in a folder of frames. Raises UsageError without one."""
     file = path / "0000.png" if os.path.isdir(path) else path
     read = {".png": _png_text, ".mp4": _mp4_comment, ".gif": _gif_comment}.get(file.suffix.lower())
     foreign = UsageError(f"{path} was not written by jaxspd: it holds no parameters")
@@ -19,12 +19,12 @@ def read_request(path: Path) -> dict[str, Any]:
         raise foreign
     try:
         text = read(file)
-    except Exception as error:  # what a decoder raises on a damaged file is its own affair
+    except Exception as error:  # decoders raise exceptions of many kinds for damaged files
         line = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UsageError(f"cannot read the parameters in {file} ({line})") from None
     try:
         request = parse_json(text or "")
-    except ValueError:  # a comment of another program
+    except ValueError:  # another program's comment
         raise foreign from None
     if not isinstance(request, dict):
         raise foreign

@@ -1,4 +1,4 @@
-"""Pictures and videos on disk: whole or not at all, with their parameters inside."""
+"""Writing pictures and videos, whole or not at all, with their parameters inside."""
 
 import hashlib
 import json
@@ -20,15 +20,17 @@ from jaxspd.errors import UsageError
 from jaxspd.files import user_path
 from jaxspd.request import METADATA_KEY
 
-# "frames" is a folder of PNGs, the others are files ending so.
+# "frames" is a folder of PNGs. The others are files with that ending.
 FORMATS = ("png", "mp4", "gif", "frames")
-# Of a name's 255 bytes, those that the prompt gets; seed, hash, endings and numbers follow.
+# How many of a name's 255 bytes are for the prompt. Seed, hash, endings and numbers follow it.
 SLUG_BYTES = 180
 
 
 def output_format(asked: str | None, name: str | None, frames: int) -> str:
-    """The format of an output of so many frames: as `asked`, else as the file name ends, else PNG for a
-    picture and MP4 for a video. UsageError if these clash.
+    """The format of an output of `frames` frames.
+
+    It is `asked`, or else the ending of the file `name`, or else PNG for a picture and MP4 for a video.
+    Raises UsageError for an unknown format or ending, and if these or the number of frames clash.
     """
     if asked is not None and asked not in FORMATS:
         raise UsageError(f"unknown output_format {asked!r}; use one of {', '.join(FORMATS)}")
@@ -47,10 +49,11 @@ def output_format(asked: str | None, name: str | None, frames: int) -> str:
 
 
 def output_paths(folder: str, name: str | None, requests: list[dict[str, Any]], kind: str) -> list[Path]:
-    """Where each request's output goes, in the format `kind`.
+    """The path of each request's output in `folder`, in the format `kind`.
 
-    Without `name` an output is called after prompt, seed and a hash of the request, so that the same
-    request gives the same file and another never overwrites it; the second of two equal ones is numbered.
+    Without `name` an output is named after its prompt, seed and a hash of its request. So the same request
+    gives the same file, and another request never overwrites it. Of equal requests, all but the first are
+    numbered. With `name`, several outputs are numbered from 0.
     """
     place, suffix = user_path(folder), "" if kind == "frames" else f".{kind}"
     if name is None:
@@ -66,7 +69,7 @@ def output_paths(folder: str, name: str | None, requests: list[dict[str, Any]], 
 
 
 def _given_stem(name: str) -> str:
-    """A file name that a user gives, without its ending; UsageError for what is none."""
+    """A user's file name without its ending. Raises UsageError if it is not a plain file name."""
     path = Path(name)
     unprintable = any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name)
     if not name or path.name != name or name == ".." or unprintable:
@@ -77,7 +80,7 @@ def _given_stem(name: str) -> str:
 
 
 def _default_name(request: dict[str, Any]) -> str:
-    # Composed letters, since a combining mark by itself is no part of a word.
+    # NFC composes letters; `\W` would match a combining mark by itself.
     slug = re.sub(r"\W+", "-", unicodedata.normalize("NFC", request["prompt"].lower()))
     slug = slug.strip("-")[:60].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-")
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
@@ -85,12 +88,12 @@ def _default_name(request: dict[str, Any]) -> str:
 
 
 def poster_path(path: Path) -> Path:
-    """Where the first frame of the MP4 at `path` is kept: no other output of the same name goes there."""
+    """Where the first frame of the MP4 at `path` is kept. No other output of that name goes there."""
     return path.with_suffix(".poster.png")
 
 
 def check_writable(paths: list[Path]) -> None:
-    """UsageError unless every path, and every MP4's poster, can be written; creates nothing."""
+    """Raises UsageError unless every path, and every MP4's poster, can be written. Creates nothing."""
     for path in paths + [poster_path(path) for path in paths if path.suffix == ".mp4"]:
         check_place(path, "choose another output_path or output_file_name")
         if path.suffix:
@@ -101,7 +104,7 @@ def check_writable(paths: list[Path]) -> None:
 
 
 def _is_empty_folder(path: Path) -> bool:
-    """Whether a folder of frames can take the place of what is at `path`."""
+    """Whether `path` is an empty folder, which a folder of frames can replace."""
     try:
         return not path.is_symlink() and not os.listdir(path)
     except OSError:  # a file, or a folder that cannot be read
@@ -109,11 +112,12 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def write_output(path: Path, frames: np.ndarray, request: dict[str, Any], fps: float | None = None) -> None:
-    """Writes frames [F, H, W, 3], uint8, with `request` in the metadata.
+    """Writes frames `[F, H, W, 3]`, uint8, to `path`, with `request` in the metadata.
 
-    The format goes by the path: .png the only frame, .mp4 and .gif a video at `fps`, without an ending a
-    folder with a PNG of each frame. An MP4's first frame is written too, to its `poster_path`. All is
-    written in a folder beside the target first, then renamed.
+    The path's ending chooses the format. A .png holds the only frame, an .mp4 or .gif a video at `fps` frames
+    per second. A path without an ending is a folder with a PNG for each frame. An MP4's first frame is also
+    written, to its `poster_path`. Everything is written beside the target first, then renamed. Raises
+    UsageError if that fails.
     """
     text = json.dumps(request)
     with whole(path) as part:
@@ -129,12 +133,13 @@ def write_output(path: Path, frames: np.ndarray, request: dict[str, Any], fps: f
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` for what is renamed to it in the end: whole or not at all. UsageError where that
-    cannot be.
+    """A context with a temporary path beside `path`, which is renamed to `path` at the end.
+
+    So the target appears whole or not at all. Raises UsageError if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Removed in the end whatever happens: an interrupt too leaves nothing behind.
+        # The folder is removed whatever happens, so an interrupt leaves nothing behind either.
         with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
             part = Path(folder) / path.name
             yield part
@@ -159,5 +164,5 @@ def write_png(path: Path | BinaryIO, pixels: np.ndarray, text: str) -> None:
     """Writes `pixels` `[H, W, 3]`, uint8, with `text` inside."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt(METADATA_KEY, text)
-    # Pillow's own level, 6, takes three times as long for a tenth of the size.
+    # Pillow's default level, 6, takes three times as long and saves a tenth of the size.
     Image.fromarray(pixels).save(path, "PNG", pnginfo=info, compress_level=3)

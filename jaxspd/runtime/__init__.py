@@ -1,1 +1,1 @@
-"""What runs programs, whatever they compute: compiling, streaming, memory. It knows no model."""
+"""Compiling and running programs of any model: layer by layer, streamed weights, memory, caches."""

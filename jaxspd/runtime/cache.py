@@ -15,12 +15,11 @@ log = logging.getLogger("jaxspd")
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keeps compiled programs for later processes; returns the folder, or None, with a notice, where none can
-    be used.
+    """Keeps compiled programs for later processes, and returns the folder that they are in.
 
-    JAX runs what it finds in the cache as trusted code, so the folder is made readable and writable by
-    its owner only, and one that belongs to somebody else is not used. A cache the user has set up
-    through JAX's own configuration stays as it is.
+    If no folder can be used, this logs a warning and returns None. JAX runs programs from the cache as
+    trusted code, so the folder is made accessible to its owner only, and another owner's folder is not used.
+    A cache that the user has set up through JAX's own configuration stays as it is.
     """
     if jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
@@ -36,13 +35,13 @@ def enable_compilation_cache() -> Path | None:
     except (OSError, RuntimeError) as error:  # a read-only home, or none
         log.warning("compiled programs are not kept (%s); XDG_CACHE_HOME names another folder", error)
         return None
-    # JAX asks for its cache by this name when it first compiles; any other folder's is JAX's own.
+    # JAX calls this function when it first compiles. Other folders keep JAX's own cache.
     others = compilation_cache.get_file_cache
     compilation_cache.get_file_cache = lambda path: (
         (ProgramCache(path), path) if path == str(folder) else others(path)
     )
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The demo's programs compile in about a second; they are worth keeping too.
+    # By default JAX keeps only programs that took over a second to compile; the demo's take about that.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
@@ -50,8 +49,8 @@ def enable_compilation_cache() -> Path | None:
 class ProgramCache(lru_cache.LRUCache):
     """JAX's cache in files, with a SHA-256 at the end of each entry.
 
-    What a full disk or a crash has cut short, or else damaged, is removed, so that it is written anew. JAX's
-    own cache keeps it, cannot read it, and warns of it each time.
+    An entry that a full disk or a crash has damaged is removed, so that it is written again. JAX's own cache
+    keeps such an entry, fails to read it, and warns each time.
     """
 
     def __init__(self, path: str):
@@ -73,7 +72,7 @@ class ProgramCache(lru_cache.LRUCache):
             super().put(key, value + hashlib.sha256(value).digest())
         except OSError as error:
             self._remove(key)
-            if not self._told:  # once is enough: a full disk takes none of the others either
+            if not self._told:  # one warning is enough: a full disk refuses the other entries too
                 log.warning("compiled programs are not kept (%s)", error)
             self._told = True
 

@@ -1,4 +1,4 @@
-"""A function compiled layer by layer: one program serves all layers alike."""
+"""A function compiled layer by layer: equal layers share one program."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,18 +15,21 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jaxspd.runtime.spreading import Spreading
 from jaxspd.target import Target
 
-# The host's memory that a device can copy from by itself, as JAX calls it.
+# JAX's name for host memory that a device can copy from by itself.
 HOST = "pinned_host"
-# The name of the jitted functions that are layers, by which they are known.
+# A jitted function with this name is a layer.
 LAYER = "transformer_layer"
-# Threads that bring arguments to the device while it is at work: the weights of a layer are many arrays, and
-# one alone waits for its file.
+# Threads that bring arguments to the device while it computes. A layer's weights are many arrays, and a
+# single thread would wait for one file after another.
 _FETCHING = ThreadPoolExecutor(8, "fetch")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a function before it is compiled; layers alike share `closed`."""
+    """A part of a function before it is compiled: a layer, or the equations between two layers.
+
+    Equal layers share the computation, `closed`.
+    """
 
     closed: ClosedJaxpr
     name: str
@@ -36,9 +39,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """A compiled part of a function. What it works on lies in numbered slots: `take` picks its inputs out of
-    all that lies there, `outputs` are its own, `away` those of arguments that may lie elsewhere, and `done`
-    may be emptied after it.
+    """A compiled part of a function.
+
+    All values of a call lie in one list of numbered slots. `take` picks the program's inputs from that list.
+    `outputs` are the slots of its results. `away` are the slots of its inputs that may lie outside the
+    device. The slots `done` are not needed after it.
     """
 
     program: jax.stages.Compiled
@@ -51,14 +56,15 @@ class Piece:
 class Layerwise:
     """`function`, compiled for `target` and arguments like `arguments`, which may be abstract.
 
-    Each call of a jitted function named `LAYER` is a run of one program, the same for all layers alike; what
-    lies between them are others. So a layer's weights are arguments of its program, which no loop has to copy
-    out of a stack first, and compile time does not grow with depth. Programs compile in threads, all at once.
+    Each call of a jitted function named `LAYER` runs a program of its own, which equal layers share. The
+    equations between two layers are a program too. So a layer's weights are arguments of its program, which
+    no loop has to copy out of a stack first, and compile time does not grow with depth. All programs compile
+    at once, in threads.
 
-    Arguments that lie elsewhere when it is compiled may do so when it is called: then they come to the device
-    for the piece that reads them, while the one before it is at work, and are dropped after it. Such are
-    arrays in host memory, and whatever has `shape`, `dtype` and a method `fetch()` that gives an array on the
-    device, which is called in a thread.
+    Arguments that lie outside the device at compilation may lie there in a call too. Such an argument comes
+    to the device for the program that reads it, while the program before it runs, and is dropped after it. It
+    is an array in host memory, or an object with `shape`, `dtype` and a method `fetch()` that returns an
+    array on the device. `fetch` is called in a thread.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any, target: Target | None = None):
@@ -81,7 +87,7 @@ class Layerwise:
         self._results = [self._slot(atom) for atom in jaxpr.outvars]
 
     def _slot(self, atom: Var | Literal) -> int:
-        """Where an input of a piece lies; literals behind all variables."""
+        """The slot of a program's input. Literals lie behind all variables."""
         if isinstance(atom, Var):
             return self._slots[atom]
         self._literals.append(atom.val)
@@ -104,16 +110,18 @@ class Layerwise:
 
     @cached_property
     def _rest(self) -> list[Any]:
-        """What lies behind the arguments when a call begins. Constants come to the device with the first
-        call: to compile for a device, it need not be there.
+        """The contents of the slots behind the arguments when a call begins.
+
+        Constants come to the device with the first call, because the device may be absent at compilation.
         """
         given = len(self._variables) - self._count - len(self._constants)
         return [*self._target.put(self._constants), *[None] * given, *self._literals]
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that a call takes of each device at most, arguments included, as far as the compiler tells,
-        if they lie where those did that were given at first.
+        """The most bytes that a call takes of each device, arguments included, as far as the compiler tells.
+
+        This assumes that arguments lie where they lay at compilation.
         """
         sizes = [self._spreading.bytes(variable) for variable in self._variables]
 
@@ -130,7 +138,7 @@ class Layerwise:
         return peak
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns. Unless something is streamed, it is still being computed by then."""
+        """Runs the function. Unless an argument is streamed, it returns before the results are computed."""
         values = jax.tree.leaves(arguments)
         if len(values) != self._count:
             raise ValueError(f"{len(values)} arrays are given, {self._count} are wanted")
@@ -146,7 +154,7 @@ class Layerwise:
         return jax.tree.unflatten(self._structure, [values[slot] for slot in self._results])
 
     def _stream(self, values: list[Any], away: dict[int, Any]) -> None:
-        """Runs the pieces on `values`, of which those in `away` come when their turn is near."""
+        """Runs the pieces on `values`; those in `away` come to the device when their turn is near."""
 
         def fetch(slots: Iterable[int]) -> dict[int, Future]:
             return {slot: _FETCHING.submit(_fetched, away[slot]) for slot in slots if slot in away}
@@ -163,21 +171,21 @@ class Layerwise:
             values[piece.outputs] = results = piece.program(*piece.take(values))
             for slot in (*here, *piece.done):
                 values[slot] = None
-            # Else every layer would come to the device before the first has run.
+            # Without this, every layer would come to the device before the first has run.
             jax.block_until_ready(results)
         for slot, array in coming.items():
             values[slot] = array.result()
 
 
 def _taker(slots: list[int]) -> Callable[[list], Sequence[Any]]:
-    """What picks the values of `slots`, in order."""
-    if len(slots) < 2:  # `itemgetter` gives a tuple of two or more
+    """A function that picks the values of `slots`, in order."""
+    if len(slots) < 2:  # `itemgetter` returns a tuple only for two or more
         return lambda values: [values[slot] for slot in slots]
     return itemgetter(*slots)
 
 
 def memory_kind(array: Any) -> str | None:
-    """The memory that an array lies in, or that an abstract one is for, if it says."""
+    """The kind of memory that an array, perhaps abstract, lies in, or None if it does not say."""
     return getattr(getattr(array, "sharding", None), "memory_kind", None)
 
 
@@ -190,7 +198,7 @@ def _fetched(leaf: Any) -> jax.Array:
 
 
 def _parts(jaxpr: Jaxpr) -> Iterator[Part]:
-    """What to compile: each layer by itself, and all that lies between two of them together."""
+    """The parts to compile: each layer, and all equations between two layers together."""
     groups = [
         (layers, list(equations))
         for layers, equations in groupby(jaxpr.eqns, lambda e: e.params.get("name") == LAYER)
@@ -209,7 +217,7 @@ def _parts(jaxpr: Jaxpr) -> Iterator[Part]:
 
 
 def _carried(parts: Iterable[Part]) -> set[Var]:
-    """What layers hand on, `[B, N, …]`: their results, and what they take that is shaped so."""
+    """The arrays `[B, N, …]` that layers hand on: their results, and their inputs of the same shapes."""
     carried = set()
     for part in parts:
         if part.name == LAYER:
@@ -219,10 +227,10 @@ def _carried(parts: Iterable[Part]) -> set[Var]:
 
 
 def _programs(parts: list[Part], spreading: Spreading) -> list[jax.stages.Compiled]:
-    """The program of each part, compiled once for all that are equal.
+    """The program of each part; equal parts share one.
 
-    Layers alike have one jaxpr, since JAX traces them once. Where they have not, their programs read alike;
-    those are read only where two parts want the same inputs, since that takes a while.
+    Equal layers usually have one jaxpr, since JAX traces them once. Otherwise their programs have the same
+    text. Writing that text takes a while, so it is compared only for parts with the same inputs and outputs.
     """
     keys = [_key(part, spreading) for part in parts]
     distinct = dict(zip(keys, parts, strict=True))
@@ -237,7 +245,7 @@ def _programs(parts: list[Part], spreading: Spreading) -> list[jax.stages.Compil
 
 
 def _key(part: Part, spreading: Spreading) -> tuple:
-    """What parts have in common that have a program in common: computation, inputs and outputs."""
+    """Parts with the same key share a program: they have the same computation, inputs and outputs."""
     given, taken = ([spreading.abstract(atom) for atom in atoms] for atoms in (part.inputs, part.outputs))
     return id(part.closed.jaxpr), *((a.shape, a.dtype, a.sharding) for a in (*given, *taken))
 

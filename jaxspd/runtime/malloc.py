@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed."""
+"""Making the C library keep memory that is freed."""
 
 import ctypes
 from contextlib import suppress
@@ -8,11 +8,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """From now on, glibc keeps what is freed for what is allocated next.
+    """Makes glibc keep freed memory for later allocations.
 
-    Otherwise it returns large blocks to the system, which clears them page by page when they are asked for
-    again: on a CPU, at every layer of every step. Blocks of a GiB and more still go back, and so does what is
-    beyond 2 GiB at the end of all. Other C libraries are left as they are.
+    By default glibc returns large blocks to the system, which clears them page by page when they are
+    allocated again. On a CPU that would happen at every layer of every step. Blocks of 1 GiB and more are
+    still returned, and so is free memory beyond 2 GiB at the heap's end. Other C libraries are left as they
+    are.
     """
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -17,7 +17,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes available and in all: the machine's, or those of the container that this runs in."""
+    """The available and the total bytes of the machine, or of the container that the process runs in."""
     machine = psutil.virtual_memory()
     try:
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
@@ -25,18 +25,19 @@ def host_memory() -> tuple[int, int]:
     except (OSError, ValueError):  # no container, or one without a limit
         return machine.available, machine.total
     stat = {name: int(value) for name, value in (line.split() for line in lines)}
-    # Files that were read are counted as used, but give way.
+    # Cached files count as used, but give way.
     used -= stat.get("active_file", 0) + stat.get("inactive_file", 0)
     return min(machine.available, limit - used), min(machine.total, limit)
 
 
 def memory_limit(device: jax.Device) -> int:
-    """Bytes that a program and all it works on may take: what JAX may take of `device`, or on a CPU the
-    host's memory with its swap.
+    """The most bytes that a program and its arguments may take.
+
+    That is what JAX may take of `device`, or on a CPU the host's memory with its swap.
     """
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
         return limit
-    # More than this is no error of any allocation: Linux ends the process.
+    # Beyond this no allocation fails with an error: Linux kills the process.
     swap = psutil.swap_memory().total
     with suppress(OSError, ValueError):
         swap = min(swap, int((CGROUP / "memory.swap.max").read_text()))
@@ -44,29 +45,30 @@ def memory_limit(device: jax.Device) -> int:
 
 
 def coding_memory(device: jax.Device) -> int | None:
-    """Bytes that decoding on `device` may take: on a CPU half of the host's memory, and no more than 8 GiB;
-    None for a device with memory of its own, which tells what is free.
+    """The most bytes that decoding may take: on a CPU half of the host's memory, but no more than 8 GiB.
 
-    Not what is free on the host: that changes from hour to hour, and tiles, which save memory, show.
+    It is None for a device with memory of its own, which says itself how much is free. What is free on the
+    host does not count: it changes from hour to hour, and the tiles that save memory are visible in the
+    picture.
     """
     return min(host_memory()[1] // 2, 8 * 2**30) if device.platform == "cpu" else None
 
 
 @contextmanager
 def memory_for(what: str, cure: str = LESS_MEMORY) -> Iterator[None]:
-    """Meanwhile, running out of memory is a UsageError that says that `what` took it, and the cure."""
+    """A context that turns running out of memory into a UsageError, which names `what` and the `cure`."""
     try:
         yield
     except Exception as error:
         if not out_of_memory(error):
             raise
-        # Of the libraries' explanations, how much they asked for.
+        # The first line of a library's explanation says how much it asked for.
         line = first_line(error)[:200]
         raise UsageError(f"{what} takes more memory than there is ({line}); {cure}") from error
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is what NumPy, JAX or PyTorch raises for want of memory, host's or device's."""
+    """Whether `error` is what NumPy, JAX or PyTorch raises when the host or device has too little memory."""
     text = str(error).lower()
     said = ("out of memory", "resource_exhausted", "can't allocate memory")
     return isinstance(error, MemoryError) or (

@@ -1,4 +1,4 @@
-"""What stays on the device between uses, where there is room: the one place that decides."""
+"""The one place that decides which weights stay in memory between uses."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,17 +10,18 @@ import jax
 from jaxspd.runtime.memory import host_memory
 from jaxspd.target import Target
 
-# This share of the memory stays free: for activations, for decoding, and for files that are read.
+# The share of the memory that stays free for activations, for decoding, and for files that are read.
 FREE = 1 / 4
 
 
 class Residency:
-    """The weights of one generator's components, beside its transformer.
+    """The weights of one generator's components, except its transformer's, on the device of `target`.
 
-    What is needed once is not kept: of what may be `streamed` each layer's weights come from their file when
-    its turn is near, the first time; if it is used again, they stay wherever there is room. `offload` says
-    otherwise: True streams every time, False keeps from the first. `to_come` is how many bytes are spoken for
-    by weights that are still being read, or by work. All of them work on the device of `target`.
+    A component is loaded whole, and kept if there is room. One that may be `streamed` reads each layer's
+    weights from their file when the layer's turn is near: at its first use, which may be its only one, and
+    later where there is no room. `offload` overrides this for such components: True streams at every use,
+    False loads and keeps from the first. `to_come` is the number of bytes reserved for weights that are still
+    being read.
     """
 
     def __init__(self, offload: bool | None = None, target: Target | None = None):
@@ -28,22 +29,22 @@ class Residency:
         self._all: list[Weights] = []
 
     def weights(self, name: str, stored: Any, streamed: bool = False) -> "Weights":
-        """The weights of the component called `name`, a tree of what can be fetched."""
+        """Registers the component called `name`, with `stored`, `streamed` as in `Weights`."""
         weights = Weights(name, stored, streamed, self)
         self._all.append(weights)
         return weights
 
     def forget(self, weights: "Weights") -> None:
-        """Gives up weights that nothing will use any more."""
+        """Drops weights that nothing will use any more."""
         self._all.remove(weights)
 
     def places(self) -> dict[str, str]:
-        """Component -> "host" or "device", for those in memory."""
+        """For each component in memory, by name, whether that is the memory of the "host" or "device"."""
         place = "host" if self.target.device.platform == "cpu" else "device"
         return {weights.name: place for weights in self._all if weights.held is not None}
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` bytes more may stay in memory."""
+        """Whether `size` bytes more may stay in the device's memory."""
         available, total = device_memory(self.target.device)
         return available - size - self.to_come >= FREE * total
 
@@ -53,8 +54,9 @@ class Residency:
         return available - size - self.to_come >= FREE * total
 
     def leave(self, needed: int) -> None:
-        """Gives up what is held unless the device has room for work that takes `needed` bytes in all, with
-        what it works on.
+        """Drops all held weights unless they leave room for work that takes `needed` bytes of the device.
+
+        `needed` includes the work's arguments.
         """
         held = sum(weights.size for weights in self._all if weights.held is not None)
         if held and needed + held > device_memory(self.target.device)[1]:
@@ -63,8 +65,10 @@ class Residency:
 
 
 class Weights:
-    """The weights of a component: in their files, or in memory. `stored` is a tree whose leaves have a shape,
-    a dtype and `fetch()`, which reads one and puts it on the device.
+    """The weights of a component: in their files, or in memory.
+
+    `stored` is a tree whose leaves have a shape, a dtype and `fetch()`, which reads one array and puts it on
+    the device. `streamed` says whether the component can take `stored` in place of arrays.
     """
 
     def __init__(self, name: str, stored: Any, streamed: bool, residency: Residency):
@@ -73,7 +77,7 @@ class Weights:
         self.size = sum(leaf.nbytes for leaf in jax.tree.leaves(stored))
 
     def __call__(self) -> Any:
-        """The tree for one use: of arrays, or where they are not to stay, of what is streamed."""
+        """The tree for one use: of arrays, or `stored` itself if the weights are streamed."""
         if self.held is not None:
             return self.held
         residency, again = self._residency, self._used
@@ -91,7 +95,7 @@ class Weights:
 
     @contextmanager
     def lent_to(self, user: Any) -> Iterator[Any]:
-        """`user`, whose `parameters` are the loaded weights meanwhile."""
+        """A context with `user`, in which its `parameters` are the loaded weights."""
         empty, user.parameters = user.parameters, self()
         try:
             yield user
@@ -100,8 +104,9 @@ class Weights:
 
 
 def device_memory(device: jax.Device) -> tuple[int, int]:
-    """Bytes that are available and there are in all, for JAX on `device`; on a CPU, of the host's memory. A
-    device that does not tell has none to spare.
+    """The available and the total bytes that JAX may use on `device`; on a CPU, the host's.
+
+    Both are at most 0 for a device that does not say.
     """
     if device.platform == "cpu":
         return host_memory()

@@ -1,4 +1,4 @@
-"""Where the variables of a function that is compiled in parts lie on the devices of a target."""
+"""The layout, over a target's devices, of the arrays between a function's programs."""
 
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -13,12 +13,13 @@ from jaxspd.target import Target, layout, ways
 
 
 class Spreading:
-    """What lies where between the programs for `target`.
+    """The layout of the arrays between the programs for `target`.
 
-    Arrays `[B, N, …]` that one layer hands to the next, `carried`, are spread over the devices, N filled up
-    to a multiple of these; a program cuts what it takes and fills what it gives, so that models know nothing
-    of it. `stored` says where arguments lie: those that are sharded are gathered by each program for itself
-    (fully sharded data parallelism, arXiv 2304.11277). All else is whole on every device.
+    `carried` are the arrays `[B, N, …]` that one layer hands to the next. They are spread over the devices,
+    with N padded to a multiple of the number of devices. Each program removes the padding from its inputs and
+    adds it to its results, so models know nothing of it. `stored` gives the arguments' shardings. Each
+    program gathers the sharded arguments that it reads (fully sharded data parallelism, arXiv 2304.11277).
+    All other arrays are whole on every device.
     """
 
     def __init__(self, target: Target, carried: Iterable[Var], stored: Mapping[Var, Sharding | None]):
@@ -37,13 +38,13 @@ class Spreading:
         }
 
     def _fill(self, variable: Var) -> tuple[int, ...]:
-        """The shape in which a variable that is spread lies between programs."""
+        """The padded shape of a spread variable between programs."""
         batch, tokens, *rest = variable.aval.shape
         devices = ways(self._layouts[variable][1])
         return batch, -(-tokens // devices) * devices, *rest
 
     def abstract(self, atom: Var | Literal) -> jax.ShapeDtypeStruct:
-        """`atom` as it lies between programs."""
+        """The shape, dtype and sharding of `atom` between programs."""
         aval, shape, place = atom.aval, atom.aval.shape, self.target.everywhere
         if isinstance(atom, Var):
             if atom in self._layouts:
@@ -53,16 +54,16 @@ class Spreading:
         return jax.ShapeDtypeStruct(shape, aval.dtype, sharding=place)
 
     def bytes(self, variable: Var) -> int:
-        """Bytes that a variable takes of each device."""
+        """The bytes that a variable takes on each device."""
         lies = self.abstract(variable)
         return prod(lies.sharding.shard_shape(lies.shape)) * lies.dtype.itemsize
 
     def lowered(self, part: Any) -> jax.stages.Lowered:
-        """The program of a `runtime.layerwise.Part`, before it is compiled."""
+        """The lowered program of a `runtime.layerwise.Part`, ready to compile."""
         function = jaxpr_as_fun(part.closed)
         arguments = [self.abstract(atom) for atom in part.inputs]
         if self.target.mesh is None:
-            function.__name__ = part.name  # as profiles show it
+            function.__name__ = part.name  # the name that profiles show
             return jax.jit(function).lower(*arguments)
 
         def spread(*values: jax.Array) -> list[jax.Array]:
