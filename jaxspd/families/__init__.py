@@ -9,7 +9,7 @@ from jaxspd.convert.shapes import config_of
 from jaxspd.convert.single_file import open_transformer
 from jaxspd.errors import UsageError
 
-# Pipeline class in model_index.json -> family; the module has the family's name, and is imported only
+# Pipeline class in model_index.json -> family. The family's module has the same name and is imported only
 # when it is needed.
 PIPELINES = {
     "FluxPipeline": "flux1",
@@ -22,7 +22,7 @@ PIPELINES = {
 
 
 def family_class(name: str) -> type:
-    """The class of the family called `name`, such as "flux1"."""
+    """The class of the family called `name`, such as "flux1". Raises UsageError for an unknown name."""
     if name not in PIPELINES.values():
         known = ", ".join(sorted(set(PIPELINES.values())))
         raise UsageError(f"unknown family {name!r}; use one of {known}")
@@ -30,8 +30,9 @@ def family_class(name: str) -> type:
 
 
 def pipeline_family(folder: Path, model: str | None = None) -> type:
-    """The class of the family that `folder`'s model_index.json names; UsageError for every other pipeline,
-    which it calls `model` where the folder is not the user's.
+    """The class of the family that `folder`'s model_index.json names.
+
+    Raises UsageError for any other pipeline. The message calls it `model`, or if that is None `folder`.
     """
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
@@ -45,8 +46,9 @@ def pipeline_family(folder: Path, model: str | None = None) -> type:
 def open_family(folder: Path, transformer_weights_path: Path | None = None):
     """The family of the pipeline in `folder`, with its configuration read and its parts checked.
 
-    Where `transformer_weights_path` is given, the transformer's weights come from there, and where the folder
-    does not say what it is like, the shapes of these tell.
+    If `transformer_weights_path` is given, the transformer's weights come from there. If `folder` then lacks
+    transformer/config.json, the configuration is derived from the weights' shapes. Raises UsageError for a
+    pipeline that jaxspd cannot run.
     """
     family = pipeline_family(folder)
     if transformer_weights_path is None:
@@ -59,7 +61,10 @@ def open_family(folder: Path, transformer_weights_path: Path | None = None):
 
 
 def transformer_config(path: Path, family: type) -> dict:
-    """The configuration of the transformer in the file `path`, as far as its shapes tell."""
+    """The configuration of the transformer in the file `path`, derived from its shapes.
+
+    Raises UsageError if the shapes do not determine it.
+    """
     opened = open_transformer(path, family.name, family.rules)
     config = config_of(family.name, opened.shapes())
     if config is None:

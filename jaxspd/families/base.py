@@ -1,4 +1,4 @@
-"""What every family keeps of a checkpoint, and does alike."""
+"""The base class of all families, and what they share in reading a checkpoint."""
 
 import logging
 import re
@@ -29,46 +29,46 @@ from jaxspd.target import Target
 
 log = logging.getLogger("jaxspd")
 
-# Of FLUX.1's VAE; fitted on 105k images by the method's authors (arXiv 2605.18736).
+# The spectrum of FLUX.1's VAE, which the method's authors fitted on 105k images (arXiv 2605.18736).
 FLUX1_SPECTRUM = Spectrum(amplitude=203.615097, exponent=1.915461)
 
 
 @dataclass(frozen=True)
 class BaseFamily:
-    """A recipe: how the components of a pipeline make pictures or videos, from their configurations alone.
+    """A recipe: how a pipeline's components make pictures or videos. It knows their configurations only.
 
-    A family adds its defaults, its σ schedule, its denoiser and what this reads of texts. Latents are
-    `[B, *leading, h, w]`, leading being (channels,) for pictures and (channels, frames) for videos. Without a
-    folder a family is its published checkpoint, good for planning and counting.
+    A family adds its defaults, its σ schedule, its denoiser and its text encoding. Latents are `[B, *leading,
+    h, w]`, where leading is (channels,) for pictures and (channels, frames) for videos. Without a folder a
+    family is its published checkpoint, for planning and counting.
     """
 
     name: ClassVar[str]  # as in `jaxspd plan --family`
     title: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]]
     transformer: ClassVar[type[nnx.Module]]
-    # Folders of the pipeline.
+    # The pipeline's folders.
     parts: ClassVar[tuple[str, ...]] = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
-    # In what the autoencoder works: None is what the transformer works in.
+    # The autoencoder's dtype, or None for the transformer's.
     vae_dtype: ClassVar[Any] = None
-    # A family of videos sets both; one of pictures has a single frame and no rate.
+    # A video family sets both. A picture has a single frame and no frame rate.
     default_frames: ClassVar[int] = 1
     default_fps: ClassVar[int | None] = None
-    # Of the transformers that take turns, which are of one shape: their folders.
+    # The folders of the transformers that take turns. These have the same configuration.
     transformers: ClassVar[tuple[str, ...]] = ("transformer",)
-    # What is guided away from where nothing is said.
+    # The negative prompt if the user gives none.
     default_negative_prompt: ClassVar[str] = ""
-    # How two predictions become one where there is a negative prompt.
+    # How the predictions for the prompt and the negative prompt become one.
     combine: ClassVar[Callable[..., jax.Array]] = staticmethod(extrapolate)
-    # The grids that may grow, by the names that users give them, and how; the first is the default.
+    # The grids that may grow, by the names that users choose them by, and how. The first is the default.
     expansions: ClassVar[Mapping[str, Expansion]] = {"latent": EXPANSION}
-    # Kinds of noise levels to choose from, where there are several; the first is the default.
+    # The kinds of noise levels to choose from, if there are several. The first is the default.
     noise_levels: ClassVar[tuple[str, ...]] = ()
-    # Whether a size that does not fit is rounded down, with a notice, or refused.
+    # Whether a size that does not fit is rounded down, with a notice, or else refused.
     aligns_size: ClassVar[bool] = False
-    # FLUX.1's, for a family of which nobody has published a spectrum: `spectrum` is then this very object,
-    # until one is measured.
+    # FLUX.1's spectrum, for a family without a published one. `spectrum` is then this very object, until a
+    # spectrum is measured.
     borrowed_spectrum: ClassVar[Spectrum | None] = None
-    # Of the transformer's tokens, their sides in latents.
+    # The sides of a transformer's token, in latents.
     patch: ClassVar[tuple[int, ...]] = (2, 2)
 
     folder: Path | None
@@ -79,72 +79,79 @@ class BaseFamily:
     text_tokens: int
     # Whether the layers' parameters stay in host memory, and come to the device when their turn is near.
     streamed: bool = False
-    # Where the transformer's weights lie if not in the folder.
+    # Where the transformer's weights are if they are not in the folder.
     transformer_weights_path: Path | None = None
-    # In what the blocks' weights are kept and multiplied: a name in `models.quantized`, or as they are.
+    # The format in which the blocks' weights are kept and multiplied: a name in `models.quantized`, or None
+    # for the weights as they are.
     quantize: str | None = None
 
-    # What a family adds, beside `default_steps`, `default_guidance` and `default_size`, (height, width) in
-    # pixels, and `sigmas(steps, tokens, flow_shift)`, σ `[steps + 1]` for `tokens` at full resolution.
+    # A family adds the members below. It also adds `default_steps`, `default_guidance`, `default_size`
+    # (height, width) in pixels, and `sigmas(steps, tokens, flow_shift)`, σ `[steps + 1]` for `tokens` at full
+    # resolution.
 
     @property
     def texts(self) -> tuple[TextPart, ...]:
-        """The text encoders, and what is asked of them."""
+        """The text encoders, and what the family needs of each."""
         raise NotImplementedError
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
-        """What the denoiser reads of each prompt, by the text encoders in the order of `texts`."""
+        """The encoded prompts, arrays `[B, …]`, for the denoiser. `encoders` are in the order of `texts`."""
         raise NotImplementedError
 
     def velocity(self, model: nnx.Module, latents: jax.Array, sigma: jax.Array, conditioning) -> jax.Array:
-        """The velocity of `latents` at σ, a scalar; `conditioning` is as `encode` and `condition` make it."""
-        raise NotImplementedError
+        """The velocity of `latents` `[B, *leading, h, w]` at the scalar σ, in the same shape.
 
-    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt."""
-        raise NotImplementedError
-
-    def forward_flops(self, tokens: int) -> float:
-        """FLOPs of one forward of one sample: matrix products and attention, text included."""
-        raise NotImplementedError
-
-    def live_channels(self, tokens: int) -> float:
-        """Channels of all tokens, in the model's dtype, that a layer of one forward of one sample holds at
-        once beside its weights: as the compilers for GPUs lay it out (`bench/devices.py`).
+        `conditioning` is the result of `condition`.
         """
         raise NotImplementedError
 
-    # What most do alike.
+    def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of `condition`'s result, which are the same for every prompt."""
+        raise NotImplementedError
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of one forward of one sample: matrix products and attention, over image and text tokens."""
+        raise NotImplementedError
+
+    def live_channels(self, tokens: int) -> float:
+        """How many values, in the model's dtype, a layer holds at once for one sample, beside its weights.
+
+        The number is channels summed over all tokens, as the compilers for GPUs lay out a layer
+        (`bench/devices.py`).
+        """
+        raise NotImplementedError
+
+    # What most families have in common.
 
     def guided(self, guidance_scale: float) -> bool:
-        """Whether there is a second pass with a negative prompt: as most official pipelines do, above 1."""
+        """Whether there is a second pass with a negative prompt: above 1, as in most official pipelines."""
         return guidance_scale > 1
 
     def is_second(self, sigma: float) -> bool:
-        """Whether a step that begins at noise level σ is the second transformer's, where there are two."""
+        """Whether the second of two transformers takes a step that begins at noise level σ."""
         return False
 
     @property
     def default_guidance_2(self) -> float | None:
-        """The guidance scale of the second transformer, where there is one."""
+        """The guidance scale of the second transformer, or None if there is only one."""
         return None
 
     def default_prompt_suffix(self, prompt: str) -> str:
-        """What the model card puts after a prompt."""
+        """The text that the model card puts after a prompt."""
         return ""
 
     def condition(self, encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
-        """What the denoiser wants for a batch of encoded prompts."""
+        """The denoiser's conditioning for a batch of prompts, as `encode` encoded them."""
         return encoded
 
     def open_autoencoder(self, dtype, residency: Residency) -> Autoencoder:
-        """The VAE, whose files are checked, for a transformer that works in `dtype`."""
+        """The autoencoder, with its files checked, for a transformer that works in `dtype`."""
         return Autoencoder(self.folder / "vae", self.vae, self.vae_dtype or dtype, residency)
 
     # Geometry.
 
     def leading(self, frames: int) -> tuple[int, ...]:
-        """The axes of latents between batch and grid."""
+        """The sizes of the latents' axes between batch and grid."""
         return (self.vae.channels,)
 
     @property
@@ -154,22 +161,22 @@ class BaseFamily:
 
     @property
     def pixel_multiple(self) -> int:
-        """What height and width must divide by on every grid."""
+        """The number of pixels that must divide the height and the width of every grid."""
         return self.pixels_per_latent * max(self.patch)
 
     def tokens(self, shape: tuple[int, ...]) -> int:
-        """The transformer's tokens for latents of `shape`, (channels, …, h, w): one for each patch."""
+        """The number of tokens for latents of `shape` (channels, …, h, w): one for each patch."""
         return prod(shape[1:]) // prod(self.patch)
 
     # The transformer.
 
     @property
     def weights(self) -> dict[str, str]:
-        """The components beside the transformer that have weights, and the stem of these files' names."""
+        """The components beside the transformer that have weights -> the stem of their files' names."""
         return {text.part: TEXT_STEM for text in self.texts} | {"vae": STEM}
 
     def velocity_function(self, dtype) -> Callable[..., jax.Array]:
-        """`velocity(parameters, latents, sigma, conditioning)`, pure."""
+        """A pure function `velocity(parameters, latents, sigma, conditioning)`."""
         graph, _ = nnx.split(self.abstract_transformer(dtype))
 
         def velocity(parameters, latents, sigma, conditioning):
@@ -178,7 +185,7 @@ class BaseFamily:
         return velocity
 
     def abstract_transformer(self, dtype) -> nnx.Module:
-        """The transformer without weights; UsageError if there is none such."""
+        """The transformer without weights. Raises UsageError if its configuration is impossible."""
         try:
             transformer = self.transformer(self.config, dtype=dtype)
         except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
@@ -189,8 +196,9 @@ class BaseFamily:
         return transformer
 
     def abstract_parameters(self, dtype, target: Target | None = None) -> nnx.State:
-        """Shapes and dtypes of the transformer's parameters, without allocating them; of those that are
-        streamed, or that several devices have, where they lie for `target`.
+        """Shapes and dtypes of the transformer's parameters, without allocating them.
+
+        Streamed parameters, and all parameters over several devices, also have their sharding on `target`.
         """
         state = nnx.state(self.abstract_transformer(dtype))
         spread = target is not None and target.mesh is not None
@@ -198,7 +206,7 @@ class BaseFamily:
             return state
         target = target or Target()
         for path, parameter in nnx.to_flat_state(state):
-            # Of a layer, which has a number.
+            # A layer's parameters have its number in their path.
             host = self.streamed and any(isinstance(part, int) for part in path)
             if host or spread:
                 one = parameter.get_value()
@@ -208,8 +216,9 @@ class BaseFamily:
 
 
 def check_parts(folder: Path, parts: tuple[str, ...], transformer: Mapping | None = None) -> None:
-    """UsageError if `folder` lacks some of `parts`, among them a `transformer` unless its configuration is
-    given.
+    """Raises UsageError if `folder` lacks one of `parts`.
+
+    If the configuration `transformer` is given, the folder of that name is not needed.
     """
     needed = [part for part in parts if part != "transformer" or transformer is None]
     missing = [part for part in needed if not (folder / part).is_dir()]
@@ -218,20 +227,21 @@ def check_parts(folder: Path, parts: tuple[str, ...], transformer: Mapping | Non
 
 
 def read_spectrum(folder: Path, default: Spectrum) -> Spectrum:
-    """The spectrum measured for this very checkpoint, where the folder holds one."""
+    """The spectrum in `folder`'s spectrum.json, measured for this checkpoint, or else `default`."""
     path = folder / "spectrum.json"
     return Spectrum.from_file(path) if path.exists() else default
 
 
 def is_named(folder: Path, pattern: str, variant: str) -> bool:
-    """Whether the checkpoint in `folder` is `variant`, of which only its name tells: the regular expression
-    `pattern` is found in the folder's name, in that of the repository of which the hub's cache has it, or in
-    what the pipeline was saved from. If so, a notice says it.
+    """Whether the checkpoint in `folder` is `variant`, judged by its name. If so, a notice is logged.
+
+    The regular expression `pattern` is searched in the folder's name, in the repository's name if the folder
+    is in the hub's cache, and in the name of what the pipeline was saved from.
     """
     folders = [folder.absolute(), folder.resolve()]
     names = [path.parent.parent.name if path.parent.name == "snapshots" else path.name for path in folders]
     names.append(str(read_json(folder / "model_index.json").get("_name_or_path", "")))
     found = any(re.search(pattern, name.rpartition("/")[2].lower()) for name in names)
     if found:
-        log.warning("by its name this is %s: what is not asked for is as on its model card", variant)
+        log.warning("by its name this is %s: the defaults are those of its model card", variant)
     return found

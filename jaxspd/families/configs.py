@@ -1,4 +1,4 @@
-"""What families read of the scheduler's, the tokenizer's and the transformer's configuration."""
+"""Reading and checking the scheduler's, the tokenizer's and the transformer's configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxspd.errors import UsageError
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """What noise levels are made of in `scheduler_config.json`, with the official classes' defaults."""
+    """The fields of `scheduler_config.json` for noise levels, with the official classes' defaults."""
 
     _class_name: str = ""
     num_train_timesteps: int = 1000
@@ -30,8 +30,10 @@ class SchedulerConfig:
 def read_transformer_config(
     folder: Path, config_class: type, given: Mapping[str, Any] | None = None, part: str = "transformer"
 ) -> Any:
-    """`config_class` with those of its fields that `config.json` of the pipeline's `part` holds, or `given`
-    in its place; UsageError for a value of another type, or a number that is not positive.
+    """A `config_class` with the fields that the config.json of the pipeline's `part` holds.
+
+    `given` takes the place of that file. Raises UsageError for a value of the wrong type, and for a float
+    that is not positive.
     """
     path = folder / part / "config.json"
     config = config_class(**checked_fields(path, read_json(path) if given is None else given, config_class))
@@ -42,7 +44,7 @@ def read_transformer_config(
 
 
 def read_scheduler(folder: Path) -> dict:
-    """`scheduler/scheduler_config.json` of a pipeline; UsageError if a schedule cannot be made of it."""
+    """A pipeline's `scheduler/scheduler_config.json`. Raises UsageError if it cannot give a schedule."""
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_fields(path, SchedulerConfig)
     for name in ("shift", "flow_shift"):
@@ -58,7 +60,10 @@ def read_scheduler(folder: Path) -> dict:
 
 
 def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:
-    """Tokens of text that the model reads: `longest`, or fewer where the tokenizer says so."""
+    """How many text tokens the model reads: `longest`, or fewer if the tokenizer's configuration says so.
+
+    Raises UsageError unless that says a number of 1 or more.
+    """
     path = folder / tokenizer / "tokenizer_config.json"
     given = read_json(path).get("model_max_length")
     if given is None:
@@ -69,9 +74,12 @@ def read_text_length(folder: Path, tokenizer: str, longest: int) -> int:
 
 
 def check_rope(folder: Path, head: int, axes: tuple[int, ...], count: int) -> None:
-    """UsageError unless a head's channels turn in pairs with `count` axes, `axes` of them each."""
+    """Raises UsageError unless `axes`, the channels that each axis rotates, fit a head's `head` channels.
+
+    They must be `count` even numbers that add up to `head`.
+    """
     if len(axes) != count or sum(axes) != head or any(size % 2 for size in axes):
         raise UsageError(
-            f"{folder / 'transformer' / 'config.json'}: heads of {head} channels cannot be turned by axes of "
-            f"{list(axes)}, which must be {count} even numbers that add up to them; download the file again"
+            f"{folder / 'transformer' / 'config.json'}: heads of {head} channels cannot be rotated by axes "
+            f"of {list(axes)}; these must be {count} even numbers with sum {head}; download the file again"
         )

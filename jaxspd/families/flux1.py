@@ -36,9 +36,9 @@ OFFICIAL_VAE = AutoencoderKLConfig(latent_channels=16, block_out_channels=(128, 
 
 @dataclass(frozen=True)
 class Family(BaseFamily):
-    """What the sampler and the generator need to know of a FLUX.1 checkpoint.
+    """The recipe of a FLUX.1 checkpoint.
 
-    Without a folder it is FLUX.1 [dev] as published, good for planning and counting.
+    Without a folder it is FLUX.1 [dev] as published, for planning and counting.
     """
 
     name: ClassVar[str] = "flux1"
@@ -61,13 +61,15 @@ class Family(BaseFamily):
     vae: AutoencoderKLConfig = OFFICIAL_VAE
     spectrum: Spectrum = FLUX1_SPECTRUM
     text_tokens: int = 512
-    # FLUX.1-Krea, whose files are like [dev]'s.
+    # Whether this is FLUX.1-Krea, whose files are like [dev]'s.
     krea: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
-        the place of `transformer/config.json`.
+        """Reads the configurations of a pipeline folder in diffusers' layout, but no weights.
+
+        `transformer` takes the place of `transformer/config.json`. Raises UsageError for a folder that is
+        incomplete or cannot run here.
         """
         check_parts(folder, cls.parts, transformer)
         config = read_transformer_config(folder, Flux1Config, transformer)
@@ -79,8 +81,7 @@ class Family(BaseFamily):
                 f"{folder}: transformer/config.json wants {config.in_channels} channels in patches of "
                 f"{config.patch_size}, the VAE's latents pack into {tokens}; they do not belong together"
             )
-        # The official pipelines take 512 tokens for [dev] and, as its model card says, 256 for
-        # [schnell].
+        # The official pipelines take 512 tokens for [dev]. For [schnell] its model card says 256.
         scheduler = read_scheduler(folder)
         text_tokens = read_text_length(
             folder, "tokenizer_2", 512 if scheduler.get("use_dynamic_shifting") else 256
@@ -95,11 +96,11 @@ class Family(BaseFamily):
             krea=is_named(folder, "krea", "FLUX.1-Krea"),
         )
 
-    # Defaults: those of the model cards.
+    # The model cards' defaults.
 
     @property
     def distilled(self) -> bool:
-        """Whether this is [schnell], made for few steps: its scheduler does not shift."""
+        """Whether this is [schnell], made for few steps. Its scheduler has no dynamic shift."""
         return not self.scheduler.get("use_dynamic_shifting")
 
     @property
@@ -120,14 +121,14 @@ class Family(BaseFamily):
     # Schedule and cost.
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
-        """σ `[steps + 1]` for a picture of `tokens` at full resolution."""
+        """σ `[steps + 1]` for a picture of `tokens` tokens at full resolution."""
         return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
 
     def forward_flops(self, image_tokens: int) -> float:
         """FLOPs of one forward of one picture: matrix products and attention, text included."""
         c, tokens = self.config, image_tokens + self.text_tokens
-        # A double block and a single block do the same work a token: 4 D² around the attention and
-        # 8 D² in the MLP; attention itself takes 2 N D a token.
+        # A double block and a single block do the same work per token: 4 D² around the attention, 8 D² in the
+        # MLP, and 2 N D in the attention itself.
         layers = (c.num_layers + c.num_single_layers) * tokens * (12 * c.dim**2 + 2 * tokens * c.dim)
         edges = c.dim * (2 * image_tokens * c.in_channels + self.text_tokens * c.joint_attention_dim)
         modulation = c.dim**2 * (12 * c.num_layers + 3 * c.num_single_layers + 2)
@@ -138,9 +139,7 @@ class Family(BaseFamily):
         return (image_tokens + self.text_tokens) * 12.4 * self.config.dim
 
     def guided(self, guidance_scale: float) -> bool:
-        """Whether there is a second pass with a negative prompt: never, FLUX.1 is distilled to need
-        none.
-        """
+        """Whether there is a second pass with a negative prompt: never, as FLUX.1 is guidance-distilled."""
         return False
 
     # The denoiser.
@@ -159,7 +158,7 @@ class Family(BaseFamily):
         return unpack(tokens, grid)
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt."""
+        """The shapes of `condition`'s result, which are the same for every prompt."""
         c = self.config
         shapes = {
             "text": (batch, self.text_tokens, c.joint_attention_dim),
@@ -170,7 +169,7 @@ class Family(BaseFamily):
         return {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
 
     def condition(self, encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
-        """What the denoiser wants for a batch of encoded prompts."""
+        """The encoded prompts, with the guidance scale `[B]` if the transformer embeds it."""
         if not self.config.guidance_embeds:
             return encoded
         return {**encoded, "guidance": np.full(len(encoded["text"]), guidance, np.float32)}
@@ -199,6 +198,6 @@ class Family(BaseFamily):
         clip, t5 = encoders
         ids, _ = clip.tokenizer.encode(prompts, CLIP_TOKENS)
         pooled = clip(ids)
-        # No attention mask: the official model was trained on padding that can be seen.
+        # There is no attention mask: the official model was trained to attend to padding.
         ids, _ = t5.tokenizer.encode(prompts, self.text_tokens)
         return {"text": t5(ids), "pooled": pooled}

@@ -32,10 +32,11 @@ KLEIN_4B = Flux2Config(
     joint_attention_dim=7680,
     guidance_embeds=False,
 )
-# Hidden layers of the text encoder that are read, and what [dev] tells its own before the prompt.
+# The hidden layers of the text encoder that are read, and the system message that [dev] puts before the
+# prompt.
 DEV_STATES = (10, 20, 30)
 KLEIN_STATES = (9, 18, 27)
-# By their width.
+# The published text encoders, by their width.
 PUBLISHED_TEXTS = {config.hidden_size: config for config in (QWEN3_4B, QWEN3_8B, MISTRAL_SMALL)}
 DEV_SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing on object "
@@ -46,13 +47,12 @@ DEV_SYSTEM = (
 def expand_unpatchified(
     latents: jax.Array, noise: jax.Array, sigma: jax.Array, kappa: jax.Array, transform: str = "dct"
 ) -> jax.Array:
-    """`spectral.expansion.expand` on the grid of latents beneath the patchified one: `[B, 4C, h, w]` to the
-    grid of `noise` `[B, 4C, H, W]`.
+    """`spectral.expansion.expand` on the unpatchified grid: `[B, 4C, h, w]` to `noise`'s `[B, 4C, H, W]`.
 
-    On the patchified grid the four latents of a patch are four channels and grow apart: each is centred
-    on the patch's middle, half a fine latent from where it belongs. The latents stay normalised, so that
-    their noise is white; that relies on the four having nearly the same statistics. When to grow is
-    decided as for the patchified grid, by the published rule.
+    On the patchified grid a patch's four latents are four channels, and each grows by itself: as if it were
+    at the patch's centre, half a fine latent from its place. Here they grow as neighbours. They stay
+    normalised, so that their noise is white; this relies on the four having nearly the same statistics. The
+    published rule for the patchified grid decides when to grow.
     """
     return patchify(expand(unpatchify(latents), unpatchify(noise), sigma, kappa, transform))
 
@@ -60,17 +60,17 @@ def expand_unpatchified(
 def share_unpatchified(
     noise: jax.Array, grids: Sequence[tuple[int, int]], transform: str = "dct"
 ) -> list[jax.Array]:
-    """`spectral.expansion.share` on the grids of latents beneath the patchified `grids`."""
+    """`spectral.expansion.share` on the unpatchified grids of the patchified `grids`."""
     beneath = [(2 * height, 2 * width) for height, width in grids]
     return [patchify(part) for part in share(unpatchify(noise), beneath, transform)]
 
 
 @dataclass(frozen=True)
 class Family(BaseFamily):
-    """What the sampler and the generator need to know of a FLUX.2 checkpoint.
+    """The recipe of a FLUX.2 checkpoint.
 
-    Latents are the patchified ones, normalised: `[B, 128, h, w]`, a sixteenth of the picture's size. Without
-    a folder it is FLUX.2 [klein] 4B as published, good for planning and counting.
+    Latents are patchified and normalised: `[B, 128, h, w]`, with sides of a sixteenth of the picture's.
+    Without a folder it is FLUX.2 [klein] 4B as published, for planning and counting.
     """
 
     name: ClassVar[str] = "flux2"
@@ -95,8 +95,10 @@ class Family(BaseFamily):
 
     @classmethod
     def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
-        the place of `transformer/config.json`.
+        """Reads the configurations of a pipeline folder in diffusers' layout, but no weights.
+
+        `transformer` takes the place of `transformer/config.json`. Raises UsageError for a folder that is
+        incomplete or cannot run here.
         """
         check_parts(folder, cls.parts, transformer)
         index = read_json(folder / "model_index.json")
@@ -124,7 +126,7 @@ class Family(BaseFamily):
             distilled=not klein or bool(index.get("is_distilled")),
         )
 
-    # Defaults: those of the model cards.
+    # The model cards' defaults.
 
     @property
     def default_steps(self) -> int:
@@ -139,14 +141,15 @@ class Family(BaseFamily):
     # Schedule and cost.
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
-        """σ `[steps + 1]` for a picture of `tokens` at full resolution."""
+        """σ `[steps + 1]` for a picture of `tokens` tokens at full resolution."""
         config = override_shift(self.scheduler, flow_shift)
         return flow_match_sigmas(config, steps, tokens, mu=empirical_shift(tokens, steps))
 
     def forward_flops(self, tokens: int) -> float:
         """FLOPs of one forward of one picture: matrix products and attention, text included."""
         c, both = self.config, tokens + self.text_tokens
-        # Either kind of block: 4 D² around the attention, 3 D F in the gated MLP, 2 N D in attention itself.
+        # Either kind of block does 4 D² per token around the attention, 3 D F in the gated MLP, and 2 N D in
+        # the attention itself.
         block = both * (4 * c.dim**2 + 3 * c.dim * c.mlp_dim + 2 * both * c.dim)
         edges = c.dim * (2 * tokens * c.in_channels + self.text_tokens * c.joint_attention_dim)
         return 2.0 * ((c.num_layers + c.num_single_layers) * block + edges + 18 * c.dim**2)
@@ -157,7 +160,7 @@ class Family(BaseFamily):
         return (tokens + self.text_tokens) * (4 * c.dim + 4.2 * c.mlp_dim)
 
     def guided(self, guidance_scale: float) -> bool:
-        """Whether there is a second pass with a negative prompt: the others are distilled to need none."""
+        """Whether there is a second pass with a negative prompt: above 1, for undistilled models only."""
         return not self.distilled and guidance_scale > 1
 
     # The denoiser.
@@ -175,14 +178,14 @@ class Family(BaseFamily):
         return rearrange(tokens, "b (h w) c -> b c h w", h=grid[0])
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt."""
+        """The shapes of `condition`'s result, which are the same for every prompt."""
         shapes = {"text": (batch, self.text_tokens, self.config.joint_attention_dim)}
         if self.config.guidance_embeds:
             shapes["guidance"] = (batch,)
         return {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
 
     def condition(self, encoded: dict[str, np.ndarray], guidance: float) -> dict[str, np.ndarray]:
-        """What the denoiser wants for a batch of encoded prompts."""
+        """The encoded prompts, with the guidance scale `[B]` if the transformer embeds it."""
         if not self.config.guidance_embeds:
             return encoded
         return {**encoded, "guidance": np.full(len(encoded["text"]), guidance, np.float32)}
@@ -197,20 +200,21 @@ class Family(BaseFamily):
         return (TextPart("decoder", width, self.text_tokens, states, chat=True, published=published),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
-        """Three hidden layers of the text encoder, side by side: `text` `[B, T, joint_attention_dim]`,
-        float32. The model was trained on padding that can be seen, so nothing is masked.
+        """Three hidden layers of the text encoder, joined: `text` `[B, T, joint_attention_dim]`, float32.
+
+        Padding is not masked, since the model was trained to attend to it.
         """
         [encoder] = encoders
         filled = [self._filled(prompt, encoder.tokenizer) for prompt in prompts]
-        # The template writes whatever special tokens there are.
+        # The template has written all special tokens already.
         return {"text": encoder(*encoder.tokenizer.encode(filled, self.text_tokens, special=False))}
 
     def _filled(self, prompt: str, tokenizer) -> str:
-        """What the encoder is told: the prompt in a conversation, and [dev] what it is for."""
+        """The encoder's input: a conversation with the prompt, which for [dev] begins with `DEV_SYSTEM`."""
         if self.klein:
             messages = [{"role": "user", "content": prompt}]
             return tokenizer.chat(messages, add_generation_prompt=True, enable_thinking=False)
-        # A prompt must not pretend to bring a picture.
+        # A prompt must not contain the token that stands for a picture.
         said = (("system", DEV_SYSTEM), ("user", prompt.replace("[IMG]", "")))
         messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
         return tokenizer.chat(messages, add_generation_prompt=False)

@@ -34,17 +34,19 @@ OFFICIAL_SCHEDULER = {
     "shift_terminal": 0.02,
 }
 SUFFIX, SUFFIX_CHINESE = ", Ultra HD, 4K, cinematic composition.", ", 超清，4K，电影级构图."
-# Options of the official class that serve editing and layered pictures.
+# Options of the official class for editing and for layered pictures.
 FOREIGN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
-# The official prompt template, and how many of its tokens precede the prompt: their states are dropped.
+# The official prompt template, and the number of its tokens before the prompt, whose hidden states are
+# dropped.
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
     "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 TEMPLATE_TOKENS = 34
-# Qwen-Image-2512's card: low resolution and quality, deformed limbs and fingers, oversaturated, waxen, faces
-# without detail, too smooth, looks generated; chaotic composition; blurred or distorted writing.
+# The negative prompt on Qwen-Image-2512's card. It means: low resolution and quality, deformed limbs and
+# fingers, oversaturated, waxen, faces without detail, too smooth, looks generated; chaotic composition;
+# blurred or distorted writing.
 NEGATIVE_2512 = (
     "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，人脸无细节，过度光滑，画面具有AI感。"
     "构图混乱。文字模糊，扭曲。"
@@ -53,9 +55,9 @@ NEGATIVE_2512 = (
 
 @dataclass(frozen=True)
 class Family(BaseFamily):
-    """What the sampler and the generator need to know of a Qwen-Image checkpoint.
+    """The recipe of a Qwen-Image checkpoint.
 
-    Without a folder it is Qwen-Image as published, good for planning and counting.
+    Without a folder it is Qwen-Image as published, for planning and counting.
     """
 
     name: ClassVar[str] = "qwen_image"
@@ -67,18 +69,20 @@ class Family(BaseFamily):
     folder: Path | None = None
     config: QwenImageConfig = QwenImageConfig()
     scheduler: dict = field(default_factory=lambda: OFFICIAL_SCHEDULER)
-    # One of videos: a picture has one frame.
+    # An autoencoder of videos; a picture is a video of one frame.
     vae: VideoAutoencoderConfig = VideoAutoencoderConfig()
     spectrum: Spectrum = FLUX1_SPECTRUM
     text_tokens: int = 512
-    # Qwen-Image of August 2025 and Qwen-Image-2512, whose files are alike.
+    # Whether this is Qwen-Image of August 2025, or Qwen-Image-2512. Their files are alike.
     august: bool = False
     december: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
-        the place of `transformer/config.json`.
+        """Reads the configurations of a pipeline folder in diffusers' layout, but no weights.
+
+        `transformer` takes the place of `transformer/config.json`. Raises UsageError for a folder that is
+        incomplete or cannot run here.
         """
         check_parts(folder, cls.parts, transformer)
         given = transformer or read_config(folder / "transformer")
@@ -106,7 +110,7 @@ class Family(BaseFamily):
             december=is_named(folder, "image-2512", "Qwen-Image-2512"),
         )
 
-    # Defaults: those of the model card.
+    # The model card's defaults.
 
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 4.0
@@ -117,7 +121,7 @@ class Family(BaseFamily):
         return NEGATIVE_2512 if self.december else " "
 
     def default_prompt_suffix(self, prompt: str) -> str:
-        """The August card's words, in Chinese after a Chinese prompt."""
+        """The text that the August card puts after a prompt; it is Chinese after a Chinese prompt."""
         if not self.august:
             return ""
         return SUFFIX_CHINESE if re.search("[\u4e00-\u9fff]", prompt) else SUFFIX
@@ -125,7 +129,7 @@ class Family(BaseFamily):
     # Schedule, cost and guidance.
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
-        """σ `[steps + 1]` for a picture of `tokens` at full resolution."""
+        """σ `[steps + 1]` for a picture of `tokens` tokens at full resolution."""
         return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
 
     def forward_flops(self, tokens: int) -> float:
@@ -137,12 +141,12 @@ class Family(BaseFamily):
         return 2.0 * (layers + edges + modulation)
 
     def live_channels(self, tokens: int) -> float:
-        """A block's inputs, queries, keys, values and what attention gives."""
+        """A block's inputs, queries, keys and values, and the attention's result."""
         return (tokens + self.text_tokens) * 6.8 * self.config.dim
 
     @staticmethod
     def combine(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:
-        """Guided velocity `[B, C, h, w]` with the norm of the prompt's own in each token's patch."""
+        """The guided velocity `[B, C, h, w]`, with each token's norm rescaled to that of `positive`."""
         grid = (positive.shape[-2] // 2, positive.shape[-1] // 2)
         wanted, guided = pack(positive), pack(extrapolate(positive, negative, scale))
         norms = (jnp.linalg.norm(tokens, axis=-1, keepdims=True) for tokens in (wanted, guided))
@@ -164,7 +168,7 @@ class Family(BaseFamily):
         return unpack(tokens, grid)
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt."""
+        """The shapes of `condition`'s result, which are the same for every prompt."""
         shape = (batch, self.text_tokens, self.config.joint_attention_dim)
         return {
             "text": jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -179,8 +183,9 @@ class Family(BaseFamily):
         return (TextPart("decoder", self.config.joint_attention_dim, tokens, published=QWEN2_5_VL_7B),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
-        """Qwen2.5-VL's last hidden states `text` `[B, T, joint_attention_dim]`, float32, after the
-        template's beginning, zero after the prompts' ends, and their `lengths` `[B]`.
+        """Qwen2.5-VL's last hidden states `text` `[B, T, joint_attention_dim]`, float32, and `lengths` `[B]`.
+
+        The states of the template's beginning are dropped. States after a prompt's end are zero.
         """
         [encoder] = encoders
         filled = [TEMPLATE.format(prompt) for prompt in prompts]

@@ -25,7 +25,8 @@ from jaxspd.models.wan import WanConfig, WanTransformer
 from jaxspd.sampling.schedule import default_sigmas, is_unipc, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
-# Wan 2.1's VAE; the spatial spectrum of 9,050 videos, by the method's authors (arXiv 2605.18736).
+# The spectrum of Wan 2.1's VAE over space, which the method's authors fitted on 9,050 videos (arXiv
+# 2605.18736).
 SPECTRUM = Spectrum(amplitude=219.484718, exponent=2.422687)
 OFFICIAL_SCHEDULER = {
     "_class_name": "UniPCMultistepScheduler",
@@ -33,11 +34,11 @@ OFFICIAL_SCHEDULER = {
     "use_flow_sigmas": True,
     "flow_shift": 3.0,
 }
-# The folder of Wan 2.2's transformer for less noise.
+# The folder of Wan 2.2's transformer for low noise levels.
 SECOND = "transformer_2"
 CONFIG_1_3B = WanConfig(num_attention_heads=12, num_layers=30, ffn_dim=8960)
-# What the authors' own program leads away from where nothing is said: garish colours, overexposure, still
-# frames, blur, subtitles, artefacts, misshapen bodies. The example of the model card says it in English.
+# The default negative prompt of the authors' own program. It means: garish colours, overexposure, still
+# frames, blur, subtitles, artefacts, misshapen bodies. The model card's example has it in English.
 NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
@@ -47,9 +48,9 @@ NEGATIVE = (
 
 @dataclass(frozen=True)
 class Family(BaseFamily):
-    """What the sampler and the generator need to know of a Wan checkpoint.
+    """The recipe of a Wan checkpoint.
 
-    Without a folder it is the 1.3B model as published, good for planning and counting.
+    Without a folder it is Wan 2.1's 1.3B model as published, for planning and counting.
     """
 
     name: ClassVar[str] = "wan"
@@ -64,13 +65,15 @@ class Family(BaseFamily):
     vae: VideoAutoencoderConfig = VideoAutoencoderConfig()
     spectrum: Spectrum = SPECTRUM
     text_tokens: int = 512
-    # Of Wan 2.2: the share of the noise's time below which the second transformer takes over.
+    # For Wan 2.2: the second transformer takes over at times below this share of 1000.
     boundary: float | None = None
 
     @classmethod
     def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
-        the place of `transformer/config.json`.
+        """Reads the configurations of a pipeline folder in diffusers' layout, but no weights.
+
+        `transformer` takes the place of `transformer/config.json`. Raises UsageError for a folder that is
+        incomplete or cannot run here.
         """
         index = read_json(folder / "model_index.json")
         if index.get("expand_timesteps"):
@@ -105,7 +108,7 @@ class Family(BaseFamily):
             boundary=boundary,
         )
 
-    # Two transformers, of Wan 2.2.
+    # Wan 2.2's two transformers.
 
     @property
     def title(self) -> str:
@@ -116,10 +119,10 @@ class Family(BaseFamily):
         return ("transformer",) if self.boundary is None else ("transformer", SECOND)
 
     def is_second(self, sigma: float) -> bool:
-        """Whether the transformer for less noise takes a step that begins at σ, by the model's own time."""
+        """Whether the transformer for low noise takes a step that begins at σ. The model's time decides."""
         return self.boundary is not None and self.time(np.float32(sigma), np) < 1000 * self.boundary
 
-    # Defaults: those of the model cards.
+    # The model cards' defaults.
 
     default_negative_prompt: ClassVar[str] = NEGATIVE
 
@@ -151,15 +154,15 @@ class Family(BaseFamily):
 
     @property
     def frames_per_latent(self) -> int:
-        """The first latent frame holds one frame of video, every other this many."""
+        """How many frames of video a latent frame holds. The first latent frame holds only one."""
         return self.vae.frames_per_latent
 
     def leading(self, frames: int) -> tuple[int, ...]:
-        """The axes of latents between batch and grid: channels and latent frames."""
+        """The sizes of the latents' axes between batch and grid: (channels, latent frames)."""
         return self.vae.channels, (frames - 1) // self.frames_per_latent + 1
 
     def sigmas(self, steps: int, tokens: int, flow_shift: float | None = None) -> np.ndarray:
-        """σ `[steps + 1]`: of the checkpoint's scheduler, whichever solver steps through them."""
+        """σ `[steps + 1]` of the checkpoint's scheduler, whichever solver uses them."""
         return default_sigmas(override_shift(self.scheduler, flow_shift), steps)
 
     def forward_flops(self, tokens: int) -> float:
@@ -173,7 +176,7 @@ class Family(BaseFamily):
         return 2.0 * (c.num_layers * (self_attention + cross_attention + mlp) + patches + embeddings)
 
     def live_channels(self, tokens: int) -> float:
-        """A block's input and what its MLP reads, holds and adds."""
+        """A block's input, and its MLP's input, hidden layer and result."""
         return tokens * (3.3 * self.config.dim + 1.08 * self.config.ffn_dim)
 
     # The denoiser.
@@ -184,14 +187,15 @@ class Family(BaseFamily):
         return model(latents, conditioning["text"], time)
 
     def time(self, sigma, numpy):
-        """The model's time at σ, computed by NumPy or JAX's: the official UniPC scheduler counts its time
-        steps in whole thousandths, Euler's does not.
+        """The model's time at σ, from 0 to 1000, computed by `numpy`: NumPy or jax.numpy.
+
+        It is an integer with the official UniPC scheduler, which rounds it down. Euler's does not.
         """
         time = numpy.float32(1000) * sigma
         return numpy.floor(time) if is_unipc(self.scheduler) else time
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt."""
+        """The shapes of `condition`'s result, which are the same for every prompt."""
         shape = (batch, self.text_tokens, self.config.text_dim)
         return {"text": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
@@ -202,15 +206,16 @@ class Family(BaseFamily):
         return (TextPart("t5", self.config.text_dim, self.text_tokens, published=UMT5_XXL),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
-        """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero where a prompt has ended."""
+        """UMT5's last hidden states `text` `[B, T, text_dim]`, float32, zero after a prompt's end."""
         [umt5] = encoders
         ids, mask = umt5.tokenizer.encode([clean(prompt) for prompt in prompts], self.text_tokens)
         return {"text": np.where(mask[:, :, None], umt5(ids, mask), 0)}
 
 
 def read_boundary(folder: Path, index: dict, config: WanConfig) -> float | None:
-    """Where the second of two transformers takes over; None where there is one. UsageError if they are not of
-    one shape, or one of the two is missing.
+    """The `boundary` of two transformers, or None if there is only one.
+
+    Raises UsageError for a bad boundary_ratio, if the two differ in shape, and if the second is missing.
     """
     boundary, second = index.get("boundary_ratio"), (folder / SECOND).is_dir()
     if boundary is None and not second:
@@ -227,7 +232,8 @@ def read_boundary(folder: Path, index: dict, config: WanConfig) -> float | None:
 
 
 def clean(prompt: str) -> str:
-    """`prompt` as the official pipeline feeds it to the tokenizer: broken Unicode mended, HTML entities
-    resolved, runs of white space made one space.
+    """`prompt` as the official pipeline gives it to the tokenizer.
+
+    Broken Unicode is repaired, HTML entities are resolved, and each run of white space becomes one space.
     """
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())

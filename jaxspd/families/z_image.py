@@ -22,20 +22,20 @@ from jaxspd.models.z_image import PATCH, ZImageConfig, ZImageTransformer, padded
 from jaxspd.sampling.schedule import default_sigmas, flow_match_sigmas, override_shift
 from jaxspd.spectral.spectrum import Spectrum
 
-# Its VAE is FLUX.1's, and so are its latents.
+# Z-Image uses FLUX.1's VAE, so its latents have the same spectrum.
 SPECTRUM = FLUX1_SPECTRUM
 OFFICIAL_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0}
 TURBO_SHIFT = 3.0
 OFFICIAL_VAE = AutoencoderKLConfig(latent_channels=16, block_out_channels=(128, 256, 512, 512))
-# Options of the official class and what text-to-image has: others edit, or cut into other patches.
+# Options of the official class, with text-to-image's values. Other values mean editing, or other patches.
 FIXED = {"all_patch_size": [PATCH], "all_f_patch_size": [1], "siglip_feat_dim": None}
 
 
 @dataclass(frozen=True)
 class Family(BaseFamily):
-    """What the sampler and the generator need to know of a Z-Image checkpoint.
+    """The recipe of a Z-Image checkpoint.
 
-    Without a folder it is Z-Image as published, good for planning and counting.
+    Without a folder it is Z-Image as published, for planning and counting.
     """
 
     name: ClassVar[str] = "z_image"
@@ -54,8 +54,10 @@ class Family(BaseFamily):
 
     @classmethod
     def from_folder(cls, folder: Path, transformer: Mapping | None = None) -> "Family":
-        """Reads the configuration of a pipeline folder in diffusers' layout; no weights. `transformer` takes
-        the place of `transformer/config.json`.
+        """Reads the configurations of a pipeline folder in diffusers' layout, but no weights.
+
+        `transformer` takes the place of `transformer/config.json`. Raises UsageError for a folder that is
+        incomplete or cannot run here.
         """
         check_parts(folder, cls.parts, transformer)
         given = transformer or read_config(folder / "transformer")
@@ -79,11 +81,11 @@ class Family(BaseFamily):
             raise UsageError(f"{folder}: scheduler_config.json asks for use_dynamic_shifting: not supported")
         return cls(folder, config, scheduler, vae, read_spectrum(folder, SPECTRUM))
 
-    # Defaults: those of the model cards.
+    # The model cards' defaults.
 
     @property
     def distilled(self) -> bool:
-        """Whether this is Z-Image-Turbo, made for few steps without guidance: its scheduler shifts less."""
+        """Whether this is Z-Image-Turbo, made for few steps without guidance. Its scheduler shifts less."""
         return self.scheduler.get("shift", 1.0) <= TURBO_SHIFT
 
     @property
@@ -104,11 +106,11 @@ class Family(BaseFamily):
     def sigmas(
         self, steps: int, tokens: int, flow_shift: float | None = None, noise_levels: str = "official"
     ) -> np.ndarray:
-        """σ `[steps + 1]`; the size of the picture does not matter.
+        """σ `[steps + 1]`, whatever the picture's size.
 
-        "official" are the authors' levels and the pipeline's: `linspace(1, 0, n + 1)`, shifted. On those of
-        "scheduler", its default time steps, lie the published splits; there the last step starts at almost
-        no noise.
+        "official" means the levels of the authors and of the official pipeline: `linspace(1, 0, n + 1)`,
+        shifted. "scheduler" means the scheduler's default levels, which the published stage splits use. Their
+        last step starts at almost no noise.
         """
         config = override_shift(self.scheduler, flow_shift)
         if noise_levels == "scheduler":
@@ -133,12 +135,12 @@ class Family(BaseFamily):
         return (padded(image_tokens) + padded(self.text_tokens)) * (4 * c.dim + 1.7 * c.mlp_dim)
 
     def guided(self, guidance_scale: float) -> bool:
-        """Whether there is a second pass with a negative prompt: as in the official pipeline, above 0."""
+        """Whether there is a second pass with a negative prompt: above 0, as in the official pipeline."""
         return guidance_scale > 0
 
     @staticmethod
     def combine(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:
-        """The scale counts from the prompt's own prediction: 0, not 1, leaves it as it is."""
+        """The guided velocity. The scale counts from `positive`: 0, not 1, leaves that as it is."""
         return positive + scale * (positive - negative)
 
     # The denoiser.
@@ -146,12 +148,13 @@ class Family(BaseFamily):
     def velocity(self, model, latents, sigma, conditioning):
         """The velocity of `latents` `[B, C, H, W]`."""
         time = jnp.broadcast_to(1 - sigma, latents.shape[:1])
-        # The model goes from noise to picture, in time and in what it predicts.
+        # The model's time, and the velocity that it predicts, go from noise to picture.
         return -model(latents, conditioning["text"], conditioning["lengths"], time)
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `condition`'s result: the same for every prompt. The text has room for the learned
-        padding that fills the longest prompt up.
+        """The shapes of `condition`'s result, which are the same for every prompt.
+
+        `text` has room for the learned padding after the longest prompt.
         """
         shape = (batch, padded(self.text_tokens), self.config.cap_feat_dim)
         return {
@@ -167,8 +170,10 @@ class Family(BaseFamily):
         return (TextPart("decoder", width, tokens, (-2,), chat=True, published=QWEN3_4B),)
 
     def encode(self, prompts: Sequence[str], encoders: Sequence[TextEncoder]) -> dict[str, np.ndarray]:
-        """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, before its last layer, zero after
-        the prompts' ends, and the prompts' `lengths` `[B]`, at most `text_tokens`; T is that, padded.
+        """Qwen3's hidden states `text` `[B, T, cap_feat_dim]`, float32, and the prompts' `lengths` `[B]`.
+
+        The states are those before the last layer, and zero after a prompt's end. A length is at most
+        `text_tokens`, and T is `text_tokens` rounded up to a multiple of 32.
         """
         [encoder] = encoders
         filled = [
@@ -179,6 +184,6 @@ class Family(BaseFamily):
         ]
         ids, mask = encoder.tokenizer.encode(filled, self.text_tokens, side="right")
         text = np.where(mask[:, :, None], encoder(ids, mask), 0)
-        # Only prompts are cut at `text_tokens`: what fills them up to a multiple of 32 is attended too.
+        # Only prompts are cut at `text_tokens`. The padding to a multiple of 32 is attended to as well.
         text = np.pad(text, [(0, 0), (0, padded(self.text_tokens) - self.text_tokens), (0, 0)])
         return {"text": text, "lengths": mask.sum(1, dtype=np.int32)}
