@@ -143,7 +143,7 @@ def test_a_template_that_is_no_text(folder):
         open_tokenizer(folder, chat=True)
     (folder / "chat_template.jinja").unlink()
     change_json(folder / "tokenizer_config.json", chat_template=7)
-    with pytest.raises(UsageError, match=r"tokenizer_config.json holds a chat template that is no text"):
+    with pytest.raises(UsageError, match=r"tokenizer_config.json holds a chat template that is not text"):
         open_tokenizer(folder, chat=True)
 
 

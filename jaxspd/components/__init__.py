@@ -1,1 +1,1 @@
-"""What a pipeline has beside its transformer: tokenizers, text encoders and the autoencoder."""
+"""The components of a pipeline: transformer, tokenizers, text encoders and autoencoder."""

@@ -1,4 +1,4 @@
-"""The autoencoder of a pipeline: from pixels to latents and back."""
+"""The autoencoder of a pipeline: it turns pixels into latents and latents into pixels."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from jaxspd.runtime.residency import Residency
 
 
 class Autoencoder:
-    """The VAE in `folder`, run in `dtype`. Pictures are videos of one frame to whoever calls it.
+    """The VAE in `folder`, run in `dtype`. Callers give and get pictures as videos of one frame.
 
-    UsageError if the weights' file is damaged or does not fit `config`. Nothing is read of the weights before
-    they are needed.
+    Raises UsageError if the file of weights is damaged or does not fit `config`. The weights are read only
+    when they are needed.
     """
 
     def __init__(self, folder: Path, config: VaeConfig, dtype, residency: Residency):
-        # Whether the VAE itself is one of videos, and whether that is what its latents are of.
+        # Whether the VAE is made for videos. A pipeline of pictures may have one too.
         self._of_videos = isinstance(config, VideoAutoencoderConfig)
         if self._of_videos:
             checkpoint = Checkpoint(folder)
@@ -39,28 +39,30 @@ class Autoencoder:
         self._coder = Coder(module, abstract, coding_memory(target.device), target)
 
     def prepare(self, shape: tuple[int, ...]) -> None:
-        """Compiles what decodes latents of `shape`, unless memory asks for tiles."""
+        """Compiles the programs that decode latents of `shape`, the transformer's, without tiles."""
         self._coder.prepare(self._framed(np.broadcast_to(np.float32(0), shape)).shape)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pixels `[B, F, H, W, 3]`, uint8, of the transformer's latents `[B, C, (t,) h, w]`; a picture has
-        one frame. UsageError unless all of it is finite.
+        """Pixels `[B, F, H, W, 3]`, uint8, of the transformer's latents `[B, C, (t,) h, w]`. A picture has
+        one frame. Raises UsageError unless all pixels are finite.
         """
         with self._weights.lent_to(self._coder) as coder:
             raw = coder.denormalise(self._framed(latents))
             pixels = coder.decode(raw)
         if not np.isfinite(pixels).all():
             raise UsageError(
-                "the VAE makes NaN or infinity of the latents; lower guidance_scale, or if others fail too, "
+                "the VAE makes NaN or infinity of the latents; lower guidance_scale; if that does not help, "
                 "download the VAE's weights again"
             )
         pixels = np.rint((pixels + 1) * 127.5).astype(np.uint8)
         return pixels if pixels.ndim == 5 else pixels[:, None]
 
     def encode(self, pixels: np.ndarray, pictures: bool) -> np.ndarray:
-        """`decode`'s reverse, float32: latents `[B, C, h, w]` of `pictures`, else `[B, C, t, h, w]`.
+        """Latents, float32, of pixels `[B, F, H, W, 3]`, uint8: the reverse of `decode`. They are
+        `[B, C, h, w]` if `pictures`, else `[B, C, t, h, w]`.
 
-        Never in tiles, as what is encoded is measured: UsageError where the whole does not fit into memory.
+        Encoding never uses tiles, because its result is measured. Raises UsageError if memory is too small
+        for the whole, or if a latent is not finite.
         """
         scaled = pixels.astype(np.float32) / 127.5 - 1
         maps = scaled if self._of_videos else scaled[:, 0]
@@ -68,7 +70,7 @@ class Autoencoder:
             if not coder.fits("encode", (1, *maps.shape[1:])):
                 *_, height, width, _ = pixels.shape
                 raise UsageError(
-                    f"encoding {width}×{height} pixels takes more memory than there is free; use a smaller "
+                    f"encoding {width}×{height} pixels needs more memory than is free; use a smaller "
                     "height and width"
                 )
             latents = coder.normalise(coder.encode(maps, splits=(1, 1)))

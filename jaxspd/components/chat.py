@@ -1,7 +1,8 @@
-"""Chat templates: how a model was taught to read a conversation, written in Jinja by its authors.
+"""Chat templates, which write a conversation as the model was trained to read it. A model's authors write
+them in Jinja.
 
-What comes with a checkpoint is not trusted: templates run in Jinja's sandbox, on plain data. They may do what
-transformers lets them.
+A checkpoint's files are not trusted: templates run in Jinja's sandbox, on plain data. They may use the same
+functions as in transformers.
 """
 
 import json
@@ -20,8 +21,8 @@ from jaxspd.errors import UsageError, first_line
 
 
 def read_template(folder: Path) -> Template:
-    """The chat template of a tokenizer's folder: a file of its own, or else in `tokenizer_config.json`.
-    UsageError if there is none, or it is damaged.
+    """The chat template in a tokenizer's folder: `chat_template.jinja`, or else an entry of
+    `tokenizer_config.json`. Raises UsageError if there is none or it is damaged.
     """
     own, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     try:
@@ -30,13 +31,13 @@ def read_template(folder: Path) -> Template:
         raise UsageError(f"{own} is damaged; download it again") from None
     if text is None and config.exists():
         text = read_json(config).get("chat_template")
-        if isinstance(text, list):  # several, each with a name
+        if isinstance(text, list):  # several templates, each with a name
             named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
             text = named.get("default")
     if text is None:
         raise UsageError(f"{folder} lacks a chat template (chat_template.jinja); download it again")
     if not isinstance(text, str):
-        raise UsageError(f"{config} holds a chat template that is no text; download it again")
+        raise UsageError(f"{config} holds a chat template that is not text; download it again")
     try:
         return _environment().from_string(text)
     except (TemplateError, RecursionError) as error:
@@ -44,14 +45,14 @@ def read_template(folder: Path) -> Template:
 
 
 def fill(template: Template, folder: Path, messages: Sequence[dict], **values) -> str:
-    """What the template of `folder` writes of `messages`, with `values` for its other variables. UsageError
-    where it cannot.
+    """The text that the template of `folder` makes of `messages`. `values` are its other variables. Raises
+    UsageError if the template fails.
     """
-    # Templates ask for these by name.
+    # Templates use these variables.
     usual = {"tools": None, "documents": None, "add_generation_prompt": False}
     try:
         return template.render(**{**usual, **values, "messages": messages})
-    except Exception as error:  # a template can fail in any way that Python can
+    except Exception as error:  # a template can raise any exception
         raise _broken(folder, error) from error
 
 
@@ -69,7 +70,8 @@ def _environment() -> Environment:
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": lambda layout: datetime.now().strftime(layout),
-        # Not the class itself, whose methods the sandbox would let a template call on what is not its own.
+        # A function, not the class: the sandbox would let a template call the class's methods on other
+        # objects.
         "dict": lambda *args, **kwargs: dict(*args, **kwargs),
         "namespace": _Namespace,
     }
@@ -77,18 +79,20 @@ def _environment() -> Environment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what a model has said, for training. Here it says nothing."""
+    """The tag `{% generation %}`, which marks the model's answers for training. Here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        # What is set inside ends with it.
+        # Variables that are set inside the tag end with it.
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 class _Namespace(Namespace):
-    """A namespace without underscored names, by which it could pass for what it is not."""
+    """A namespace that refuses names with an underscore in front. With such names it could imitate other
+    objects.
+    """
 
     def __init__(*args, **kwargs):
         self, *args = args
@@ -108,7 +112,7 @@ def _check_name(name) -> None:
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """JSON as it is, where Jinja's own filter escapes what HTML would read as tags."""
+    """JSON without escapes. Jinja's own filter would escape the characters that HTML reads as tags."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

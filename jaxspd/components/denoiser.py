@@ -1,4 +1,4 @@
-"""The denoiser of a pipeline: a transformer, or two that take turns, and the compiled programs."""
+"""The denoiser of a pipeline: one transformer or two that take turns, and the compiled programs."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,12 +20,13 @@ from jaxspd.target import Target
 
 
 class Denoiser:
-    """What denoises the latents of `family`, in `dtype`. Weights are read when they are first needed, and
-    stay: `residency` is told of their coming. It works on `target`, by default that of `residency`. `loras`
-    are those of each transformer. Several threads may use it at once.
+    """The transformers that denoise the latents of `family`, in `dtype`. Several threads may use it at once.
 
-    UsageError if the weights' files do not fit the configuration, or the family is to stream its layers and
-    the backend cannot.
+    Weights are read when they are first needed, and stay; `residency` reserves memory for them. `loras` are
+    those of each transformer. `target` is by default that of `residency`.
+
+    Raises UsageError if the files of weights do not fit the configuration, or if `family` streams its layers
+    and the backend cannot.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class Denoiser:
             )
         if len(family.transformers) > 1 and family.transformer_weights_path:
             raise UsageError(
-                f"{family.title} has two transformers, and transformer_weights_path is of one; leave it out "
-                "or put the files into the pipeline's folders"
+                f"{family.title} has two transformers, but transformer_weights_path replaces one; leave it "
+                "out or put the files into the pipeline's folders"
             )
         self.family, self._residency = family, residency
         self.parameters = family.abstract_parameters(dtype, self._target)
@@ -60,28 +61,30 @@ class Denoiser:
         self._lock = Lock()
 
     def load(self) -> Future:
-        """The weights that a run begins with, on their way or there, and the seconds that this took."""
+        """Starts reading the weights that a run begins with. The future gives them and the seconds that
+        reading took.
+        """
         return self.turns.load()
 
     def set_loras(self, loras: Sequence[Loras]) -> None:
-        """Merges `loras`, of each transformer, instead of those that were; not to be called while an output
-        is made. UsageError if one does not fit.
+        """Merges `loras`, those of each transformer, in place of the earlier ones. Must not be called while
+        an output is made. Raises UsageError if one does not fit.
         """
         for one, own in zip(self._transformers, loras, strict=True):
             one.set_loras(own)
 
     @property
     def places(self) -> dict[str, str]:
-        """Transformer -> "host" or "device", for those in memory or on their way."""
+        """Transformer -> "host" or "device", for each whose weights are in memory or being read."""
         return {one.part: one.place for one in self._transformers if one.loaded}
 
     @property
     def place(self) -> str:
-        """Where weights lie when they are read, or nearly all of them: "host" or "device"."""
+        """Where loaded weights, or nearly all of them, are: "host" or "device"."""
         return self._transformers[0].place
 
     def programs(self, request: Request) -> Programs:
-        """The compiled programs that the solver and the grid asked for share."""
+        """The compiled programs for the solver and the grid that `request` asks for."""
         combine = self.family.combine
         key = request.scheduler, request.progressive_grid, request.forecast is not None
         with self._lock:
@@ -96,8 +99,10 @@ class Denoiser:
             return self._programs[key]
 
     def prepare(self, family, request: Request, plan: Plan) -> tuple[Programs, list[Future], int]:
-        """Starts compiling what `plan` needs, where `family` reads as much text as is asked for. Gives the
-        programs, those to wait for, and how many of them are new steps.
+        """Starts compiling what `plan` needs. Returns the programs, the futures to wait for, and the number
+        of new steps.
+
+        `family` is set to the length of text that `request` asks for.
         """
         programs = self.programs(request)
         before = programs.compiled_steps

@@ -1,10 +1,11 @@
-"""The kinds of tokenizers: how each divides text before its vocabulary splits it further.
+"""The kinds of tokenizers. Each divides text in its own way before its vocabulary splits it further.
 
-As in transformers 5, a class takes pieces, merges and added tokens from the folder's files, and knows the
-rest by itself, whatever a `tokenizer.json` says. Only other classes are what their `tokenizer.json` says.
+As in transformers 5, a known class takes pieces, merges and added tokens from the folder's files. The rest is
+part of the class, whatever a `tokenizer.json` says. Only unknown classes take everything from
+`tokenizer.json`.
 
-Releases before took everything from a `tokenizer.json`. For CLIP they mended prompts first where ftfy was
-installed: curly quotes became straight ones.
+Earlier releases of transformers took everything from `tokenizer.json`. For CLIP, if ftfy was installed, they
+first cleaned prompts: curly quotes became straight ones.
 """
 
 import json
@@ -26,8 +27,10 @@ QWEN_WORDS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """`names` are the special tokens that a class has unless configured, and `extra(config, vocabulary)` are
-    further ones; `build(folder, config, vocabulary, special)` makes the tokenizer.
+    """A class of tokenizers.
+
+    `names` are its special tokens unless configured otherwise. `extra(config, vocabulary)` gives further
+    special tokens. `build(folder, config, vocabulary, special)` makes the tokenizer.
     """
 
     names: dict[str, str]
@@ -36,8 +39,8 @@ class Kind:
 
 
 def find_kind(config: dict, vocabulary: Vocabulary) -> Kind:
-    """The kind of a folder with the `tokenizer_config.json` `config`; if that names no class, as far as the
-    vocabulary tells. ValueError if the class is not known and there is no `tokenizer.json`.
+    """The kind of tokenizer that `config`, from `tokenizer_config.json`, names. If it names none, the
+    vocabulary decides. Raises ValueError if the class is not known and there is no `tokenizer.json`.
     """
     name = config.get("tokenizer_class")
     if (kind := KINDS.get(str(name).removesuffix("Fast"))) is not None:
@@ -52,14 +55,16 @@ def find_kind(config: dict, vocabulary: Vocabulary) -> Kind:
 
 
 def pipeline(vocabulary: Vocabulary) -> Tokenizer:
-    """What a `tokenizer.json` says besides its vocabulary, if it is one."""
+    """The settings of a `tokenizer.json` other than its vocabulary; defaults if `vocabulary` is from other
+    files.
+    """
     empty = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
     return Tokenizer.from_str(json.dumps({**(vocabulary.whole or {}), **empty}))
 
 
 def token_number(tokenizer: Tokenizer, special: Special, name: str) -> int:
-    """The number of a named special token, or of the unknown one where the vocabulary lacks it. ValueError if
-    there is no such token, or neither has a number.
+    """The id of the special token `name`, or of the unknown token if the vocabulary lacks it. Raises
+    ValueError if there is no such token or neither has an id.
     """
     if name not in special.named:
         raise ValueError(f"tokenizer_config.json names no {name}")
@@ -99,7 +104,7 @@ def _clip(folder: Path, config: dict, vocabulary: Vocabulary, special: Special) 
 
 def _t5(folder: Path, config: dict, vocabulary: Vocabulary, special: Special) -> Tokenizer:
     pieces = vocabulary.pieces
-    if vocabulary.whole is None:  # SentencePiece's own file ends before the markers of gaps
+    if vocabulary.whole is None:  # SentencePiece's own file has no markers of gaps
         pieces = [*pieces, *((gap, 0.0) for gap in reversed(_gaps(config)))]
     tokenizer = Tokenizer(models.Unigram(pieces, vocabulary.unknown, vocabulary.single_bytes))
     if vocabulary.charsmap is not None:
@@ -117,7 +122,7 @@ def _t5(folder: Path, config: dict, vocabulary: Vocabulary, special: Special) ->
 
 
 def _gaps(config: dict) -> list[str]:
-    """T5's markers of what was left out of a text."""
+    """T5's markers of gaps in a text."""
     return [f"<extra_id_{number}>" for number in range(config.get("extra_ids", 100))]
 
 
@@ -139,7 +144,7 @@ def _qwen2(folder: Path, config: dict, vocabulary: Vocabulary, special: Special)
         ]
     )
     special.add_to(tokenizer)
-    # Whatever a list of added tokens says of them.
+    # These tokens are special even if a list of added tokens says otherwise.
     tokenizer.add_tokens([AddedToken(content, special=True) for content in special.contents()])
     tokenizer.post_processor = pipeline(vocabulary).post_processor or _ends(
         tokenizer, config if vocabulary.whole is None else {}, special
@@ -148,7 +153,7 @@ def _qwen2(folder: Path, config: dict, vocabulary: Vocabulary, special: Special)
 
 
 def _ends(tokenizer: Tokenizer, config: dict, special: Special) -> processors.PostProcessor:
-    """Puts the beginning and the end where `config` asks for them, as far as there are such tokens."""
+    """A processor that adds the begin and end tokens for which `config` asks, if they exist."""
     wanted = [
         name for name in ("bos_token", "eos_token") if config.get(f"add_{name}") and name in special.named
     ]
@@ -173,8 +178,9 @@ CLIP = Kind(
     },
     _clip,
 )
-# Whatever the files say, what follows an added token begins a word. What is unknown is as a `tokenizer.json`
-# says, as in all releases before: transformers 5 takes number 2 even of UMT5, which was trained with 3.
+# Whatever the files say, text after an added token begins a new word. The unknown token is that of
+# `tokenizer.json`, as in all earlier releases. transformers 5 uses id 2 even for UMT5, which was trained with
+# 3.
 T5 = Kind({"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, _t5, _t5_extra)
 QWEN2 = Kind(dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"), _qwen2)
 AS_IT_SAYS = Kind({}, _as_it_says)

@@ -1,4 +1,4 @@
-"""What works beside the transformer of one pipeline, opened when it is first needed."""
+"""The components of one pipeline other than the transformer. Each is opened when it is first needed."""
 
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -18,10 +18,10 @@ from jaxspd.target import Target
 
 
 class Components:
-    """The text encoders and the autoencoder of `family`, run in `dtype` on the device of `target`. Several
-    threads may use them, one after the other: two text encoders do not lie in memory together.
+    """The text encoders and the autoencoder of `family`, run in `dtype` on the device of `target`.
 
-    `offload` is whether text encoders' weights are read anew for every use; None leaves it to the residency.
+    Several threads may use them, one at a time, so that two text encoders are never in memory together. If
+    `offload`, text encoders' weights are read anew for every use; None leaves this to the residency.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Components:
 
     @cached_property
     def texts(self) -> tuple[TextEncoder, ...]:
-        """The text encoders, in the order in which the family names them."""
+        """The text encoders, in the family's order."""
         folder, asked = self.family.folder, self.family.texts
         merges = [partial(self._merged, number, len(asked)) for number in range(1, len(asked) + 1)]
         return tuple(
@@ -47,13 +47,13 @@ class Components:
         )
 
     def _merged(self, number: int, count: int, tensors: Any) -> Any:
-        """The `tensors` of the `number`-th of `count` text encoders, with LoRAs in them."""
+        """The `tensors` of text encoder `number` of `count`, counted from 1, with LoRAs merged."""
         if not any(file.text_modules for file, _ in self._loras):
             return tensors
         return Merged(tensors, changes(self._loras, text_model(number, count, tensors)))
 
     def set_loras(self, loras: Sequence[tuple[LoraFile, float]]) -> None:
-        """Merges `loras` instead of those that were; UsageError if one does not fit."""
+        """Merges `loras` in place of the earlier ones. Raises UsageError if one does not fit."""
         with self._lock:
             before, self._loras = self._loras, loras
             if not any(file.text_modules for file, _ in (*before, *loras)):
@@ -77,21 +77,23 @@ class Components:
         return fit(self.encode, self.decode, self.family.pixels_per_latent)
 
     def check(self) -> None:
-        """UsageError if a file of theirs is missing or damaged, or what they hold does not fit together:
-        better now than when the latents are ready to be decoded. Reads headers and configurations only.
+        """Raises UsageError if a component's file is missing or damaged, or if the components do not fit each
+        other. Reads only headers and configurations, before any time is spent on latents.
         """
         with self._lock:
             _ = self.texts, self.autoencoder
 
     def encode_text(self, texts: Sequence[str], family=None) -> dict[str, np.ndarray]:
-        """What the denoiser reads of `texts`, as `family.encode` says; another `family` may read fewer
-        tokens.
+        """The arrays that the denoiser reads for `texts`, as `family.encode` describes them. Another `family`
+        may read fewer tokens.
         """
         with self._lock:
             return (family or self.family).encode(texts, self.texts)
 
     def prepare(self, shape: tuple[int, ...]) -> None:
-        """Compiles what decodes clean latents of `shape`, so that `decode` need not wait for it."""
+        """Compiles the programs that decode clean latents of `shape`, so that `decode` need not wait for
+        them.
+        """
         with self._lock:
             self.autoencoder.prepare(shape)
 
@@ -101,8 +103,8 @@ class Components:
             return self.autoencoder.decode(latents)
 
     def preview(self, latents: np.ndarray) -> np.ndarray:
-        """Pixels `[t, h, w, 3]`, uint8, one for each of clean latents `[1, C, (t,) h, w]`: a quick look, by a
-        linear map that is fitted to the decoder at the first use.
+        """Pixels `[t, h, w, 3]`, uint8, one per latent, of clean latents `[1, C, (t,) h, w]`. They come from
+        a linear map that is fitted to the decoder at the first use.
         """
         if "_preview" not in vars(self):
             with self._lock:
@@ -110,6 +112,6 @@ class Components:
         return self._preview(latents)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Clean latents, float32, of pixels `[B, F, H, W, 3]`, uint8: `decode`'s reverse."""
+        """Clean latents, float32, of pixels `[B, F, H, W, 3]`, uint8: the reverse of `decode`."""
         with self._lock:
             return self.autoencoder.encode(pixels, pictures=self.family.default_fps is None)

@@ -1,4 +1,4 @@
-"""A quick look at latents: a colour for each, by a linear map."""
+"""Quick previews of latents: a linear map gives one colour per latent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.fft import idctn
 
-# Pictures that the map is fitted on, and their sides in latents: far more equations than the 129 unknowns of
-# FLUX.2's 128 channels.
+# Number of pictures that the map is fitted to, and their side in latents. They give far more equations than
+# the 129 unknowns of FLUX.2's 128 channels.
 PICTURES, SIDE = 4, 32
-# Spread of their colours, of 255: much of the gamut, with little that has to be cut off.
+# Standard deviation of the pictures' colours, of 255: they cover much of the gamut, and few are clipped.
 SPREAD = 80
 
 Pixels = np.ndarray
@@ -18,14 +18,16 @@ Latents = np.ndarray
 
 @dataclass(frozen=True)
 class Preview:
-    """`weights` `[C, 3]` and `offset` `[3]`, from latents to the mean colour, 0 to 255, of their pixels."""
+    """A linear map from latents to the mean colour of their pixels, 0 to 255: `weights` `[C, 3]` and `offset`
+    `[3]`.
+    """
 
     weights: np.ndarray
     offset: np.ndarray
 
     def __call__(self, latents: Latents) -> Pixels:
-        """Pixels `[t, h, w, 3]`, uint8, one for each of clean latents `[1, C, (t,) h, w]`; t is 1 for a
-        picture.
+        """Pixels `[t, h, w, 3]`, uint8, one per latent, of clean latents `[1, C, (t,) h, w]`. A picture has t
+        = 1.
         """
         colours = np.moveaxis(latents[0], 0, -1) @ self.weights + self.offset
         pixels = np.rint(np.clip(colours, 0, 255)).astype(np.uint8)
@@ -35,11 +37,12 @@ class Preview:
 def fit(
     encode: Callable[[Pixels], Latents], decode: Callable[[Latents], Pixels], pixels_per_latent: int
 ) -> Preview:
-    """The map nearest, in least squares, to a VAE's own decoding of pictures that it has encoded.
+    """The linear map that is nearest, in least squares, to a VAE's decoding of pictures that it has encoded.
 
-    Pixels are `[1, 1, H, W, 3]`, uint8, latents `[1, C, (1,) h, w]`. The pictures are random colours with the
-    power spectrum of natural ones, 1/ω² (Field 1987, doi 10.1364/JOSAA.4.002379), so that any VAE can be
-    fitted without data, and the same one gives the same map.
+    `encode` takes pixels `[1, 1, H, W, 3]`, uint8, and gives latents `[1, C, (1,) h, w]`; `decode` is the
+    reverse. The pictures have random colours with the power spectrum of natural pictures, 1/ω² (Field 1987,
+    doi 10.1364/JOSAA.4.002379). So every VAE can be fitted without data, and the same VAE always gives the
+    same map.
     """
     side, draw = SIDE * pixels_per_latent, np.random.default_rng(0)
     omega = np.hypot(*np.ogrid[:side, :side])

@@ -1,8 +1,8 @@
-"""The tokens that a tokenizer's configuration names and adds to its vocabulary: start, end, padding and more.
-They are found in text as they stand.
+"""Special tokens, such as start, end and padding, which a tokenizer's configuration names and adds to its
+vocabulary. They are found in a text as they are written.
 
-As transformers 5 does, they are read from `tokenizer_config.json` and, where that lists no added tokens, from
-the files of older releases.
+As in transformers 5, they are read from `tokenizer_config.json`. If that file lists no added tokens, they are
+read from the files of older releases.
 """
 
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from jaxspd.convert.checkpoint import read_json
 
 Token = str | AddedToken
 
-# What every tokenizer may name, in the order in which those are numbered that its vocabulary lacks.
+# The tokens that every tokenizer may name. Those that a vocabulary lacks get their ids in this order.
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
 class Special:
-    """Added tokens: `listed` with all their properties, `named` by what they are for, and `extra` ones."""
+    """Added tokens: `listed` ones with all their properties, `named` ones by purpose, and `extra` ones."""
 
     listed: list[AddedToken]
     named: dict[str, Token]
     extra: list[Token]
 
     def add_to(self, tokenizer: Tokenizer) -> None:
-        """Adds the tokens. Those that the vocabulary lacks are numbered from its end on."""
+        """Adds the tokens to `tokenizer`. Those that its vocabulary lacks get ids after its last one."""
         tokens = list(self.listed)
         known = {token.content for token in [*tokenizer.get_added_tokens_decoder().values(), *tokens]}
         for token in [*self.named.values(), *self.extra]:
@@ -43,16 +43,17 @@ class Special:
         tokenizer.add_tokens(tokens)
 
     def contents(self) -> list[str]:
-        """The texts of `named` and `extra`, each once."""
+        """The texts of `named` and `extra` tokens, without duplicates."""
         return list(dict.fromkeys(str(token) for token in [*self.named.values(), *self.extra]))
 
 
 def read_special(
     folder: Path, config: dict, vocabulary: Vocabulary, names: dict[str, str], usual: list[Token]
 ) -> Special:
-    """The added tokens of a folder, whose `tokenizer_config.json` is `config`. Where that says nothing,
-    `names` and the `usual` extra tokens are the class's. Raises TypeError or ValueError where an entry is no
-    token.
+    """The added tokens of `folder`, whose `tokenizer_config.json` holds `config`.
+
+    Where it says nothing, the class's tokens are used: `names`, and `usual` as extra tokens. Raises TypeError
+    or ValueError if an entry is not a token.
     """
     config = {key: _token(value) for key, value in config.items()}
     if not config.get("extra_special_tokens") and "additional_special_tokens" in config:
@@ -76,7 +77,7 @@ def read_special(
     named = {key: named[key] for key in NAMES if named.get(key) is not None} | own
     extra = config.get("extra_special_tokens", config.get("additional_special_tokens", usual)) or []
     if not isinstance(extra, list):
-        raise TypeError(f"its extra special tokens are no list: {extra!r}")
+        raise TypeError(f"its extra special tokens are not a list: {extra!r}")
     for token in [*named.values(), *extra]:
         if not isinstance(token, Token):
             raise TypeError(f"its configuration names {token!r} as a token")
@@ -84,7 +85,7 @@ def read_special(
 
 
 def _token(value: Any) -> Any:
-    """`value`, an added token where it is one written down."""
+    """`value`, with descriptions of added tokens replaced by the tokens."""
     if isinstance(value, list):
         return [_token(one) for one in value]
     if isinstance(value, dict) and value.get("__type") == "AddedToken":
@@ -93,15 +94,17 @@ def _token(value: Any) -> Any:
 
 
 def _added(token: dict) -> AddedToken:
-    """The added token that a file describes. What else the description holds, the library would print."""
+    """The added token that an entry of a file describes. Other keys of the entry are dropped, because the
+    library would print them.
+    """
     content = token.get("content")
     if not isinstance(content, str):
-        raise ValueError(f"{token!r} is no token")
+        raise ValueError(f"{token!r} is not a token")
     return AddedToken(content, **{flag: token[flag] for flag in FLAGS if flag in token})
 
 
 def _special_tokens_map(folder: Path, config: dict) -> dict[str, Any]:
-    """The named and extra tokens of `special_tokens_map.json`, which older releases wrote."""
+    """The named and extra tokens in `special_tokens_map.json`, a file of older releases."""
     path = folder / "special_tokens_map.json"
     found = {}
     for key, value in (read_json(path) if path.exists() else {}).items():
@@ -119,7 +122,7 @@ def _special(value: Any) -> Any:
 
 
 def _added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
-    """The tokens of `added_tokens.json`, by number, which older releases wrote."""
+    """The tokens in `added_tokens.json`, by id; a file of older releases."""
     path = folder / "added_tokens.json"
     special = {str(config[key]) for key in NAMES if config.get(key)}
     special |= {str(token) for token in config.get("extra_special_tokens") or []}

@@ -1,4 +1,4 @@
-"""A text encoder of a pipeline: from texts to what its denoiser reads of them."""
+"""A text encoder of a pipeline, from token ids to the array that the denoiser reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ from jaxspd.models.text.t5 import T5Config, T5Encoder
 from jaxspd.runtime.layerwise import Layerwise
 from jaxspd.runtime.residency import Residency
 
-# The stem of weight files' names in transformers' layout.
+# The stem of the names of weight files, in transformers' layout.
 STEM = "model"
-# Where every model has its table of tokens.
+# The path of the table of tokens in every model.
 TABLE = "embedding.embedding"
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """What a family asks of one of its text encoders.
+    """What a family expects of one of its text encoders.
 
-    `kind` is a key of `KINDS`. The denoiser reads states of `width` channels, of `tokens` tokens; `states`
-    says which of a decoder's, as `models.text.decoder` counts them. `chat` says whether the tokenizer needs a
-    template of conversations. `part` and `tokenizer` are folders of the pipeline. `published` is the
-    configuration of the encoder that the official checkpoint has, to count with where there is no folder.
+    `kind` is a key of `KINDS`. The denoiser reads `tokens` tokens of `width` channels. `states` are the
+    hidden states that it reads of a decoder, numbered as in `models.text.decoder`. `chat` says whether the
+    tokenizer needs a chat template. `part` and `tokenizer` are folders of the pipeline. `published` is the
+    configuration of the official checkpoint's encoder, used for estimates without a folder.
     """
 
     kind: str
@@ -52,8 +52,11 @@ class TextPart:
 
 
 class Architecture(NamedTuple):
-    """How to run the model in a folder: to make it, to name its tensors, and to read `[B, …]` of embedded
-    tokens `[B, T, D]`, their ids and mask; and what its configuration says of its size.
+    """How to run the model in a folder.
+
+    `make(dtype=...)` makes it without weights. `names` and `rules` find its tensors among a file's keys.
+    `read(model, embedded, ids, mask)` gives what the denoiser reads, `[B, …]`, of embedded tokens
+    `[B, T, D]`. The other fields are sizes from its configuration.
     """
 
     make: Callable[..., nnx.Module]
@@ -66,7 +69,7 @@ class Architecture(NamedTuple):
 
 
 def clip(config: ClipTextConfig, states: Sequence[int]) -> Architecture:
-    """CLIP's text model, of which one vector a text is read: `[B, D]`."""
+    """CLIP's text model, from which one vector per text is read: `[B, D]`."""
     return Architecture(
         partial(ClipTextModel, config),
         text_clip.names,
@@ -79,7 +82,7 @@ def clip(config: ClipTextConfig, states: Sequence[int]) -> Architecture:
 
 
 def t5(config: T5Config, states: Sequence[int]) -> Architecture:
-    """The encoder of T5 or UMT5, of which the last states are read: `[B, T, D]`."""
+    """The encoder of T5 or UMT5, from which the last hidden states are read: `[B, T, D]`."""
     return Architecture(
         partial(T5Encoder, config),
         text_t5.names,
@@ -91,7 +94,9 @@ def t5(config: T5Config, states: Sequence[int]) -> Architecture:
 
 
 def decoder(config: DecoderConfig, states: Sequence[int]) -> Architecture:
-    """A decoder-only language model, of which `states` are read, side by side: `[B, T, D · states]`."""
+    """A decoder-only language model, from which the hidden states `states` are read, concatenated:
+    `[B, T, D · states]`.
+    """
     layers = config.num_hidden_layers
     return Architecture(
         partial(Decoder, config, states),
@@ -104,13 +109,13 @@ def decoder(config: DecoderConfig, states: Sequence[int]) -> Architecture:
 
 
 TextConfig = ClipTextConfig | T5Config | DecoderConfig
-# The configuration that a folder holds, and the architecture that it is of.
+# For each kind of text encoder, the class of its configuration and its architecture.
 KINDS = {"clip": (ClipTextConfig, clip), "t5": (T5Config, t5), "decoder": (DecoderConfig, decoder)}
 
 
 def without_table(architecture: Architecture, dtype) -> nnx.Module:
-    """The model without weights, and without its table of tokens: a few rows of it are needed, which the file
-    itself gives.
+    """The model without weights and without its table of tokens. The few rows that a text needs are read from
+    the file.
     """
     model = architecture.make(dtype=dtype)
     model.embedding = None
@@ -118,7 +123,9 @@ def without_table(architecture: Architecture, dtype) -> nnx.Module:
 
 
 def encoding(architecture: Architecture, graph: nnx.GraphDef) -> Callable[..., jax.Array]:
-    """`encode(parameters, embedded, ids, mask)`, pure and in float32, of a model that splits into `graph`."""
+    """A pure function `encode(parameters, embedded, ids, mask)`, whose result is float32, for a model with
+    the structure `graph`.
+    """
 
     def encode(parameters, embedded, ids, mask):
         return architecture.read(nnx.merge(graph, parameters), embedded, ids, mask).astype(jnp.float32)
@@ -127,12 +134,13 @@ def encoding(architecture: Architecture, graph: nnx.GraphDef) -> Callable[..., j
 
 
 class TextEncoder:
-    """One text encoder of the pipeline in `folder`, with its tokenizer. The weights of its layers come from
-    their file when they are needed, or stay in memory: `residency` decides. `merge` puts LoRAs into the
-    tensors of its files.
+    """One text encoder of the pipeline in `folder`, with its tokenizer.
 
-    UsageError if the folder's files are damaged, or do not fit one another or what is `asked`. Nothing is
-    read of the weights before a text is encoded.
+    Its layers' weights are read from their file when they are needed, or stay in memory: `residency` decides.
+    `merge` merges LoRAs into the tensors of its files.
+
+    Raises UsageError if the folder's files are damaged, do not fit each other or are not what is `asked` for.
+    No weights are read before a text is encoded.
     """
 
     def __init__(
@@ -174,15 +182,15 @@ class TextEncoder:
             )
         if (most := architecture.positions or asked.tokens) < asked.tokens:
             raise UsageError(
-                f"{self.folder} reads {most} tokens, and is given {asked.tokens}; use another text encoder"
+                f"{self.folder} reads {most} tokens, but is given {asked.tokens}; use another text encoder"
             )
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """What the denoiser reads of token `ids` `[B, T]`, float32; `mask` `[B, T]` is nonzero where a text
-        is no padding, and without one padding is seen too. UsageError unless all of it is finite.
+        """The array that the denoiser reads, float32, for token `ids` `[B, T]`. `mask` `[B, T]` is zero at
+        padding; without a mask, tokens see padding too. Raises UsageError unless all numbers are finite.
         """
         count = len(ids)
-        # A program is for so many texts, and there are not to be many programs: 1, 2, 4, 8.
+        # Each number of texts needs its own program, so it is rounded up to 1, 2, 4, 8, ….
         rows = np.arange(1 << (count - 1).bit_length()) % count
         ids, mask = (None if array is None else np.asarray(array, np.int32)[rows] for array in (ids, mask))
         embedded = self._checkpoint.rows(self._table, ids).astype(self.dtype)
@@ -195,7 +203,7 @@ class TextEncoder:
         return values
 
     def _program(self, *inputs: np.ndarray | None) -> Layerwise:
-        """What runs on `inputs` such as these: compiled once."""
+        """The program for inputs of these shapes, compiled once."""
         key = tuple(None if array is None else array.shape for array in inputs)
         if key not in self._programs:
             self._programs[key] = Layerwise(self._encode, self.weights.stored, *inputs, target=self._target)

@@ -1,6 +1,6 @@
-"""Tokenizers of text encoders, on the `tokenizers` library: no PyTorch, no transformers.
+"""Tokenizers of text encoders. They use the `tokenizers` library, neither PyTorch nor transformers.
 
-Ids are those of transformers 5, for the same folder and the class that its configuration names.
+Ids are the same as in transformers 5, for the same folder and the class that its configuration names.
 """
 
 import gc
@@ -28,8 +28,10 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer of a component folder, as `open_tokenizer` returns it. `padding_id` fills prompts
-    up, on the side `padding_side`; too long ones lose tokens on the side `truncation_side`.
+    """The tokenizer of a component folder, made by `open_tokenizer`.
+
+    `padding_id` fills up short prompts on the side `padding_side`. Long prompts lose tokens on the side
+    `truncation_side`.
     """
 
     folder: Path
@@ -38,11 +40,11 @@ class Tokenizer:
     padding_id: int
     padding_side: str
     truncation_side: str
-    template: Any = None  # a compiled chat template, if one was asked for
+    template: Any = None  # compiled chat template, None without `chat`
 
     @property
     def size(self) -> int:
-        """The rows that a table for these tokens has at least: one more than the largest token."""
+        """The smallest number of rows in a table for these tokens: one more than the largest id."""
         return 1 + max(self.backend.get_vocab().values())
 
     def encode(
@@ -53,12 +55,12 @@ class Tokenizer:
         special: bool = True,
         side: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and attention mask of `texts`, both `[B, before + length]`, int32: 1 where there is text,
-        0 where it is filled up. A warning tells how much is cut; the tokens that the tokenizer itself puts
-        around a text, if `special`, are never cut.
+        """Token ids and attention mask of `texts`, both `[B, before + length]`, int32. The mask is 1 at text
+        and 0 at padding.
 
-        `before` is how many tokens each text has that are not the prompt's, `side` where to fill up ("left"
-        or "right") if not as configured.
+        `before` is the number of a text's tokens that do not belong to the prompt. If `special`, the
+        tokenizer puts its own tokens around a text; these are never cut. `side` is the side of the padding
+        ("left" or "right"), if not the configured one. A warning tells how many tokens are cut.
         """
         whole = before + length
         ids = np.full((len(texts), whole), self.padding_id, np.int32)
@@ -76,9 +78,12 @@ class Tokenizer:
         return ids, mask
 
     def chat(self, messages: Sequence[dict], **options) -> str:
-        """What the chat template writes of `messages`: dictionaries of "role" and "content", which is text or
-        a list of `{"type": "text", "text": …}`. `options` are variables of the template, such as
-        `add_generation_prompt`. For tokenizers opened with `chat`; UsageError where the template fails.
+        """The text that the chat template makes of `messages`; only for tokenizers that were opened with
+        `chat`.
+
+        `messages` are dictionaries of "role" and "content". The content is text or a list of
+        `{"type": "text", "text": …}`. `options` are variables of the template, such as
+        `add_generation_prompt`. Raises UsageError if the template fails.
         """
         from jaxspd.components.chat import fill
 
@@ -87,12 +92,13 @@ class Tokenizer:
 
 
 def open_tokenizer(folder: Path, *, chat: bool = False) -> Tokenizer:
-    """The tokenizer of a component folder; no code of a checkpoint is run. `tokenizer_config.json` names its
-    class: CLIPTokenizer, T5Tokenizer, Qwen2Tokenizer, with "Fast" or without; any other is what its
-    `tokenizer.json` says.
+    """The tokenizer of a component folder. No code of a checkpoint is run.
 
-    UsageError if files are missing or damaged, the configuration is wrong, all letters are alike to it, or it
-    lacks the template of a `chat`.
+    `tokenizer_config.json` names its class: CLIPTokenizer, T5Tokenizer or Qwen2Tokenizer, with or without
+    "Fast". For other classes, `tokenizer.json` defines the tokenizer.
+
+    Raises UsageError if files are missing or damaged, if the configuration is wrong, if all letters get the
+    same ids, or if `chat` is set and there is no chat template.
     """
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.exists() else {}
@@ -107,7 +113,7 @@ def open_tokenizer(folder: Path, *, chat: bool = False) -> Tokenizer:
         told = {
             tuple(tokenizer.backend.encode(c, add_special_tokens=False).ids) for c in string.ascii_lowercase
         }
-        # As it will be used: a wrong entry of its configuration shows here, not in the midst of a prompt.
+        # A wrong entry of the configuration is found here, not later at the first prompt.
         tokenizer.encode(["a"], 8)
     if len(told) == 1:
         raise UsageError(f"{folder} tells no letters apart; its vocabulary is damaged, download it again")
@@ -115,8 +121,8 @@ def open_tokenizer(folder: Path, *, chat: bool = False) -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, rows: int | None, encoder: Path) -> None:
-    """UsageError unless the tokens are within the `rows` of the table that the text encoder in the folder
-    `encoder` has, if it has one.
+    """Raises UsageError if a token has no row in the text encoder's table, which has `rows` rows. `encoder`
+    is the text encoder's folder. None means that the number of rows is not known.
     """
     largest = tokenizer.size - 1
     if rows is not None and largest >= rows:
@@ -128,8 +134,8 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int | None, encoder: Path) -> N
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without collecting garbage: among the many pieces of a vocabulary, of which there is none, Python would
-    look for it again and again.
+    """Turns Python's garbage collection off. A vocabulary has many pieces and makes no garbage, but Python
+    would search it again and again.
     """
     before = gc.isenabled()
     gc.disable()
@@ -142,13 +148,13 @@ def _uncollected() -> Iterator[None]:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """Turns what the library raises for an unusable folder into one line for the user."""
+    """Turns the library's exceptions about an unusable folder into a UsageError of one line."""
     try:
         yield
     except (UsageError, MemoryError):
         raise
     except BaseException as error:
-        # A panic of the library's is no Exception.
+        # The library's panics are not subclasses of Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UsageError(f"{folder} cannot be loaded ({first_line(error)}); download it again") from error
@@ -171,7 +177,7 @@ def _assemble(folder: Path, config: dict, vocabulary: Vocabulary, template: Any)
         raise TypeError(f"its model_max_length is {limit!r}")
     special = read_special(folder, config, vocabulary, names, kind.extra(config, vocabulary))
     backend = kind.build(folder, config, vocabulary, special)
-    # What is filled up and cut, `encode` decides.
+    # `encode` pads and truncates.
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))

@@ -1,4 +1,6 @@
-"""The weights of a transformer: in their files, on their way, or in memory; and of two that take turns."""
+"""The weights of a transformer (in files, being read, or in memory), and of two transformers that take
+turns.
+"""
 
 import time
 from collections.abc import Sequence
@@ -20,15 +22,15 @@ from jaxspd.runtime.memory import memory_for
 from jaxspd.runtime.residency import Residency
 from jaxspd.target import placed
 
-# Files, and the strength of each.
+# LoRA files, each with its strength.
 Loras = Sequence[tuple[LoraFile, float]]
 
 
 class Transformer:
-    """The weights of `family`'s transformer in the folder `part`, which are to fill `parameters`. They are
-    read by `pool` when they are first needed, with `loras` in them; `residency` is told of their coming.
+    """The weights of `family`'s transformer in the folder `part`, for the abstract `parameters`.
 
-    UsageError if the files do not fit the configuration.
+    `pool` reads them when they are first needed, with `loras` merged. `residency` reserves memory for them.
+    Raises UsageError if the files do not fit the configuration.
     """
 
     def __init__(
@@ -51,23 +53,25 @@ class Transformer:
 
     @property
     def size(self) -> int:
-        """Bytes of the weights in memory."""
+        """The size of the weights in memory, in bytes."""
         return parameter_bytes(self._parameters)
 
     @property
     def loaded(self) -> bool:
-        """Whether the weights are in memory, or on their way."""
+        """Whether the weights are in memory or being read."""
         return self._loading is not None
 
     @property
     def place(self) -> str:
-        """Where the weights lie, or nearly all of them: "host" or "device"."""
+        """Where the weights, or nearly all of them, are: "host" or "device"."""
         on_cpu = self._residency.target.device.platform == "cpu"
         return "host" if self.family.streamed or on_cpu else "device"
 
     def load(self) -> Future:
-        """The weights, on their way or there, and the seconds that reading them took. A load that failed is
-        tried again the next time, since memory that it lacked may be free by then.
+        """Starts reading the weights, unless that is done. The future gives them and the seconds that reading
+        took.
+
+        A load that failed is tried again at the next call, since memory may be free by then.
         """
         with self._lock:
             if self._loading is None or (self._loading.done() and self._loading.exception()):
@@ -90,13 +94,15 @@ class Transformer:
                     loaded = load_transformer(
                         family.folder, self._parameters, family.rules, self._weights, self.part, placed
                     )
-                # Plain dictionaries: JAX takes them apart in a sixth of the time, and does so at every step.
+                # JAX flattens plain dictionaries six times as fast, and does so at every step.
                 return nnx.to_pure_dict(jax.block_until_ready(loaded)), time.perf_counter() - begin
         finally:
             self._residency.to_come = 0
 
     def read_ahead(self) -> None:
-        """Begins to read the weights into the host's memory, if there is room and the device has its own."""
+        """Starts reading the weights into the host's memory, if there is room and the device has its own
+        memory.
+        """
         with self._lock:
             here = self.loaded or self._ahead or self.place == "host"
             if here or not self._residency.has_host_room(self.size):
@@ -109,20 +115,22 @@ class Transformer:
         return load_parameters(tensors, self._parameters, self.family.rules, put=lambda array, _: array)
 
     def drop(self) -> None:
-        """Gives the weights up; they are read again when they are needed."""
+        """Frees the weights. They are read again when they are needed."""
         with self._lock:
             self._loading = None
 
     def _merged(self, loras: Loras) -> Merged:
-        """The files with `loras` in them."""
+        """The files' tensors with `loras` merged."""
         family = self.family
         tensors = self._weights or stored_transformer(family.folder, family.rules, self.part)
         found = changes(loras, transformer(family.name, tensors, family.rules))
         return Merged(tensors, found, self._residency.has_host_room)
 
     def set_loras(self, loras: Loras) -> None:
-        """Merges `loras` instead of those that were. What either change is made anew of what the files hold,
-        nothing else is read; not to be called while an output is made. UsageError if one does not fit.
+        """Merges `loras` in place of the earlier ones. Only weights that either of them changes are read
+        again.
+
+        Must not be called while an output is made. Raises UsageError if a LoRA does not fit.
         """
         with self._lock:
             weights = self._weights
@@ -146,14 +154,16 @@ class Transformer:
                         place = place[parent]
                     place[name] = array
             except BaseException:
-                self._loading = None  # some are changed and some are not: all are to be read again
+                self._loading = None  # only some weights are changed, so all must be read again
                 raise
 
 
 class Turns:
-    """Transformers that take turns, of one shape. All stay in memory where a quarter of it is left free
-    beside them, and those that are not at work are read meanwhile. Elsewhere only the one at work is on the
-    device, and the next is read into the host's memory where there is room.
+    """Transformers of the same shape that take turns.
+
+    If a quarter of the memory stays free beside all of them, all stay in memory; those that are not at work
+    are read meanwhile. Otherwise only the one at work is on the device, and the next one is read into the
+    host's memory if there is room.
     """
 
     def __init__(self, transformers: Sequence[Transformer], residency: Residency):
@@ -163,7 +173,9 @@ class Turns:
 
     @property
     def together(self) -> bool:
-        """Whether all are to stay in memory; found out when it is first asked, before anything is read."""
+        """Whether all transformers stay in memory. This is decided at the first use, before any weights are
+        read.
+        """
         if self._together is None:
             first, *others = self._all
             size = sum(one.size for one in self._all)
@@ -172,17 +184,21 @@ class Turns:
         return self._together
 
     def alone(self):
-        """A context in which nothing else may take a turn, where there is memory for one only."""
+        """A context in which no other thread may take a turn, if there is memory for one transformer only."""
         return nullcontext() if self.together else self._working
 
     def load(self) -> Future:
-        """The first's weights, on their way, and the seconds that this takes."""
+        """Starts reading the first transformer's weights. The future gives them and the seconds that reading
+        took.
+        """
         if not self.together:
             self._only(0)
         return self._all[0].load()
 
     def take(self, number: int) -> Any:
-        """The weights of one, when they are there; nothing may hold another's, unless all stay."""
+        """The weights of transformer `number`; waits until they are read. Unless all stay in memory, the
+        caller must hold no other transformer's weights.
+        """
         if not self.together:
             self._only(number)
         weights, _ = self._all[number].load().result()

@@ -1,4 +1,4 @@
-"""The vocabulary files of a tokenizer's folder, checked as they are read."""
+"""Reads and checks the vocabulary files of a tokenizer's folder."""
 
 import base64
 from dataclasses import dataclass, field
@@ -7,18 +7,23 @@ from pathlib import Path
 from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError
 
-# Byte-level vocabularies hold letters and special tokens besides what merges make: a few hundred in all.
+# Byte-level vocabularies also hold letters and special tokens, which are not made by merges: a few hundred in
+# all.
 UNMERGED = 1000
-# SentencePiece's numbers for the kinds of pieces that no text is split into.
+# SentencePiece's numbers for two types of pieces, control and user-defined.
 CONTROL, USER_DEFINED = 3, 4
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What text is split into: for BPE the number of each piece and the `merges`, by rank; for Unigram the
-    pieces in order, with their scores, the number of the `unknown` piece, whether there are pieces for
-    `single_bytes` of what is unknown, and the `charsmap` by which SentencePiece normalises text, if any.
-    `whole` is the rest of a `tokenizer.json`, `control` the pieces of a `*.model` that mark something.
+    """The pieces into which text is split.
+
+    For BPE, `pieces` gives the id of each piece, and `merges` are ordered by rank. For Unigram, `pieces` are
+    in order, with their scores. `unknown` is the id of the unknown piece. `single_bytes` says whether unknown
+    text is split into bytes. SentencePiece normalises text by `charsmap`, if there is one.
+
+    `whole` is the rest of a `tokenizer.json`. `control` are the control and user-defined pieces of a
+    `*.model` file.
     """
 
     pieces: dict[str, int] | list[tuple[str, float]]
@@ -27,12 +32,12 @@ class Vocabulary:
     single_bytes: bool = False
     charsmap: bytes | None = None
     whole: dict | None = None
-    control: list[tuple[str, bool]] = field(default_factory=list)  # (piece, whether it is special)
+    control: list[tuple[str, bool]] = field(default_factory=list)  # (piece, whether it is a control piece)
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of `folder`: the first there is of `tokenizer.json`, `vocab.json` with `merges.txt`, and
-    `*.model`. UsageError if its files are missing or damaged.
+    """The vocabulary of `folder`, from the first that exists of `tokenizer.json`, `vocab.json` with
+    `merges.txt`, and `*.model`. Raises UsageError if its files are missing or damaged.
     """
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     models = sorted(folder.glob("*.model"))
@@ -84,7 +89,7 @@ def _scored(path: Path, pieces: list) -> list[tuple[str, float]]:
 
 
 def _pair(path: Path, merge) -> tuple[str, str]:
-    """The two sides of a merge, which older files hold as one text."""
+    """The two sides of a merge. Older files hold both in one string."""
     sides = tuple(merge.split(" ") if isinstance(merge, str) else merge)
     if len(sides) != 2:
         raise UsageError(f"{path} holds {merge!r} where two pieces belong; download it again")
