@@ -17,7 +17,7 @@ from torch_ref.spectral import Growth, stage_noises
 def set_schedule(
     scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, tokens: int
 ) -> list[float]:
-    """Prepares ``scheduler`` and returns the sigmas of its steps, without the final 0.
+    """Prepares ``scheduler`` and returns the sigmas at which its steps begin, without the final 0.
 
     ``tokens`` is the number of packed image tokens at full resolution. A scheduler without
     dynamic shifting ignores the shift that follows from it.
@@ -75,7 +75,7 @@ class Flux1Reference(Reference):
             img_ids=pipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, dtype),
             return_dict=False,
         )[0]
-        # The pipeline's unpacking counts in pixels, hence its scale factor twice.
+        # The pipeline's unpacking takes a size in pixels and divides it by the scale factor.
         factor = pipeline.vae_scale_factor
         return pipeline._unpack_latents(velocity, height * factor, width * factor, factor).float()
 
@@ -90,12 +90,11 @@ class Flux1Reference(Reference):
         guidance_scale: float = 3.5,
         **growth,
     ) -> torch.Tensor:
-        """Latents ``[B, C, H, W]`` of a whole generation, in float32.
+        """Clean latents ``[B, C, H, W]`` of a whole generation, in float32.
 
-        ``noises`` holds one N(0, 1) array a stage, coarsest first: ``noises[0]`` is the initial
-        latent, and ``noises[s]``, on the whole grid of stage ``s``, is noise in the *coefficient*
-        domain (see :func:`torch_ref.spectral.expand`). ``growth`` are the fields of
-        :class:`torch_ref.spectral.Growth`.
+        ``noises`` holds one N(0, 1) array for each stage, coarsest first. ``noises[0]`` is the initial
+        latent. Each other one is noise in the *coefficient* domain, on the whole grid of its stage (see
+        :func:`torch_ref.spectral.expand`). ``growth`` are the fields of :class:`torch_ref.spectral.Growth`.
         """
         growth = Growth(**growth)
         noises = stage_noises(noises, growth, self.device)

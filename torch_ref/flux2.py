@@ -18,20 +18,18 @@ from torch_ref.spectral import Growth, expand, stage_noises
 
 
 def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, tokens: int) -> None:
-    """Prepares ``scheduler`` for ``tokens`` at full resolution."""
+    """Prepares ``scheduler`` for a picture of ``tokens`` tokens at full resolution."""
     sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     retrieve_timesteps(scheduler, sigmas=sigmas, mu=compute_empirical_mu(tokens, num_inference_steps))
     scheduler.set_begin_index(0)
 
 
 class Flux2Reference(Reference):
-    """FLUX.2 [dev] or [klein] as diffusers computes it; latents are patchified, ``[B, 4C, H, W]`` in
-    float32.
-    """
+    """FLUX.2 [dev] or [klein] as diffusers computes it, on patchified latents ``[B, 4C, H, W]``, float32."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], length: int = 512) -> torch.Tensor:
-        """Three hidden layers' states ``[B, S, 3D]`` of ``prompts``, padding included."""
+        """The states ``[B, S, 3D]`` of three hidden layers for ``prompts``, padding included."""
         return self.pipeline.encode_prompt(list(prompts), max_sequence_length=length)[0]
 
     @torch.no_grad()
@@ -45,8 +43,8 @@ class Flux2Reference(Reference):
     ) -> torch.Tensor:
         """Predicted ``noise - clean`` at ``latents`` ``[B, 4C, H, W]``, same shape, float32.
 
-        [dev] embeds the guidance scale; with a negative prompt there are two passes, as for the base
-        models of [klein].
+        [dev] embeds the guidance scale. With a negative prompt, as for [klein]'s base models, there are two
+        passes.
         """
         transformer, pipeline = self.pipeline.transformer, self.pipeline
         batch, _, height, width = latents.shape
@@ -70,7 +68,7 @@ class Flux2Reference(Reference):
         if negative is not None:
             away = predict(negative)
             velocity = away + guidance_scale * (velocity - away)
-        # Tokens lie row by row, as `image_ids` says; the two pipelines unpack them by different signatures.
+        # `image_ids` says that tokens lie row by row. The pipelines' own functions to unpack them differ.
         return velocity.mT.unflatten(-1, (height, width))
 
     @torch.no_grad()
@@ -85,10 +83,10 @@ class Flux2Reference(Reference):
         grid: Literal["patchified", "latent"] = "patchified",
         **growth,
     ) -> torch.Tensor:
-        """Latents ``[B, 4C, H, W]`` of a whole generation, in float32.
+        """Clean latents ``[B, 4C, H, W]`` of a whole generation, in float32.
 
-        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. ``grid`` tells
-        which one grows: the patchified, or that of twice its size whose 2x2 patches are its channels.
+        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. ``grid`` says
+        which grid grows: the patchified one, or the latent one, which has twice its size.
         """
         growth = Growth(**growth)
         views = {}

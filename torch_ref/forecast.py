@@ -1,4 +1,4 @@
-"""Forecasts of the model's velocity: by Spectrum's schedule (arXiv 2603.01623), along a line."""
+"""Forecasts of the model's velocity along a line, by Spectrum's schedule (arXiv 2603.01623)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 
 
 class Forecaster:
-    """Decides step by step whether the model is called, or its velocity extrapolated; ``growth`` is by how
-    much the interval between two calls grows with each, None for a call at every step.
+    """Decides at each step whether to call the model or to extrapolate its velocity.
+
+    The interval between two calls grows by ``growth`` steps with each call. None calls the model at every
+    step.
     """
 
     def __init__(self, growth: float | None):
@@ -18,7 +20,7 @@ class Forecaster:
         self.known: list[tuple[float, torch.Tensor]] = []
 
     def forget(self) -> None:
-        """What is known of another grid is of no use."""
+        """Forgets all velocities, which another grid cannot use."""
         self.known = []
 
     def __call__(self, step: int, sigma: float, call: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -22,8 +22,9 @@ class QwenImageReference(Reference):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Text:
-        """Qwen2.5-VL's states ``[B, S, D]`` as long as the longest prompt, and their mask ``[B, S]``, which
-        is None where there is no padding.
+        """Qwen2.5-VL's states ``[B, S, D]``, as long as the longest prompt, and their mask ``[B, S]``.
+
+        The mask is None if there is no padding.
         """
         return self.pipeline.encode_prompt(list(prompts), max_sequence_length=TEXT_LENGTH)
 
@@ -38,8 +39,8 @@ class QwenImageReference(Reference):
     ) -> torch.Tensor:
         """Predicted ``noise - clean`` at ``latents`` ``[B, C, H, W]``, same shape, float32.
 
-        With a negative prompt there are two passes, and the guided prediction takes the norm of the
-        prompt's own, token by token.
+        With a negative prompt there are two passes. Each token of the guided prediction is rescaled to the
+        norm that it has in the prompt's own prediction.
         """
         transformer, pipeline = self.pipeline.transformer, self.pipeline
         batch, channels, height, width = latents.shape
@@ -62,7 +63,7 @@ class QwenImageReference(Reference):
             norms = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (velocity, guided))
             wanted, found = norms
             velocity = guided * (wanted / found)
-        # The pipeline's unpacking counts in pixels, hence its scale factor twice.
+        # The pipeline's unpacking takes a size in pixels and divides it by the scale factor.
         factor = pipeline.vae_scale_factor
         return pipeline._unpack_latents(velocity, height * factor, width * factor, factor)[:, :, 0]
 
@@ -77,7 +78,7 @@ class QwenImageReference(Reference):
         guidance_scale: float = 4.0,
         **growth,
     ) -> torch.Tensor:
-        """Latents ``[B, C, H, W]`` of a whole generation, in float32.
+        """Clean latents ``[B, C, H, W]`` of a whole generation, in float32.
 
         ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`.
         """

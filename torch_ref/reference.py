@@ -1,4 +1,4 @@
-"""What the reference of every family has: one of diffusers' pipelines."""
+"""The base class of all families' references, which holds one of diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Reference:
         dtype: torch.dtype | dict[str, torch.dtype] = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Opens a pipeline folder in the official layout; never reaches for the network."""
+        """Opens a pipeline folder in the official layout, without the network."""
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
         return cls(pipeline.to(device))
 
     def own_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """One like the pipeline's, whose sigmas may be edited."""
+        """A copy of the pipeline's scheduler, whose sigmas may be edited."""
         return FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
 
     @property

@@ -1,4 +1,4 @@
-"""Stepping from sigma to sigma by a scheduler of diffusers, also where the grid grows in between."""
+"""Stepping from sigma to sigma with diffusers' schedulers, also when the grid grows in between."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Scheduler = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
 
 
 def solver_on(schedule: Scheduler, rule: Literal["unipc", "euler"]) -> Scheduler:
-    """What steps along ``schedule`` by ``rule``: itself where it can, else with the same sigmas.
+    """A scheduler that steps along the sigmas of ``schedule`` by ``rule``.
 
-    UniPC needs the logarithm of ``1 - sigma``, so on another's schedule it starts at 1 - 1e-6,
-    as it does on its own.
+    It is ``schedule`` itself if that steps so. UniPC needs the logarithm of ``1 - sigma``, so on another
+    scheduler's sigmas it starts at 1 - 1e-6, as it does on its own.
     """
     if rule == "unipc":
         solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
@@ -28,14 +28,14 @@ def solver_on(schedule: Scheduler, rule: Literal["unipc", "euler"]) -> Scheduler
         raise ValueError(f"unknown scheduler {rule!r}")
     if isinstance(schedule, type(solver)):
         return schedule
-    # Neither shifts the sigmas again: both have a shift of 1 unless told otherwise.
+    # Neither scheduler shifts the sigmas again: both have a shift of 1 by default.
     solver.set_timesteps(sigmas=schedule.sigmas[:-1].numpy())
     solver.set_begin_index(0)
     return solver
 
 
 def forget(solver: UniPCMultistepScheduler) -> None:
-    """Makes the next step UniPC's first: first order, and no corrector before it."""
+    """Makes UniPC's next step its first: of first order, with no corrector before it."""
     solver.lower_order_nums = 0
     solver.last_sample = None
     solver.model_outputs = [None] * solver.config.solver_order
@@ -48,9 +48,11 @@ def carry(
     ratio: float,
     grow: Callable[[torch.Tensor, float, float], torch.Tensor],
 ) -> None:
-    """Gives ``after``, whose next step is number ``first``, what ``before`` remembers, as it would be on
-    the finer grid. ``grow`` expands latents at a sigma and scales them; ``ratio`` is the grids' where
-    noise levels are aligned, else 1. Euler remembers nothing.
+    """Gives the history of ``before`` to ``after``, as it would be on the finer grid.
+
+    The next step of ``after`` has the number ``first``. ``grow`` expands latents at a sigma and scales them
+    by a factor. ``ratio`` is the ratio of the grids' scales if noise levels are aligned, else 1. Euler has no
+    history.
     """
     if not isinstance(before, UniPCMultistepScheduler):
         return
@@ -59,7 +61,7 @@ def carry(
     aligned = [kappa(sigma, ratio) * sigma for sigma in sigmas]
     after.sigmas[first - known : first] = torch.tensor(aligned)
     after.last_sample = grow(before.last_sample, sigmas[-1], kappa(sigmas[-1], ratio))
-    # Predictions of the clean picture, which is at sigma 0.
+    # These are predictions of the clean picture, which is at sigma 0.
     after.model_outputs = [
         None if clean is None else grow(clean, 0.0, ratio) for clean in before.model_outputs
     ]
@@ -75,8 +77,10 @@ def grow(
     growth: Growth,
     expand: Callable[..., torch.Tensor] = expand,
 ) -> torch.Tensor:
-    """``latents`` on the grid of ``noise``, where ``segment`` begins. The second of the ``solvers``, which
-    may be the first, goes on with what ``growth`` lets it remember. The grids' scales have that ``ratio``.
+    """``latents`` grown to the grid of ``noise``, where ``segment`` begins.
+
+    ``ratio`` is the ratio of the grids' scales. The second of the ``solvers``, which may be the same as the
+    first, continues, with the history that ``growth`` lets it keep.
     """
 
     def grown(x: torch.Tensor, sigma: float, factor: float) -> torch.Tensor:
@@ -96,10 +100,11 @@ def denoise(
     growth: Growth,
     expand: Callable[..., torch.Tensor] = expand,
 ) -> torch.Tensor:
-    """Latents ``[..., h, w]`` after all stages, by the steps of ``schedule(h, w)``: a fresh scheduler
-    with the time steps of that latent grid, whose sigmas may be edited.
+    """Clean latents ``[..., h, w]`` after all stages.
 
-    ``noises`` are those of :func:`stage_noises`; ``velocity`` is the model at latents and a sigma.
+    ``schedule(h, w)`` makes a fresh scheduler with the time steps of that latent grid, whose sigmas may be
+    edited. ``noises`` are those of :func:`stage_noises`. ``velocity`` evaluates the model at latents and a
+    sigma.
     """
     height, width = noises[-1].shape[-2:]
     schedulers = [solver_on(schedule(*grid), growth.scheduler) for grid in growth.schedule_grids(noises)]

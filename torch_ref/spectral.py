@@ -23,17 +23,18 @@ WAN_SPECTRUM: Spectrum = (219.484718, 2.422687)
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """How a generation grows its grid; what ``denoise`` of every family takes as keywords.
+    """How a generation grows its grid: the keywords of every family's ``denoise``.
 
-    ``fullres`` has one stage and reads nothing else. ``levels`` counts halvings; ``scales``, which
-    end in 1, replace them. The grid changes at the first sigma not above a threshold, which follows
-    from ``delta`` and ``spectrum`` unless ``thresholds`` are given. ``dct_rewind`` aligns the noise
-    level after each expansion, in whatever ``transform``; with ``respace`` the remaining sigmas then
-    lie evenly along what is left of the schedule. ``shift`` takes the schedule of the full grid, or
-    of each stage's own. With ``shared`` noise all stages see parts of one field, which is all that is
-    given; else each stage's own is given. With a ``forecast`` most steps do without the model: see
-    :mod:`torch_ref.forecast`. ``scheduler`` steps from one sigma to the next; where that is UniPC, it carries
-    its ``history`` over a change of grid, or forgets it.
+    The mode ``fullres`` has one stage, on the full grid. ``levels`` is the number of halvings; ``scales``,
+    which end in 1, replace them. The grid grows at the first sigma not above a threshold. Thresholds follow
+    from ``delta`` and ``spectrum`` unless ``thresholds`` are given. The mode ``dct_rewind`` aligns the noise
+    level after each expansion, in any ``transform``. With ``respace`` the remaining sigmas then lie evenly
+    along the rest of the schedule. ``shift`` chooses the full grid's schedule or each stage's own.
+
+    With ``shared`` noise one array is given, and all stages see parts of it. Otherwise an array is given for
+    each stage. With a ``forecast`` most steps do not call the model: see :mod:`torch_ref.forecast`.
+    ``scheduler`` steps from one sigma to the next. If that is UniPC, ``history`` says whether it carries its
+    history to the new grid or forgets it.
     """
 
     mode: Mode = "fullres"
@@ -68,17 +69,17 @@ class Growth:
         return [tuple(max(1, round(c * n / patch)) * patch for n in (height, width)) for c in self.ladder]
 
     def schedule_grids(self, noises: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-        """The latent grid whose schedule each stage follows."""
+        """For each stage, the latent grid whose schedule it follows."""
         return [
             tuple(noise.shape[-2:])
             for noise in (noises if self.shift == "stage" else noises[-1:] * len(noises))
         ]
 
     def limits(self, height: int, width: int) -> list[float]:
-        """The sigma at which each stage but the last has to end."""
+        """For each stage but the last, the sigma at which it has to end."""
         if self.thresholds is not None:
             return list(self.thresholds)[: len(self.ladder) - 1]
-        # The Nyquist frequency of each coarse grid; of halvings, in whole cycles, as published.
+        # The Nyquist frequency of each coarse grid. For halvings it is in whole cycles, as published.
         if self.scales is None:
             frequencies = [min(grid) // 2 for grid in self.grids(height, width)]
         else:
@@ -88,8 +89,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stage's steps: the first's index, the sigma where the stage before ended, and the sigmas from
-    the first step's to that after the last, ``factor`` being what aligned the first.
+    """A stage's steps.
+
+    ``start`` is the first step's index, and ``before`` the sigma at which the stage before ended. ``sigmas``
+    run from the first step's to the one after the last step. ``factor`` is the factor that aligned the first.
     """
 
     start: int
@@ -101,8 +104,8 @@ class Segment:
 def segments(growth: Growth, schedules: Sequence[Sequence[float]], height: int, width: int) -> list[Segment]:
     """The stages' steps on the full grid ``height`` by ``width``.
 
-    ``schedules`` has, for each stage, the sigmas at which a generation on one grid would call the
-    model. A stage left without a step is a ``ValueError``.
+    ``schedules`` has, for each stage, the sigmas at which a generation on one grid would call the model.
+    Raises ``ValueError`` if a stage would have no step, or if its noise would rise.
     """
     grids, limits, ladder = growth.grids(height, width), growth.limits(height, width), growth.ladder
     count, start, before = len(schedules[-1]), 0, schedules[0][0]
@@ -130,12 +133,12 @@ def segments(growth: Growth, schedules: Sequence[Sequence[float]], height: int, 
 
 
 def spread(schedule: Sequence[float], start: int, sigma: float) -> list[float]:
-    """As many sigmas below ``sigma`` as ``schedule`` has after ``start``, its final 0 included.
+    """As many sigmas below ``sigma`` as ``schedule`` has after ``start``, the final 0 included.
 
-    In the schedule's own index, a real number between two entries, they are equally far apart.
+    They are evenly spaced in the schedule's index, which is interpolated between two entries.
     """
     levels = [*schedule, 0.0]
-    # The piece of the schedule that holds sigma, and where in it.
+    # The interval of the schedule that holds sigma, and the place of sigma in it.
     piece = max(i for i in range(len(schedule)) if levels[i] >= sigma)
     place = piece + (levels[piece] - sigma) / (levels[piece] - levels[piece + 1])
     left = len(schedule) - start
@@ -182,11 +185,11 @@ def stage_noises(
     grown: Callable[[torch.Tensor], torch.Tensor] = same,
     back: Callable[[torch.Tensor], torch.Tensor] = same,
 ) -> list[torch.Tensor]:
-    """``noises``, one ``[..., h, w]`` a stage, as float32 on ``device``; ValueError unless they fit.
+    """One float32 array ``[..., h, w]`` on ``device`` for each stage, from ``noises``.
 
-    The last one gives the full grid. A token is ``patch`` by ``patch`` latents. Of shared noise there is that
-    one alone, and the stages' are parts of it; ``grown`` turns latents into those whose grid grows, and
-    ``back`` undoes it.
+    The last array of ``noises`` has the full grid. A token is ``patch`` by ``patch`` latents. Shared noise is
+    that array alone, and the stages' arrays are parts of it. ``grown`` turns latents into those whose grid
+    grows, and ``back`` is its inverse. Raises ``ValueError`` unless ``noises`` fit ``growth``.
     """
     noises = [torch.as_tensor(noise, dtype=torch.float32, device=device) for noise in noises]
     *leading, height, width = noises[-1].shape
@@ -200,7 +203,7 @@ def stage_noises(
         noises = [back(part) for part in parts]
     if [tuple(noise.shape) for noise in noises] != [(*leading, *grid) for grid in grids]:
         raise ValueError(f"one noise array is needed for each of the grids {grids}, otherwise alike")
-    # Else a halving would not be exactly twice as coarse as the grid after it, or cut a token in two.
+    # Otherwise a grid would not be exactly half of the next one, or a token would be cut in two.
     multiple = patch << (len(grids) - 1 if growth.scales is None else 0)
     if height % multiple or width % multiple:
         raise ValueError(f"the last grid must be even at every halving, in multiples of {multiple}: {grids}")
@@ -210,11 +213,11 @@ def stage_noises(
 def share(
     noise: torch.Tensor, grids: Sequence[tuple[int, int]], transform: Transform = "dct"
 ) -> list[torch.Tensor]:
-    """What the stages on ``grids`` see of ``noise`` ``[..., H, W]``, which is on the last of them.
+    """Divides ``noise`` ``[..., H, W]`` on the last of ``grids`` among the stages: an array for each grid.
 
-    The first is a field, the others coefficients as :func:`expand` takes them. DCT and Fourier: each grid has
-    the low corner of the full grid's coefficients. Wavelets: a grid's sums of four are the noise of the next
-    coarser one.
+    The first is a field, and the others are coefficients as :func:`expand` takes them. For the DCT and the
+    Fourier basis, each grid has the low corner of the full grid's coefficients. For wavelets, the scaled sums
+    of four neighbours are the noise of the next coarser grid.
     """
     basis = {"dct": dct_matrix, "fft": real_waves, "dwt": haar_matrix}[transform]
     field, parts = noise.double(), []
@@ -237,18 +240,18 @@ def stage_starts(
     delta: float,
     spectrum: Spectrum = FLUX1_SPECTRUM,
 ) -> list[int]:
-    """Index of the first step of every stage, of which there are ``levels + 1``.
+    """The index of the first step of each of the ``levels + 1`` stages.
 
-    ``sigmas`` are the noise levels at which the model is called, without the final 0. A stage
-    starts at the first ``sigma <= t(w)``, where ``w = min(h, w) // 2`` is the Nyquist frequency
-    of the grid before it. A stage left without a step is a ``ValueError``.
+    ``sigmas`` are the noise levels at which the model is called, without the final 0. A stage starts at the
+    first ``sigma <= t(w)``, where ``w = min(h, w) // 2`` is the Nyquist frequency of the grid before it.
+    Raises ``ValueError`` if a stage would have no step.
     """
     growth = Growth(mode="dct", levels=levels, delta=delta, spectrum=spectrum)
     return [segment.start for segment in segments(growth, [sigmas] * (levels + 1), height, width)]
 
 
 def dct_matrix(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Orthonormal DCT-II as a float64 matrix ``[size, size]``, one frequency a row."""
+    """The orthonormal DCT-II as a float64 matrix ``[size, size]``, with one frequency in each row."""
     frequency = torch.arange(size, dtype=torch.float64, device=device)[:, None]
     position = torch.arange(size, dtype=torch.float64, device=device)[None, :]
     matrix = torch.cos(math.pi / size * frequency * (position + 0.5)) * math.sqrt(2 / size)
@@ -259,8 +262,8 @@ def dct_matrix(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
 def dct2(x: torch.Tensor) -> torch.Tensor:
     """Orthonormal 2-D DCT-II over the last two axes of ``x`` ``[..., h, w]``.
 
-    The products run in float64, so a judge's rounding is never what a comparison measures (and
-    no TF32 on CUDA); the result has the type of ``x``.
+    The products run in float64, so a comparison never measures the judge's own rounding, and CUDA does not
+    use TF32. The result has the dtype of ``x``.
     """
     rows, columns = (dct_matrix(size, x.device) for size in x.shape[-2:])
     return (rows @ x.double() @ columns.T).to(x.dtype)
@@ -273,10 +276,10 @@ def idct2(coefficients: torch.Tensor) -> torch.Tensor:
 
 
 def real_waves(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The real Fourier basis as a float64 matrix ``[size, size]``, one wave a row.
+    """The real Fourier basis as a float64 matrix ``[size, size]``, with one wave in each row.
 
-    Counted from the cells' centres: the constant, then sine and cosine of 1, 2, ... cycles; of an even
-    size's last frequency the sine alone, since the cosine is 0 there.
+    The rows are the constant, then sine and cosine of 1, 2, ... cycles, sampled at the cells' centres. The
+    last frequency of an even size has a sine alone, since its cosine is 0 at these points.
     """
     centre = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
     waves = [torch.ones_like(centre)]
@@ -296,9 +299,9 @@ def haar_matrix(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
 def expand(x: torch.Tensor, noise: torch.Tensor, sigma: float, transform: Transform = "dct") -> torch.Tensor:
     """Spectral noise expansion of ``x`` ``[..., h, w]`` at noise level ``sigma``.
 
-    ``noise`` ``[..., h', w']`` is N(0, 1) in the *coefficient* domain of the finer grid. Its
-    low-frequency corner is unused: the coefficients of ``x`` stand there. Returns
-    ``[..., h', w']``. Wavelets: twice the grid, of which ``x`` itself is the corner.
+    ``noise`` ``[..., h', w']`` is N(0, 1) in the *coefficient* domain of the finer grid. Its low-frequency
+    corner is not used: the coefficients of ``x`` take its place. Returns ``[..., h', w']``. Wavelets double
+    the grid, and ``x`` itself is the corner.
     """
     basis = {"dct": dct_matrix, "fft": real_waves, "dwt": haar_matrix}[transform]
     height, width = x.shape[-2:]
@@ -314,10 +317,10 @@ def expand(x: torch.Tensor, noise: torch.Tensor, sigma: float, transform: Transf
 
 
 def kappa(sigma: float, ratio: float = 2.0) -> float:
-    """Factor that brings an expanded latent back onto the noise schedule's line.
+    """The factor that brings an expanded latent back onto the noise schedule's line.
 
-    Expansion by ``ratio`` divides the signal's amplitude by ``ratio`` and keeps the noise's, so
-    signal and noise add up to ``1`` again only after multiplying by
-    ``r / (1 + (r - 1) sigma)``; the latent is then at noise level ``kappa * sigma``.
+    Expansion by ``ratio`` r divides the signal's amplitude by r and keeps the noise's. The weights of signal
+    and noise add up to 1 again after multiplying by ``r / (1 + (r - 1) sigma)``. The latent is then at noise
+    level ``kappa * sigma``.
     """
     return ratio / (1 + (ratio - 1) * sigma)

@@ -21,7 +21,7 @@ SHIFT_NAMES = {FlowMatchEulerDiscreteScheduler: "shift", UniPCMultistepScheduler
 def set_schedule(
     scheduler: Scheduler, num_inference_steps: int, flow_shift: float | None = None
 ) -> Scheduler:
-    """A scheduler like ``scheduler``, ready for its first step; ``flow_shift`` replaces its own."""
+    """A copy of ``scheduler``, ready for its first step. ``flow_shift`` replaces its shift, if given."""
     override = {} if flow_shift is None else {SHIFT_NAMES[type(scheduler)]: flow_shift}
     schedule = type(scheduler).from_config(scheduler.config, **override)
     schedule.set_timesteps(num_inference_steps)
@@ -39,14 +39,14 @@ class WanReference(Reference):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> WanReference:
-        """As :meth:`Reference.from_pretrained`; the VAE is in float32, as the model cards load it."""
+        """Like :meth:`Reference.from_pretrained`, with the VAE in float32, as the model cards load it."""
         return super().from_pretrained(folder, {"default": dtype, "vae": torch.float32}, device)
 
     @torch.no_grad()
     def encode(
         self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """UMT5 states ``[B, S, D]`` of ``prompts``, zero after a prompt's end; of the others likewise."""
+        """UMT5 states ``[B, S, D]`` of ``prompts`` and of ``negative_prompts``, zero after a prompt's end."""
         return self.pipeline.encode_prompt(
             list(prompts),
             None if negative_prompts is None else list(negative_prompts),
@@ -55,7 +55,7 @@ class WanReference(Reference):
         )
 
     def timestep(self, sigma: float) -> float:
-        """The model's time at noise level ``sigma``; UniPC's are whole numbers, rounded down."""
+        """The model's time at noise level ``sigma``. With UniPC it is rounded down to an integer."""
         scheduler = self.pipeline.scheduler
         time = sigma * scheduler.config.num_train_timesteps
         return int(time) if isinstance(scheduler, UniPCMultistepScheduler) else time
@@ -71,9 +71,9 @@ class WanReference(Reference):
     ) -> torch.Tensor:
         """Predicted ``noise - clean`` at ``latents`` ``[B, C, T, H, W]``, same shape, float32.
 
-        With ``negative_embeds`` there are two passes and classifier-free guidance; without, one
-        pass, which ``guidance_scale`` does not change. Below Wan 2.2's boundary the second
-        transformer predicts, with ``guidance_scale_2`` or else the same.
+        With ``negative_embeds`` there are two passes and classifier-free guidance. Without them there is one
+        pass, and ``guidance_scale`` has no effect. Below Wan 2.2's boundary the second transformer predicts,
+        with ``guidance_scale_2``, or ``guidance_scale`` if that is None.
         """
         scales = guidance_scale, guidance_scale_2
         return self._velocity(latents, self.timestep(sigma), prompt_embeds, negative_embeds, scales)
@@ -114,11 +114,11 @@ class WanReference(Reference):
         flow_shift: float | None = None,
         **growth,
     ) -> torch.Tensor:
-        """Latents ``[B, C, T, H, W]`` of a whole generation, in float32.
+        """Clean latents ``[B, C, T, H, W]`` of a whole generation, in float32.
 
-        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`; only
-        the last two axes grow. The sigmas are always the checkpoint's, with its ``flow_shift``
-        unless one is given; ``scheduler`` chooses the rule that steps from one to the next.
+        ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. Only the last
+        two axes grow. The sigmas are always those of the checkpoint's scheduler, with its own shift unless
+        ``flow_shift`` is given. ``scheduler`` chooses the rule that steps from one to the next.
         """
         growth = Growth(**{"spectrum": WAN_SPECTRUM, **growth})
         noises = stage_noises(noises, growth, self.device)
@@ -126,7 +126,7 @@ class WanReference(Reference):
         schedule = set_schedule(self.pipeline.scheduler, num_inference_steps, flow_shift)
         solver = solver_on(schedule, scheduler)
         sigmas = solver.sigmas[:-1].tolist()
-        # Not computed from these sigmas, which float32 has rounded: truncation would show it.
+        # Computed from these sigmas, which are rounded to float32, truncated times could differ.
         timesteps = schedule.timesteps.tolist()
         latents, forecaster = noises[0], Forecaster(growth.forecast)
         for stage, segment in enumerate(segments(growth, [sigmas] * len(noises), height, width)):

@@ -19,11 +19,11 @@ Text = list[torch.Tensor]
 
 
 class ZImageReference(Reference):
-    """Z-Image as diffusers computes it; latents have no frame axis, ``[B, C, H, W]`` in float32."""
+    """Z-Image as diffusers computes it, on latents ``[B, C, H, W]`` in float32, without a frame axis."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Text:
-        """Qwen3's states ``[S, D]`` of every prompt, each of its own length."""
+        """Qwen3's states ``[S, D]`` of each prompt, where S is the prompt's own length."""
         return self.pipeline.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
         )[0]
@@ -43,10 +43,10 @@ class ZImageReference(Reference):
         """
         transformer, batch = self.pipeline.transformer, len(latents)
         states = [one.to(self.device, transformer.dtype) for one in [*text, *(negative or [])]]
-        # A picture is one frame; the model's time runs from 0 (noise) to 1, and it predicts clean - noise.
+        # A picture is one frame. The model's time runs from 0 (noise) to 1, and it predicts clean - noise.
         pictures = latents.to(self.device, transformer.dtype)[:, :, None]
         pictures = [picture for _ in range(len(states) // batch) for picture in pictures]
-        # In float32, from thousandths, as the pipeline computes it.
+        # The pipeline computes the time in float32, from thousandths.
         time = (1000 - 1000 * torch.full((len(states),), sigma, device=self.device)) / 1000
         velocities = -torch.stack(transformer(pictures, time, states, return_dict=False)[0]).float()[:, :, 0]
         if negative is None:
@@ -66,10 +66,10 @@ class ZImageReference(Reference):
         noise_levels: Literal["official", "scheduler"] = "official",
         **growth,
     ) -> torch.Tensor:
-        """Latents ``[B, C, H, W]`` of a whole generation, in float32.
+        """Clean latents ``[B, C, H, W]`` of a whole generation, in float32.
 
         ``noises`` and ``growth`` are those of :meth:`torch_ref.flux1.Flux1Reference.denoise`. The sigmas are
-        the pipeline's, or those of the scheduler's own time steps.
+        the official pipeline's, or the scheduler's default ones.
         """
         if noise_levels not in ("official", "scheduler"):
             raise ValueError(f"unknown noise levels {noise_levels!r}")
