@@ -1,4 +1,4 @@
-"""Attention on this machine: jaxspd's, XLA's own, and PyTorch's, in turns.
+"""Compares the speed of jaxspd's attention, XLA's own and PyTorch's on this machine, in turns.
 
 python bench/attention.py
 """
@@ -12,7 +12,7 @@ from timing import in_turns
 
 from jaxspd.models.attention import attention
 
-# Batch, tokens, heads, size of a head: the demo's, a mid-size model's, and 4 of FLUX.1's 24 heads at 1024².
+# Batch, tokens, heads and head size of the demo, of a mid-size model, and of 4 of FLUX.1's 24 heads at 1024².
 SIZES = [(1, 288, 6, 32), (20, 288, 6, 32), (1, 1536, 8, 64), (1, 4608, 4, 128)]
 RUNS = 9
 

@@ -1,4 +1,4 @@
-"""Which card holds which model: a table in Markdown, by `jaxspd plan`'s account of memory.
+"""Prints a Markdown table that says which card holds which model, by `jaxspd plan`'s count of memory.
 
 python bench/cards.py
 """
@@ -13,14 +13,14 @@ from presets import Model
 from jaxspd.plan_memory import Memory, plan_memory
 from jaxspd.planning import plan_request
 
-# GB of 10⁹ bytes. JAX may take nine tenths of them.
+# The cards' memory in GB of 10⁹ bytes. JAX may take nine tenths of it.
 CARDS, SHARE = (12, 16, 24, 32, 48, 80), 0.9
-# How the weights may be kept: the best first.
+# The ways to keep the weights, the best first.
 WAYS = {"yes": {}, "int8": {"quantize": "int8"}, "streamed": {"streamed": True}}
 
 
 def memory(model: Model, way: str) -> Memory:
-    """What the model takes where its weights are kept that way; of two forwards, one after the other."""
+    """The memory that the model takes if its weights are kept that `way` and guidance takes two forwards."""
     published = Published(model)
     request = replace(published.request, guidance_scale=0.0, negative_prompt=None)
     plan = plan_request(published.family, published.request)
@@ -28,7 +28,7 @@ def memory(model: Model, way: str) -> Memory:
 
 
 def how(taken_by: Callable[[str], Memory], card: int) -> str:
-    """How a model runs on a card of so many GB."""
+    """How a model runs on a card of `card` GB."""
     room = SHARE * card * 1e9
     for way in WAYS:
         taken = taken_by(way)
@@ -44,7 +44,7 @@ def row(model: Model) -> str:
 
 
 def table() -> str:
-    """The table."""
+    """The table in Markdown."""
     lines = ["| model |" + "".join(f" {card} GB |" for card in CARDS), "|---|" + "---|" * len(CARDS)]
     return "\n".join([*lines, *(row(model) for model in MODELS if not model.quantize)])
 

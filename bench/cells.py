@@ -1,4 +1,4 @@
-"""What the quality study compares: settings of the sampler, by name."""
+"""The settings of the sampler that the quality study compares, by name."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +14,10 @@ BASELINE, LONG = "fullres", "fullres, 50 steps"
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting. `settings` are parameters of a request; `expansion` replaces the growth of the grid.
+    """One setting. `settings` are parameters of a request. `expansion` replaces how the grid grows.
 
-    `as_fast_as` names another cell, at whose FLOPs this one runs full resolution in fewer steps. `baseline`
-    names the cell that this one is compared to.
+    `as_fast_as` names another cell: this one runs full resolution in fewer steps, at that cell's FLOPs.
+    `baseline` names the cell that this one is compared to.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Cell:
 
 
 def bilinear(latents: jax.Array, noise: jax.Array, sigma, kappa, transform: str) -> jax.Array:
-    """What one would try first: the latents, noise and all, interpolated."""
+    """The simplest way to grow a grid: the latents, with their noise, are interpolated."""
     return jax.image.resize(jnp.asarray(latents, jnp.float32), noise.shape, "bilinear")
 
 
@@ -61,7 +61,7 @@ CELLS = [
     Cell("re-spaced 0.05, 50 steps", grown("dct_rewind", 0.05, respace=True), 50, baseline=LONG),
 ]
 
-# Questions that a difference to full resolution does not answer: the first against the second.
+# Pairs of cells to compare, the first with the second, beside their differences to full resolution.
 QUESTIONS = [
     *[(f"dct_rewind {d:g}", f"dct {d:g}") for d in (0.05, 0.2)],
     *[(f"{t} rewind {d:g}", f"dct_rewind {d:g}") for t in ("fft", "dwt") for d in (0.05, 0.2)],

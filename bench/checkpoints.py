@@ -1,7 +1,7 @@
 """Checkpoint folders with random weights in the official layout, of any size.
 
-Weights are drawn and written shard by shard, so that a model larger than memory can be written. The text
-encoders are left out: their folders are there, without weights.
+Weights are drawn and written shard by shard, so a model may be larger than memory. The text encoders have
+folders, but no weights.
 """
 
 import json
@@ -36,8 +36,10 @@ EULER_DYNAMIC = partial(euler, use_dynamic_shifting=True)
 
 @dataclass(frozen=True)
 class Layout:
-    """What a family's folder holds. `transformer` and `vae` are diffusers' classes, with options where the
-    published model differs from the class's own; `encoders` names text encoders and their tokenizers.
+    """The contents of a family's folder.
+
+    `transformer` and `vae` are diffusers' classes. The options are those of the published model that differ
+    from the class's defaults. `encoders` names the text encoders and their tokenizers.
     """
 
     pipeline: str
@@ -95,9 +97,10 @@ LAYOUTS = {
 def write_checkpoint(
     folder: Path, family: str, transformer: dict, vae: dict, dtype: torch.dtype, shard_size: str = "2GB"
 ) -> Path:
-    """A folder of `family` with `transformer` and `vae` as options; one made of the same already stays.
+    """Writes a folder of `family`, with `transformer` and `vae` as options, and returns it.
 
-    The VAE is in float32, whatever the transformer's `dtype`.
+    A folder that was made with the same arguments stays as it is. The VAE is in float32, whatever the
+    transformer's `dtype`.
     """
     made_of = json.dumps([family, transformer, vae, str(dtype), shard_size])
     note = folder / "made_of.json"
@@ -136,11 +139,11 @@ def write_checkpoint(
 def write_random(
     folder: Path, kind: type, options: dict, dtype: torch.dtype, shard_size: str, seed: int
 ) -> None:
-    """`kind(**options)` with random weights: configuration, shards and their index."""
+    """Writes `kind(**options)` with random weights: its configuration, shards and their index."""
     with torch.device("meta"):
         model = kind(**options)
     model.save_config(folder)
-    # Sizes count in the type that is stored.
+    # The shards' sizes follow from the dtype that is stored.
     shapes = {
         key: value.to(dtype) if value.is_floating_point() else value
         for key, value in model.state_dict().items()
@@ -159,8 +162,9 @@ def write_random(
 
 
 def draw(key: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random weights in shape and type of `like`, such that what flows through them keeps its size: matrices
-    by fan-in, norms' weights about 1, biases about 0.
+    """Random weights in the shape and dtype of `like`, which keep the size of activations.
+
+    Matrices are scaled by their fan-in. Norms' weights are about 1, and biases about 0.
     """
     values = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
     leaf = key.rpartition(".")[2]
@@ -170,7 +174,7 @@ def draw(key: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tens
         return values.uniform_(0.5, 1.5, generator=generator)
     if leaf == "scale_shift_table":
         return values.normal_(0, 0.3, generator=generator)
-    # The norms of Wan's VAE have weights called gamma, with axes but no fan-in.
+    # The norms of Wan's VAE have weights called gamma, with several axes but no fan-in.
     if leaf == "gamma" or (like.ndim == 1 and leaf == "weight"):
         return values.normal_(1, 0.1, generator=generator)
     if like.ndim == 1:

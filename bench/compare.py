@@ -3,10 +3,10 @@
     python bench/compare.py                 # the `cpu` preset: minutes
     python bench/compare.py --preset full   # official configurations, for a GPU that holds them
 
-Frameworks get the same weights, noise, text and schedule. Each runs in processes of its own, turn by turn, so
-that a machine that slows down slows all of them. What each process answers is kept in the `--work` folder at
-once: an interrupted run goes on from there, as long as neither code nor versions have changed. The results,
-`compare.json`, `compare.md` and `compare.png`, go to a folder of this hardware's name.
+The frameworks get the same weights, noise, text and schedule. Each runs in processes of its own, in turns, so
+that a machine that slows down slows all of them. Each process's answer is kept in the `--work` folder at
+once. So an interrupted run continues from there, as long as neither code nor versions have changed. The
+results, `compare.json`, `compare.md` and `compare.png`, go to a folder named after this hardware.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from presets import FULLRES, PRESETS, Model, Preset
 
 HERE = Path(__file__).resolve().parent
 VERSIONS = ("jax", "jaxlib", "flax", "torch", "diffusers", "numpy")
-# The script of each framework, and which cells it runs: PyTorch compiles full resolution in a process that
-# has seen no other size.
+# Each framework's script, and which cells it runs. PyTorch compiles full resolution in a process that has
+# seen no other size.
 FRAMEWORKS = {
     JUDGE: ("torch_worker.py", lambda cell: True),
     "jaxspd": ("jax_worker.py", lambda cell: True),
@@ -59,7 +59,7 @@ class ProcessFailed(Exception):
 
 
 class Answers:
-    """What the processes have said, in a file of the work folder."""
+    """The processes' answers, kept in a file of the work folder."""
 
     def __init__(self, work: Path, setting: dict):
         self.file = work / "answers.json"
@@ -73,7 +73,7 @@ class Answers:
         return all(key in self.values["processes"] for key in keys)
 
     def once(self, key: str, ask) -> dict:
-        """The answer kept under `key`, or that of `ask()`."""
+        """The answer kept under `key`. If there is none, `ask()` gives it, and it is kept."""
         processes = self.values["processes"]
         if key not in processes:
             print(key, flush=True)
@@ -85,7 +85,10 @@ class Answers:
 
 
 def run(script: str, job: dict, compiled: Path | None = None) -> dict:
-    """The answer of a process of its own, which keeps compiled programs in `compiled`."""
+    """Runs `script` in a process, which keeps compiled programs in `compiled`, and returns its answer.
+
+    Raises ProcessFailed if it fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "job.json", Path(folder) / "answer.json"
         asked.write_text(json.dumps(job))
@@ -99,7 +102,7 @@ def run(script: str, job: dict, compiled: Path | None = None) -> dict:
 
 
 def prepare(model: Model, preset: Preset, folder: Path) -> tuple[dict, dict]:
-    """What `prepare.py` says of a model, and each cell with the files of its inputs."""
+    """The answer of `prepare.py` for a model, and each cell with the files of its inputs."""
     cells = {
         cell.name: {"request": {**model.request, **cell.request}, "inputs": str(folder / f"{n}.npz")}
         for n, cell in enumerate(model.cells)
@@ -117,12 +120,13 @@ def prepare(model: Model, preset: Preset, folder: Path) -> tuple[dict, dict]:
 
 
 def ask(framework: str, cells: dict, prepared: dict, preset: Preset, folder: Path, anew: bool) -> dict:
-    """One process of `framework`, which finds compiled programs unless it is to compile `anew`; its latents'
-    distances from the judge's are added to what it says.
+    """The answer of one process of `framework`, with its latents' distances from the judge's.
+
+    The process finds compiled programs, unless it is to compile `anew`.
     """
     script, _ = FRAMEWORKS[framework]
     compiled = folder.parent / "compiled" / folder.name / slug(framework)
-    if anew:  # Nor what an interrupted process has left.
+    if anew:  # An interrupted process may have left programs.
         shutil.rmtree(compiled, ignore_errors=True)
 
     def latents(name: str, of: str) -> str:
@@ -144,9 +148,11 @@ def ask(framework: str, cells: dict, prepared: dict, preset: Preset, folder: Pat
 
 
 def measure(preset: Preset, answers: Answers, work: Path, until: float = math.inf) -> Iterator[dict]:
-    """`{model: {**prepared, "processes": {framework: [answer of each round]}}}` of the models that have run,
-    after each round of each. No process begins after `until`, of the monotonic clock, and none of a model of
-    which one has failed: what is missing is found by another run.
+    """Yields the results after each round of each model, for the models that have run.
+
+    They are `{model: {**prepared, "processes": {framework: [answer of each round]}}}`. No process begins
+    after `until`, a time of the monotonic clock. If a process of a model fails, no other process of that
+    model begins. Another run measures what is missing.
     """
     results, prepared, failed = {}, {}, set()
     for turn, model in product(range(preset.rounds), preset.models):
@@ -164,7 +170,7 @@ def measure(preset: Preset, answers: Answers, work: Path, until: float = math.in
                 if time.monotonic() >= until and not answers.hold([keys[framework]]):
                     break
                 own = [cell.name for cell in model.cells if runs(cell)]
-                # Another cell first in each turn: whatever runs first in a process runs on a rested machine.
+                # Each turn begins with another cell, because the first in a process runs on a rested machine.
                 first = turn % len(own)
                 own = {name: cells[name] for name in own[first:] + own[:first]}
                 asked = partial(ask, framework, own, about, preset, folder, anew=not turn)
@@ -229,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def rounds_of(report: dict, name: str) -> list:
-    """The rounds of a model that are in the report."""
+    """The judge's answers for the rounds of a model that are in the report."""
     return report["models"].get(name, {"processes": {JUDGE: []}})["processes"][JUDGE]
 
 

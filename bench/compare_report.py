@@ -1,4 +1,4 @@
-"""What `compare.py` measured, as tables and a plot."""
+"""The tables and the plot of what `compare.py` measured."""
 
 import statistics
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from matplotlib.figure import Figure
 from presets import FULLRES, PUBLISHED_ON
 
-# The framework whose latents the others' are compared with.
+# The other frameworks' latents are compared with this framework's.
 JUDGE = "PyTorch, eager"
 COLOURS = {
     "jaxspd": "#c0392b",
@@ -17,23 +17,23 @@ COLOURS = {
 
 
 def plain(framework: str) -> str:
-    """The framework as it runs full resolution."""
+    """The name under which the framework runs full resolution."""
     return framework.removesuffix(", progressive")
 
 
 def runs(model: dict, framework: str, cell: str) -> list[list[float]]:
-    """Seconds of each stage of every timed run."""
+    """The seconds of each stage, for every timed run."""
     answers = model["processes"][framework]
     return [run for answer in answers if cell in answer["cells"] for run in answer["cells"][cell]["denoise"]]
 
 
 def denoising(model: dict, framework: str, cell: str) -> list[float]:
-    """Seconds of every timed run, as they came."""
+    """The seconds of every timed run, in the order in which they ran."""
     return [sum(run) for run in runs(model, framework, cell)]
 
 
 def matmul(model: dict) -> dict[str, float]:
-    """FLOP/s of a matrix product: the median over all processes of a framework."""
+    """By framework, the FLOP/s of a matrix product: the median over all its processes."""
     found: dict[str, list[float]] = {}
     for framework, answers in model["processes"].items():
         for answer in answers:
@@ -59,13 +59,14 @@ def flops(model: dict, framework: str, cell: str) -> float:
 
 
 def limit(model: dict, framework: str, cell: str) -> float:
-    """How many times fewer FLOPs than at full resolution."""
+    """Full resolution's FLOPs divided by this cell's."""
     return flops(model, framework, FULLRES) / flops(model, framework, cell)
 
 
 def speed_up(model: dict, framework: str, cell: str) -> float:
-    """Full resolution's seconds over this cell's, in the same framework: the median over rounds, in each of
-    which both ran, so that a machine that slows down for minutes slows both.
+    """Full resolution's seconds divided by this cell's, in the same framework: the median over rounds.
+
+    Both ran in each round, so a machine that slows down for minutes slows both.
     """
     whole = denoising(model, framework, FULLRES) or denoising(model, plain(framework), FULLRES)
     own = denoising(model, framework, cell)
@@ -73,13 +74,13 @@ def speed_up(model: dict, framework: str, cell: str) -> float:
 
 
 def distance(model: dict, framework: str, cell: str) -> float:
-    """Largest relative distance of final latents from eager PyTorch's."""
+    """The largest relative distance of final latents from eager PyTorch's."""
     answers = model["processes"][framework]
     return max(answer["cells"][cell]["distance"] for answer in answers if cell in answer["cells"])
 
 
 def wrong(report: dict) -> list[str]:
-    """Cells whose latents are not those of eager PyTorch, within the preset's bound."""
+    """A line for each cell whose latents are further from eager PyTorch's than the preset's bound."""
     bound = report["preset"]["bound"]
     return [
         f"{name}, {framework}, {cell}: latents {distance(model, framework, cell):.1e} apart, beyond {bound:g}"
@@ -143,7 +144,7 @@ def speed_table(model: dict) -> list[str]:
 
 
 def steps(model: dict) -> dict[tuple[int, ...], dict[str, float]]:
-    """Median seconds of a step on each latent grid, by framework, over every run of every cell."""
+    """The median seconds of a step, by latent grid and framework, over every run of every cell."""
     found: dict[tuple[int, ...], dict[str, list[float]]] = {}
     for cell, framework in cells(model):
         stages = model["cells"][cell]["plan"]["stages"]
@@ -158,7 +159,7 @@ def steps(model: dict) -> dict[tuple[int, ...], dict[str, float]]:
 
 
 def step_flops(model: dict, framework: str) -> dict[tuple[int, ...], float]:
-    """FLOPs of a step on each latent grid."""
+    """The FLOPs of a step, by latent grid."""
     return {
         tuple(stage["latent"]): total / count
         for cell, values in model["cells"].items()
@@ -189,7 +190,7 @@ def step_table(model: dict) -> list[str]:
 
 
 def rest_table(model: dict) -> list[str]:
-    """What is not denoising: a row for each framework."""
+    """Everything but denoising, with a row for each framework."""
     lines = head(
         "framework",
         "load, s",
@@ -237,7 +238,7 @@ def rest_table(model: dict) -> list[str]:
 
 
 def published_table(model: dict) -> list[str]:
-    """Somebody else's seconds on other hardware, for orientation."""
+    """Seconds that others published for their hardware, for orientation."""
     seconds = {cell: value for cell, value in model["published"].items() if value}
     if not seconds:
         return []
@@ -296,7 +297,7 @@ def markdown(report: dict) -> str:
 
 
 def plot(report: dict) -> Figure:
-    """Of each model, the speed-up against δ and the seconds by stage."""
+    """For each model, the speed-up against δ, and the seconds by stage."""
     models = report["models"]
     figure = Figure(figsize=(12, 3.6 * len(models)), layout="constrained")
     for (left, right), (name, model) in zip(

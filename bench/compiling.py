@@ -1,10 +1,10 @@
-"""What compiling costs.
+"""Measures what compiling costs.
 
     python bench/compiling.py
 
-Of a mid-size FLUX.1: the wall time to compile one resolution, the other, and both at once; both again from
-the cache; and both for models of several depths, compiled layer by layer as jaxspd does, and as one program
-with layers unrolled or scanned. Every figure comes from fresh processes.
+The wall time to compile a mid-size FLUX.1 is measured for one resolution, for the other, for both at once,
+and for both from the cache. For models of several depths, both are compiled layer by layer as jaxspd does,
+and as one program with the layers unrolled or scanned. Every figure comes from fresh processes.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def family_of(depth: int) -> Family:
 
 
 def one(way: str, depth: int, grids: list[str]) -> float:
-    """In this process: seconds to compile the steps of `grids`, all at once."""
+    """The seconds that this process takes to compile the steps of `grids`, all at once."""
     family = family_of(depth)
     with running(way, family):
         velocity, parameters = family.velocity_function(jnp.float32), family.abstract_parameters(jnp.float32)
@@ -55,13 +55,13 @@ def one(way: str, depth: int, grids: list[str]) -> float:
 
 
 def fresh(cache: str, **asked) -> float:
-    """`one` in a process of its own, which compiles into `cache`."""
+    """The result of `one` in a fresh process, which compiles into `cache`."""
     command = [sys.executable, __file__, "--one", json.dumps(asked)]
     return json.loads(subprocess.check_output(command, env=environment(cache)))
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Median seconds, by question; every question is asked in turn, `ROUNDS` times over."""
+    """The median seconds of each case. The cases run in turns, `ROUNDS` times."""
     both, taken = list(GRIDS), defaultdict(list)
     for _ in range(ROUNDS):
         for name, grids in {"coarse": ["coarse"], "fine": ["fine"], "both": both}.items():

@@ -2,11 +2,11 @@
 
     python bench/demo.py
 
-draws one picture for each of 100 fresh captions and seeds, at full resolution and progressively, and measures
-them beside drawings of the same captions: time of day, ground and snow by the check in
-`bench/training/attributes.py`, power in bands of frequency, blocks, the skyline and the lake's mirror by
-`bench/sharpness.py`; and what the autoencoder alone makes of the drawings. Writes figures and a contact sheet
-to `bench/results/demo/`. The Fréchet distance is the quality study's (`bench/quality.py`).
+It draws one picture for each of 100 fresh captions and seeds, at full resolution and progressively, and
+measures them beside drawings of the same captions. `bench/training/attributes.py` checks time of day, ground
+and snow. `bench/sharpness.py` measures power in bands of frequency, blocks, the skyline and the lake's mirror
+image. The drawings are also measured after a pass through the autoencoder alone. Figures and a contact sheet
+go to `bench/results/demo/`. `bench/quality.py` measures the Fréchet distance.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from jaxspd.components.pipeline import Components
 from jaxspd.hub import DEMO, fetch
 
 RESULTS = Path(__file__).parent / "results" / "demo"
-# Captions of seeds that neither the training pictures nor the check's own have used.
+# The captions come from seeds that neither the training pictures nor the check's own have used.
 FIRST_SEED = 4_000_000
 ATTRIBUTES = ("time", "ground", "snow")
 
 
 def share_found(pictures: np.ndarray, scenes: list) -> dict[str, float]:
-    """Share of pictures in which each attribute, and all three at once, are as asked."""
+    """The share of pictures in which each attribute, and all three at once, are as the caption says."""
     right = np.array(
         [
             [getattr(found, name) == getattr(asked, name) for name in ATTRIBUTES]
@@ -46,7 +46,7 @@ def share_found(pictures: np.ndarray, scenes: list) -> dict[str, float]:
 
 
 def measure(pictures: np.ndarray, drawings: np.ndarray, scenes: list) -> dict:
-    """All that is said of one set of pictures, beside drawings of the same scenes."""
+    """All measures of one set of pictures, beside drawings of the same scenes."""
     lake = np.array([scene.ground == "lake" for scene in scenes])
     return {
         "found": share_found(pictures, scenes),
@@ -59,14 +59,14 @@ def measure(pictures: np.ndarray, drawings: np.ndarray, scenes: list) -> dict:
 
 
 def autoencoded(family, drawings: np.ndarray) -> np.ndarray:
-    """The drawings as the checkpoint's VAE gives them back."""
+    """The drawings, encoded and decoded by the checkpoint's VAE."""
     components = Components(family, jnp.float32)
     latents = np.concatenate([components.encode(picture[None, None]) for picture in drawings])
     return components.decode(latents)[:, 0]
 
 
 def contact_sheet(columns: list[np.ndarray], rows: int) -> Image.Image:
-    """Pictures `[N, H, W, 3]` of each column, `rows` of them one below the other, columns side by side."""
+    """A sheet with a column for each of `columns`: the first `rows` of its pictures `[N, H, W, 3]`."""
     return Image.fromarray(np.concatenate([np.concatenate(column[:rows]) for column in columns], axis=1))
 
 

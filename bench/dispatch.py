@@ -1,14 +1,15 @@
-"""How long the host takes to start a layer's program, and how long a GPU would be busy with it.
+"""Measures how long the host takes to start a layer's program, and estimates how long a GPU runs it.
 
     python bench/dispatch.py
 
-Of a FLUX.1 with all its 57 layers, each tiny: microseconds a layer until a step is dispatched. On an
-accelerator the step computes meanwhile. A CPU computes small programs before it returns; there each layer's
-program is replaced by one that takes the same arrays and only adds one to what it gives. Beside it, the whole
-step as one program, called with the same arguments.
+The model is a FLUX.1 with all its 57 layers, each tiny. The figures are microseconds per layer until a step
+is dispatched. An accelerator computes the step in the meantime. A CPU computes small programs before the call
+returns. So on a CPU each layer's program is replaced by one that takes the same arrays and only adds one to
+them. The whole step as one program, called with the same arguments, is measured for comparison.
 
-On paper: of each official model, on its published grid and those of one and two levels, the microseconds that
-a layer takes a card at a share of its peak. Where they are fewer than the host's, the card would wait.
+For each official model, a card's microseconds per layer are estimated at a share of the card's peak, on the
+model's published grid and on those of one and two levels. If they are fewer than the host's, the card would
+wait.
 """
 
 import time
@@ -32,7 +33,7 @@ from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.layerwise import Layerwise
 
 CALLS = 200
-# Dense bfloat16 products with sums in float32, FLOP/s by the makers' data sheets, and what is reached of it.
+# The makers' FLOP/s for dense bfloat16 products with sums in float32, and the share of them that is reached.
 CARDS, REACHED = {"RTX A6000": 154.8e12, "H100 SXM": 989.4e12}, 0.6
 TINY = {
     "attention_head_dim": 16,
@@ -44,12 +45,12 @@ TINY = {
 
 
 def idle(step: Layerwise, arguments: tuple) -> None:
-    """Puts programs in place of those of `step` that take the same arrays and compute next to nothing."""
+    """Replaces the programs of `step` by ones that take the same arrays and compute next to nothing."""
     values, programs = [*jax.tree.leaves(arguments), *step._rest], {}
     for number, piece in enumerate(step._pieces):
         inputs = piece.take(values)
         values[piece.outputs] = outputs = piece.program(*inputs)
-        # What lies between layers makes arrays of other shapes; there is little of it.
+        # Programs between layers make arrays of other shapes. They stay, since they compute little.
         sources = [next((n for n, a in enumerate(inputs) if a.shape == out.shape), None) for out in outputs]
         if None in sources:
             continue
@@ -63,7 +64,7 @@ def idle(step: Layerwise, arguments: tuple) -> None:
 
 
 def microseconds(call: Callable[[], jax.Array]) -> dict[str, float]:
-    """Median and least time until `call` returns; what it started ends before the next."""
+    """The median and the least time until `call` returns. Its computation ends before the next call."""
     taken = []
     for _ in range(CALLS):
         begin = time.perf_counter()
@@ -74,7 +75,7 @@ def microseconds(call: Callable[[], jax.Array]) -> dict[str, float]:
 
 
 def on_paper() -> dict[str, dict[str, dict[str, int]]]:
-    """Microseconds a layer, by model, grid and card, from the FLOPs of a step."""
+    """The microseconds per layer, by model, grid and card, from the FLOPs of a step."""
     found = {}
     for model in OFFICIAL:
         family = model.recipe()

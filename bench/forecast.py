@@ -1,12 +1,12 @@
-"""How near to the model ways to forecast it come, on the demo.
+"""Measures how near several forecasts of the velocity come to the model, on the demo.
 
     python bench/forecast.py
 
-Final latents of six prompts against those of 200 Euler steps with the same noise: PSNR in dB, its peak the
-range of those latents. Compared: the model at every step; lines and parabolas through the last velocities
-(finite differences, TaylorSeer, arXiv 2503.06923); Chebyshev polynomials of degree 4 by ridge regression on
-all velocities of the stage, and the mean of those and the line (Spectrum, arXiv 2603.01623). All with and
-without growth of the grid.
+Final latents of six prompts are compared with those of 200 Euler steps with the same noise. The figure is
+PSNR in dB, whose peak is the range of the latter. The rivals are the model at every step; lines and parabolas
+through the last velocities (finite differences, TaylorSeer, arXiv 2503.06923); Chebyshev polynomials of
+degree 4, fitted by ridge regression to all velocities of the stage; and the mean of these and the line
+(Spectrum, arXiv 2603.01623). Each runs with and without growth of the grid.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,19 +27,19 @@ from jaxspd.sampling.solvers import SOLVERS
 
 PROMPTS, STEPS = 6, 50
 HISTORY = 16  # enough for every evaluation of a stage
-DEGREE, RIDGE = 4, 0.1  # Spectrum's
+DEGREE, RIDGE = 4, 0.1  # Spectrum's values
 GROWN = {"progressive_mode": "dct_rewind", "progressive_delta": 0.05}
 Weights = Callable[[Sequence[float], float], np.ndarray]
 
 
 def polynomial(order: int) -> Weights:
-    """Through the last `order` + 1 velocities."""
+    """The weights of a polynomial through the last `order` + 1 velocities."""
 
     return lambda evaluated, sigma: forecast.weights(evaluated[: order + 1], sigma)
 
 
 def chebyshev(evaluated: Sequence[float], sigma: float) -> np.ndarray:
-    """σ from 0 to 1 is the polynomials' time from -1 to 1."""
+    """The weights of a fit of Chebyshev polynomials. σ from 0 to 1 is their argument from -1 to 1."""
     basis = np.polynomial.chebyshev.chebvander(2 * np.array(evaluated) - 1, DEGREE)
     here = np.polynomial.chebyshev.chebvander([2 * sigma - 1], DEGREE)[0]
     shares = here @ np.linalg.solve(basis.T @ basis + RIDGE * np.eye(DEGREE + 1), basis.T)
@@ -60,7 +60,7 @@ WAYS = {
 
 
 class Trial:
-    """Latents of the demo's first prompts, by any plan."""
+    """Makes latents of the demo's first prompts, by any plan, and compares them with the truth."""
 
     def __init__(self):
         self.demo = Demo(PROMPTS)

@@ -1,12 +1,12 @@
-"""Which settings give the most for their FLOPs, on any model.
+"""Finds the settings that give the most for their FLOPs, on any model.
 
     python bench/frontier.py                                       # the demo
     python bench/frontier.py --model-path M --prompts prompts.txt  # any other
 
-makes the same outputs, by prompt and seed, with many settings of solver, steps, growth of the grid and
-forecast, and measures each against full resolution at many steps. All see one noise, so they are the same
-pictures and no reference set is needed. Writes `points.jsonl`, where a second run finds what is measured
-already, `frontier.md`, `frontier.png` and `sheet.jpg` to `bench/results/frontier/`.
+It makes the same outputs, by prompt and seed, with many settings of solver, steps, growth of the grid and
+forecast. Each is measured against full resolution at many steps. All see one noise, so they are the same
+pictures, and no reference set is needed. `points.jsonl`, `frontier.md`, `frontier.png` and `sheet.jpg` go to
+`bench/results/frontier/`. A second run finds earlier measurements in `points.jsonl`.
 """
 
 import argparse
@@ -38,24 +38,26 @@ Settings = dict[str, Any]  # parameters of a request
 SEED = 5_000_000
 STEPS = (50, 28, 20, 14, 10, 8, 6, 5, 4)
 DELTAS = (0.01, 0.003, 0.001, 0.05, 0.2)
-# Edges of the bands in which latents are compared, as shares of the highest frequency along an axis.
+# The edges of the bands in which latents are compared, as shares of the highest frequency along an axis.
 BANDS = (0, 1 / 8, 1 / 4, 1 / 2, 2)
 
 
 def full(scheduler: str, steps: int, forecast: float | None = None) -> Settings:
-    """Full resolution."""
+    """The settings of full resolution."""
     return {"scheduler": scheduler, "num_inference_steps": steps, "forecast": forecast}
 
 
 def grown(scheduler: str, steps: int, delta: float, forecast: float | None = None, **others) -> Settings:
-    """A grid that grows."""
+    """The settings of a grid that grows."""
     growth = {"mode": "dct_rewind", "delta": delta, **others}
     return full(scheduler, steps, forecast) | {f"progressive_{k}": v for k, v in growth.items()}
 
 
 def candidates() -> list[Settings]:
-    """All settings worth a try. First the rivals of every other, full resolution in fewer steps; then what
-    was best on the demo; then the others, shuffled.
+    """All settings worth trying.
+
+    Full resolution in fewer steps comes first, as the rival of all others. Then come the settings that were
+    best on the demo, then the rest, shuffled.
     """
     rivals = [full(scheduler, steps) for scheduler in ("unipc", "euler") for steps in STEPS]
     best = [grown("unipc", steps, delta, history="carry") for delta in DELTAS for steps in STEPS]
@@ -87,7 +89,7 @@ def title(settings: Settings) -> str:
 
 
 class Trial:
-    """Outputs of one model for `prompts`, by any settings; `common` are parameters that all have."""
+    """Makes one model's outputs for `prompts`, by any settings. All share the parameters `common`."""
 
     def __init__(self, generator: DiffGenerator, prompts: list[str], common: Settings):
         self.generator, self.family = generator, generator.family
@@ -95,7 +97,7 @@ class Trial:
         self.truth: tuple[np.ndarray, np.ndarray] | None = None
 
     def at_speed(self, name: str) -> Settings:
-        """What `--speed` makes of a request for this model."""
+        """The settings that the speed `name` gives a request for this model."""
         request = resolve(self.family, SamplingParams.of({**self.common, "speed": name}))
         settings = full(request.scheduler, request.num_inference_steps)
         if request.progressive_mode != "fullres":
@@ -103,15 +105,15 @@ class Trial:
         return settings
 
     def runs(self, settings: Settings) -> tuple | None:
-        """What `settings` make of a run, which several may have in common; None if it cannot be."""
+        """A key of the run that `settings` make, which several may share, or None for impossible ones."""
         try:
             plan = self.generator.plan({**self.common, **settings})
-        except UsageError:  # as a stage without a step
+        except UsageError:  # such as a stage without a step
             return None
         return settings["scheduler"], replace(plan, delta=None)
 
     def make(self, settings: Settings) -> tuple[np.ndarray, np.ndarray, list[float], dict]:
-        """Clean latents `[N, C, …]`, first frames `[N, H, W, 3]`, seconds of denoising, and the plan."""
+        """The clean latents `[N, C, …]`, first frames `[N, H, W, 3]`, seconds of denoising, and the plan."""
         latents, frames, seconds = [], [], []
 
         def watch(progress) -> None:
@@ -127,8 +129,9 @@ class Trial:
         return np.stack(latents), np.stack(frames), seconds, outputs.result.plan
 
     def point(self, settings: Settings, strip: Path) -> dict[str, Any]:
-        """What `settings` cost, and how far from the truth they lead. The outputs go to `strip`, side by
-        side.
+        """The cost of `settings`, and how far their outputs are from the truth.
+
+        The outputs are saved to `strip`, side by side.
         """
         latents, frames, seconds, plan = self.make(settings)
         truth, originals = self.truth
@@ -151,8 +154,9 @@ class Trial:
 
 
 def band_errors(latents: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Power of the error of `latents` `[…, h, w]` as a share of that of the `truth`, in dB, in each of
-    `BANDS` of the cosines' frequencies.
+    """The power of the error of `latents` `[…, h, w]` divided by that of `truth`, in dB, in each of `BANDS`.
+
+    Frequencies are those of the DCT.
     """
     height, width = truth.shape[-2:]
     omega = np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
@@ -162,9 +166,9 @@ def band_errors(latents: np.ndarray, truth: np.ndarray) -> list[float]:
 
 
 def measure(trial: Trial, wanted: list[Settings], header: dict, out: Path, work: Path) -> Iterator[dict]:
-    """A point for each of the `wanted` settings, and any others in `out/points.jsonl`, where new ones go.
+    """Yields the points in `out/points.jsonl`, then adds and yields one for each other `wanted` setting.
 
-    Ends the program if what is there was not measured as `header` says.
+    Raises SystemExit if the points there were not measured as `header` says.
     """
     file, known = out / "points.jsonl", []
     out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +196,7 @@ def measure(trial: Trial, wanted: list[Settings], header: dict, out: Path, work:
 
 
 def front(points: list[dict]) -> list[dict]:
-    """Those that no other beats in both FLOPs and distance of latents, dearest first."""
+    """The points that no other beats in both FLOPs and distance of latents. The most FLOPs come first."""
     best, found = -np.inf, []
     for point in sorted(points, key=lambda point: (-point["faster"], -point["latents"])):
         if point["latents"] > best:
@@ -202,7 +206,7 @@ def front(points: list[dict]) -> list[dict]:
 
 
 def note(points: list[dict]) -> None:
-    """Writes the figures of the speeds, measured on the demo, into their table."""
+    """Writes the figures of the speeds, measured on the demo, into the package's table of speeds."""
     table = json.loads(TABLE.read_text())
     for point in points:
         for name in point.get("speeds", []):

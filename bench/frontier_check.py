@@ -2,10 +2,10 @@
 
     python bench/frontier_check.py
 
-makes pictures of the study's prompts with the demo at each speed, and with some rivals, and measures them by
-the study's Fréchet distance, spectrum and check of the prompt (`bench/quality.py`), beside the frontier's
-distance. Then the speeds denoise one picture in turns, to see how much of what FLOPs promise arrives. Writes
-`check.json` and `check.md` to `bench/results/frontier/`. An interrupted run goes on where it was.
+The demo makes pictures of the study's prompts at each speed and with some rival settings. They are measured
+by the study's Fréchet distance, spectrum and check of the prompt (`bench/quality.py`), beside the frontier's
+distance. Then the speeds denoise one picture in turns, to compare their seconds with their FLOPs.
+`check.json` and `check.md` go to `bench/results/frontier/`. An interrupted run continues where it was.
 """
 
 import argparse
@@ -28,7 +28,7 @@ RIVALS = [full("unipc", 4), grown("unipc", 8, 0.2, history="carry")]
 
 
 def cells() -> list[Cell]:
-    """The published setting, which all are compared to; the other speeds; their rivals."""
+    """The published setting, which all others are compared to, the other speeds, and their rivals."""
     exact, speeds = full("euler", 50), [speed.sets for speed in SPEEDS.values() if speed.sets]
     made = []
     for settings in (exact, *speeds, *RIVALS):
@@ -38,15 +38,17 @@ def cells() -> list[Cell]:
 
 
 def seconds(rounds: int) -> dict[str, dict[str, float]]:
-    """Of each speed: the fewest seconds that denoising one picture took in `rounds` turns, since whatever
-    else runs on the machine only adds to them; and its FLOPs, `times` fewer than the first's.
+    """For each speed, the fewest `seconds` of denoising one picture in `rounds` turns, and its FLOPs.
+
+    The fewest count because other work on the machine only adds to them. The FLOPs are given as `times`: the
+    first speed's divided by this one's.
     """
     generator, taken = DiffGenerator.from_pretrained(), {name: [] for name in SPEEDS}
     request = {"prompt": captions(1)[1][0], "seed": 0}
     for turn in range(rounds + 1):
         for name, found in taken.items():
             made = generator.generate({**request, "speed": name}, save_output=False, show_progress=False)
-            if turn:  # the first reads weights and compiles
+            if turn:  # the first turn reads weights and compiles
                 found.append(sum(made.seconds["denoise"]))
     flops = [
         generator.plan({**request, "speed": name}).flops(generator.family.forward_flops) for name in SPEEDS
@@ -58,8 +60,9 @@ def seconds(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def table(figures: dict[str, dict], agreement: dict[str, float], timed: dict[str, dict]) -> str:
-    """Markdown: every setting's figures and, in brackets, how far they lie from the published setting's; then
-    the speeds' seconds.
+    """Markdown with every setting's figures, then the speeds' seconds.
+
+    Differences to the published setting's figures are in brackets.
     """
     lines = ["| settings | FLOPs, times fewer | latents, dB | prompt found | Fréchet | spectrum, dB |"]
     lines.append("|" + "---|" * 6)

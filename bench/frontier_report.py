@@ -21,19 +21,19 @@ KINDS = {
 
 
 def kind(point: dict) -> str:
-    """Which of `KINDS` a point is."""
+    """The name in `KINDS` of a point's kind."""
     settings = point["settings"]
     what = (settings["scheduler"], "progressive_mode" in settings, settings.get("forecast") is not None)
     return next(name for name, told in KINDS.items() if told == what)
 
 
 def label(point: dict) -> str:
-    """Its title, and the speeds that it is."""
+    """A point's title, and the names of the speeds with its settings."""
     return ", ".join([point["title"], *(f"speed {name}" for name in point.get("speeds", []))])
 
 
 def table(header: dict, points: list[dict], front: list[dict]) -> str:
-    """Markdown: all points, the dearest first; those of the front in bold."""
+    """Markdown with all points, the most FLOPs first, and those of the front in bold."""
     titles = {point["title"] for point in front}
     head = ["settings", "steps", "forwards", "FLOPs, times fewer", "seconds", "latents, dB", "by band, dB"]
     head += ["PSNR, dB", "SSIM"]
@@ -57,7 +57,7 @@ def table(header: dict, points: list[dict], front: list[dict]) -> str:
 
 
 def plot(points: list[dict], front: list[dict]) -> Figure:
-    """Distance of latents and of pictures against FLOPs."""
+    """A plot of the distances of latents and of pictures against FLOPs."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, (measure, label) in zip(
@@ -86,7 +86,7 @@ def plot(points: list[dict], front: list[dict]) -> Figure:
 
 
 def save_strip(path: Path, frames: np.ndarray) -> None:
-    """The first of `frames` `[N, H, W, 3]`, side by side."""
+    """Saves the first of `frames` `[N, H, W, 3]`, side by side."""
     Image.fromarray(np.concatenate(frames[:SHOWN], 1)).save(path)
 
 
@@ -100,7 +100,7 @@ def contact_sheet(front: list[dict], work: Path) -> Image.Image:
     sheet = Image.new("RGB", (MARGIN + width, len(strips) * SIDE), "white")
     write = ImageDraw.Draw(sheet)
     for row, (name, strip) in enumerate(strips.items()):
-        said = name.replace(", ", "\n").replace("δ", "delta")  # which the font lacks
+        said = name.replace(", ", "\n").replace("δ", "delta")  # the font lacks δ
         write.multiline_text((6, row * SIDE + 40), said, fill="black")
         small = strip.resize((round(scale * strip.width), SIDE), Image.Resampling.LANCZOS)
         sheet.paste(small, (MARGIN, row * SIDE))

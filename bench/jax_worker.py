@@ -1,4 +1,4 @@
-"""One process of a comparison: jaxspd.
+"""The process of a comparison that runs jaxspd.
 
 python bench/jax_worker.py JOB.json ANSWER.json
 """
@@ -29,14 +29,14 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def matmul_flops(side: int, dtype) -> float:
-    """FLOP/s of a square matrix product."""
+    """The FLOP/s of a product of two square matrices."""
     one = jax.random.normal(jax.random.key(0), (side, side), dtype)
     multiply = jax.jit(jnp.matmul)
     return 2 * side**3 / median_seconds(lambda: multiply(one, one).block_until_ready())
 
 
 def condition(family, inputs: Inputs, scale: float):
-    """What the denoiser is given of one prompt's text, and of its negative where there is guidance."""
+    """The denoiser's conditioning for one prompt, and for its negative prompt if there is guidance."""
     conditioning = family.condition(inputs.text("positive"), scale)
     if not family.guided(scale):
         return conditioning
@@ -45,7 +45,7 @@ def condition(family, inputs: Inputs, scale: float):
 
 
 def programs_of(family, velocity, solver: str) -> Programs:
-    """Programs of `velocity`, as the generator has them."""
+    """Programs of `velocity`, made as the generator makes them."""
     return Programs(
         guide(velocity, family.combine, batched=True),
         SOLVERS[solver],
@@ -76,7 +76,7 @@ def main(job_file: str, answer_file: str) -> None:
     velocity, programs = family.velocity_function(dtype), {}
 
     def run(name: str, kind: str) -> tuple[jax.Array, list[float], float]:
-        """Latents, the seconds of each stage, and the seconds waited for programs to compile."""
+        """The latents, the seconds of each stage, and the seconds waited for programs to compile."""
         params = resolve(family, SamplingParams(**job.cells[name][kind]["request"]))
         plan, inputs = plan_request(family, params), Inputs(job.cells[name]["inputs"])
         if params.scheduler not in programs:
@@ -100,7 +100,7 @@ def main(job_file: str, answer_file: str) -> None:
     job.answer["compiled_later"] = len(compilations)
     job.answer["peak"] = peak_memory(jax.devices()[0])
 
-    # As for a prompt that follows others: encoders and VAE lie where the next one finds them.
+    # This is measured as for a prompt that follows others, when encoders and VAE are in memory.
     components = Components(family, dtype, offload=False)
     if job.encoders:
         job.answer["text"] = median_seconds(lambda: components.encode_text([job.prompt]), 3)

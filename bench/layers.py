@@ -1,10 +1,10 @@
-"""What running a model layer by layer is worth.
+"""Compares running a model layer by layer with other ways.
 
     python bench/layers.py
 
-Of each family's mid-size model, with random weights: seconds of a step on both grids, with a program that
-serves every layer, as jaxspd has it; with the whole step as one program, layers unrolled in it; and with one
-that scans over stacked layers. All in turns, in one process; guided models run both passes, as they do.
+The seconds of a step are measured on both grids for each family's mid-size model, with random weights. One
+program serves every layer, as in jaxspd; or the whole step is one program, in which the layers are unrolled,
+or a scan over stacked layers. All run in turns, in one process. Guided models run both passes.
 """
 
 from collections import defaultdict
@@ -37,13 +37,13 @@ WAYS = ("layer by layer", "unrolled", "scanned")
 
 
 def scan(blocks: nnx.Module, carry, *shared):
-    """In place of `layers.layer`, for a block whose parameters have a leading layer axis: runs each."""
+    """Replaces `layers.layer`: runs each layer of a block whose parameters have a leading layer axis."""
     graph, stacked = nnx.split(blocks)
     return jax.lax.scan(lambda carry, own: (nnx.merge(graph, own)(carry, *shared), None), carry, stacked)[0]
 
 
 def stacked(parameters: nnx.State) -> nnx.State:
-    """Parameters of which those of a row's layers are one array each."""
+    """`parameters` with those of a row's layers stacked into one array each."""
     joined = defaultdict(list)
     for path, parameter in nnx.to_flat_state(parameters):
         joined[tuple(0 if isinstance(part, int) else part for part in path)].append(parameter)
@@ -56,7 +56,7 @@ def stacked(parameters: nnx.State) -> nnx.State:
 
 
 def with_one_layer(model: nnx.Module) -> nnx.Module:
-    """`model` with the first block of each row alone, for parameters as `stacked` has them."""
+    """`model` with only the first block of each row, to hold parameters from `stacked`."""
     for name, row in vars(model).items():
         if isinstance(row, nnx.List):
             setattr(model, name, nnx.List(row[:1]))
@@ -65,7 +65,7 @@ def with_one_layer(model: nnx.Module) -> nnx.Module:
 
 @contextmanager
 def running(way: str, family: BaseFamily) -> Iterator[None]:
-    """Meanwhile, the family's models are made and run that way."""
+    """A context in which the family's models are made and run in that `way`."""
     if way != "scanned":
         yield
         return
@@ -78,7 +78,7 @@ def running(way: str, family: BaseFamily) -> Iterator[None]:
 
 
 def compiled_step(way: str, velocity, parameters, latents, conditioning):
-    """An Euler step's program, `(parameters, latents, σ, next σ, conditioning)` to latents."""
+    """The program of an Euler step, `(parameters, latents, σ, next σ, conditioning) -> latents`."""
 
     def step(parameters, latents, sigma, next_sigma, conditioning):
         v = velocity(parameters, latents, sigma, conditioning)
@@ -91,7 +91,7 @@ def compiled_step(way: str, velocity, parameters, latents, conditioning):
 
 
 def steps(model: Model) -> dict[str, float]:
-    """Median seconds of a step, by how the layers run and the latents' grid."""
+    """The median seconds of a step, by the way in which the layers run and the latents' grid."""
     family = model.recipe()
     params = resolve(family, SamplingParams(**model.request, **GROWN))
     family, plan = reading(family, params), plan_request(family, params)
