@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 _HOMES = {
     "DiffGenerator": "jaxspd.generator",
-    "GenerationResult": "jaxspd.generator",
+    "GenerationResult": "jaxspd.results",
     "SamplingParams": "jaxspd.request",
     "UsageError": "jaxspd.errors",
 }
