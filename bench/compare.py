@@ -200,8 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, help="folder of results (default: one in bench/results/compare)"
     )
-    parser.add_argument("--work", type=Path, help="folder of checkpoints, inputs and what is not finished")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no process after so long")
+    parser.add_argument("--work", type=Path, help="folder of checkpoints, inputs and unfinished runs")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no process after this time")
     args = parser.parse_args(arguments)
 
     until = time.monotonic() + 60 * args.minutes

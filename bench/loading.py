@@ -1,10 +1,10 @@
-"""How fast official weights load and how much memory that takes, beside what the machine can do.
+"""Measures how fast official weights load and how much memory that takes, beside the machine's limits.
 
     python bench/loading.py --work /tmp/loading
 
-A random FLUX.1 transformer of official widths, as deep as `--gigabytes` asks, is written in shards and loaded
-onto the CPU, each time in a fresh process. Files are in the page cache, as they have just been read. Rates
-count bytes of the loaded weights; memory is what the process gained, mapped files included.
+A random FLUX.1 transformer of official widths, as deep as `--gigabytes` asks, is written in shards. It is
+loaded onto the CPU, each time in a fresh process. The files are in the page cache, as if they had just been
+read. Rates count bytes of the loaded weights. Memory is what the process gained, mapped files included.
 """
 
 import argparse
@@ -22,12 +22,13 @@ CASES = (("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "float32
 
 
 def write_checkpoint(work: Path, gigabytes: float, dtype: str) -> Path:
-    """A folder with a transformer alone, of about `gigabytes`; one that is there stays."""
+    """Writes a folder with a transformer of about `gigabytes`, unless it is there, and returns it."""
     import torch
     from checkpoints import write_random
     from diffusers import FluxTransformer2DModel
 
-    # A double block and two single ones, in FLUX.1's proportion, take 1.25 GB in bfloat16; the rest 0.1.
+    # A double block and two single ones, FLUX.1's proportion, take 1.25 GB in bfloat16. The rest takes 0.1
+    # GB.
     size = gigabytes / (2 if dtype == "float32" else 1)
     layers = max(1, round((size - 0.1) / 1.25))
     folder = work / f"{dtype}-{layers}"
@@ -40,7 +41,7 @@ def write_checkpoint(work: Path, gigabytes: float, dtype: str) -> Path:
 
 
 def best(call: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of a few calls."""
+    """The seconds of the fastest of `times` calls."""
     taken = []
     for _ in range(times):
         begin = time.perf_counter()
@@ -50,14 +51,15 @@ def best(call: Callable[[], object], times: int = 3) -> float:
 
 
 def resident(name: str) -> int:
-    """Bytes in memory, now (VmRSS) or at the most (VmHWM, which unlike getrusage knows no parent)."""
+    """The process's bytes in memory, now (VmRSS) or at most (VmHWM; getrusage would count the parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def measure(folder: Path, stored: str, target: str) -> dict:
-    """One load in this process, and then the machine's limits: reading the files, and copying as many weights
-    into fresh memory, from type to type.
+    """Measures one load in this process, and then the machine's limits.
+
+    These are reading the files, and copying as many weights into fresh memory, from dtype to dtype.
     """
     import jax
     import torch

@@ -1,4 +1,4 @@
-"""What was measured on, and where results of it lie."""
+"""The hardware of a measurement, its environment, and the place of its results."""
 
 import json
 import os
@@ -12,7 +12,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def hardware() -> str:
-    """The GPU's name, or the CPU's with its generation and cores."""
+    """The GPU's name, or the CPU's name with its generation and number of cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -20,7 +20,7 @@ def hardware() -> str:
     info = Path("/proc/cpuinfo")
     told = dict(re.findall(r"(.+?)\s*: (.+)", info.read_text())) if info.exists() else {}
     name = told.get("model name", platform.machine())
-    # Virtual machines call CPUs of every generation alike.
+    # Virtual machines give CPUs of all generations the same name.
     if "cpu family" in told:
         name += f" (family {told['cpu family']}, model {told['model']})"
     return f"{name}, {os.cpu_count()} cores"
@@ -31,7 +31,7 @@ def slug(text: str) -> str:
 
 
 def environment(cache: Path | str | None = None) -> dict[str, str]:
-    """Of a fresh process, which finds the project, and keeps every program it compiles in `cache`."""
+    """Environment variables for a process, which finds the project and keeps its programs in `cache`."""
     path = os.pathsep.join(filter(None, [str(RESULTS.parents[1]), os.environ.get("PYTHONPATH")]))
     kept = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),

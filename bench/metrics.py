@@ -1,4 +1,4 @@
-"""How good pictures are, as far as numbers tell: measures of the quality study, and their uncertainty.
+"""The quality study's measures of pictures, and their uncertainty.
 
 Pictures are `[N, H, W, 3]`, uint8.
 """
@@ -12,13 +12,13 @@ from training.attributes import detect
 from training.landscapes import Scene
 
 ATTRIBUTES = ("time", "ground", "snow")
-# Measures of a set that are too large where pictures are few.
+# Measures of a set that are too large for few pictures.
 BIASED = ("frechet", "spectrum")
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 def attributes_found(pictures: np.ndarray, scenes: list[Scene]) -> np.ndarray:
-    """Whether each picture shows all that its prompt asks for, `[N]`, by `bench/training/attributes.py`."""
+    """For each picture whether it shows all that its prompt asks for, `[N]`, by `training/attributes.py`."""
     found = detect(np.asarray(pictures))
     return np.array(
         [
@@ -29,13 +29,13 @@ def attributes_found(pictures: np.ndarray, scenes: list[Scene]) -> np.ndarray:
 
 
 def psnr(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Peak signal to noise ratio of each picture to its original, `[N]`, in dB."""
+    """The peak signal-to-noise ratio of each picture to its original, `[N]`, in dB."""
     pairs = zip(pictures, originals, strict=True)
     return np.array([peak_signal_noise_ratio(b, a) for a, b in pairs])
 
 
 def ssim(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Structural similarity of each picture to its original, `[N]`, as Wang et al. (2004) define it."""
+    """The structural similarity of each picture to its original, `[N]`, as Wang et al. (2004) define it."""
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = zip(pictures, originals, strict=True)
     return np.array([structural_similarity(b, a, channel_axis=-1, **window) for a, b in pairs])
@@ -47,8 +47,9 @@ BANDS = 24
 
 
 def power_spectra(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies `[H, W]`, in cycles per image, of the orthonormal DCT's coefficients, and the power that
-    each picture's luminance has there, `[N, H, W]`.
+    """The power of each picture's luminance in each coefficient of the orthonormal DCT.
+
+    Returns the coefficients' frequencies `[H, W]` in cycles per image, and the powers `[N, H, W]`.
     """
     height, width = pictures.shape[1:3]
     omega = np.hypot(np.arange(height)[:, None], np.arange(width)) / 2
@@ -57,7 +58,7 @@ def power_spectra(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def band_powers(pictures: np.ndarray) -> np.ndarray:
-    """Power of each picture's luminance in bands of frequency, `[N, bands]`.
+    """The power of each picture's luminance in bands of frequency, `[N, bands]`.
 
     Coefficients of `power_spectra` are averaged in bands of equal width in log ω, from 1 to the Nyquist
     frequency. Bands without a coefficient are left out.
@@ -72,7 +73,7 @@ def band_powers(pictures: np.ndarray) -> np.ndarray:
 
 
 def spectrum_distance(power: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Root mean square over bands of the difference of mean powers `[…, bands]`, in dB, `[…]`."""
+    """The root mean square, over bands, of the difference of mean powers `[…, bands]` in dB: `[…]`."""
     return np.sqrt(((10 * np.log10(power / reference)) ** 2).mean(-1))
 
 
@@ -83,12 +84,13 @@ LEVELS, COLOURS = 5, 16
 
 @dataclass(frozen=True)
 class Features:
-    """What a picture is described by for the Fréchet distance; no network, nothing to download.
+    """A picture's features for the Fréchet distance. They need no network and no download.
 
-    Colours: the means over 8×8 blocks, reduced to their first 16 principal components. Texture: the log
-    energies of five levels of a pyramid of the luminance (what a mean over 2×2 pixels leaves out, then of
-    those means, and so on), in the upper, middle and lower third of the picture. Components and scales
-    are those of the reference pictures, so that each number has mean 0 and variance 1 there.
+    Colour features are the means over a grid of 8×8 blocks, reduced to their first 16 principal components.
+    Texture features are the log energies of five levels of a pyramid of the luminance, in the upper, middle
+    and lower third of the picture. A level is what a mean over 2×2 pixels leaves out, and the next level
+    divides these means. Components and scales come from the reference pictures, where each feature has mean 0
+    and variance 1.
     """
 
     colour_mean: np.ndarray
@@ -98,7 +100,7 @@ class Features:
 
     @classmethod
     def fit(cls, reference: np.ndarray) -> "Features":
-        """The description that fits `reference`, pictures of training."""
+        """The features whose components and scales fit the pictures `reference` `[N, H, W, 3]`."""
         colours = block_colours(reference)
         mean = colours.mean(0)
         components = np.linalg.svd(colours - mean, full_matrices=False)[2][:COLOURS].T
@@ -106,26 +108,26 @@ class Features:
         return cls(mean, components, raw.mean(0), raw.std(0))
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """Features `[N, 31]`."""
+        """The features `[N, 31]` of `pictures` `[N, H, W, 3]`."""
         colours = (block_colours(pictures) - self.colour_mean) @ self.components
         return (np.concatenate([colours, textures(pictures)], 1) - self.mean) / self.deviation
 
 
 def block_colours(pictures: np.ndarray) -> np.ndarray:
-    """Mean colours of 8×8 blocks, `[N, 192]`."""
+    """The mean colours of a grid of 8×8 blocks, `[N, 192]`."""
     n, height, width, _ = pictures.shape
     blocks = np.asarray(pictures, np.float32).reshape(n, 8, height // 8, 8, width // 8, 3)
     return blocks.mean((2, 4)).reshape(n, -1) / 255
 
 
 def textures(pictures: np.ndarray) -> np.ndarray:
-    """Log energies of pyramid levels in the pictures' thirds, `[N, 15]`."""
+    """The log energies of the pyramid's levels in the pictures' thirds, `[N, 15]`."""
     sharp, energies = np.asarray(pictures, np.float32) @ LUMINANCE / 255, []
     for _ in range(LEVELS):
         n, height, width = sharp.shape
         coarse = sharp.reshape(n, height // 2, 2, width // 2, 2).mean((2, 4))
         detail = sharp - coarse.repeat(2, 1).repeat(2, 2)
-        # Half a grey level: below it there is nothing to see.
+        # Half a grey level is added, since smaller details cannot be seen.
         energies += [
             np.log((third**2).mean((1, 2)) + (0.5 / 255) ** 2) for third in np.array_split(detail, 3, 1)
         ]
@@ -134,10 +136,10 @@ def textures(pictures: np.ndarray) -> np.ndarray:
 
 
 def frechet(mean: np.ndarray, covariance: np.ndarray, other_mean, other_covariance) -> np.ndarray:
-    """Fréchet distance `[…]` of Gaussians with means `[…, D]` and covariances `[…, D, D]` to another.
+    """The Fréchet distances `[…]` of Gaussians with means `[…, D]` and covariances `[…, D, D]` to another.
 
-    `|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2·(Σ₁Σ₂)^½)` (Heusel et al. 2017); the root's trace from the eigenvalues of
-    the symmetric `Σ₂^½ Σ₁ Σ₂^½`.
+    They are `|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2·(Σ₁Σ₂)^½)` (Heusel et al. 2017). The trace of the root is computed
+    from the eigenvalues of the symmetric `Σ₂^½ Σ₁ Σ₂^½`.
     """
     values, vectors = np.linalg.eigh(other_covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
@@ -146,24 +148,26 @@ def frechet(mean: np.ndarray, covariance: np.ndarray, other_mean, other_covarian
     return ((mean - other_mean) ** 2).sum(-1) + traces - 2 * cross
 
 
-# Statistics of a set of pictures, from how often each is counted
+# Statistics of a set of pictures, each counted a number of times
 
 
 def resamples(n: int, count: int, seed: int = 0) -> np.ndarray:
-    """How often each of `n` pictures is drawn in each bootstrap resample, `[count, n]`; in the first, which
-    is the set itself, once. All cells use the same, so that their differences are of the same pictures.
+    """How often each of `n` pictures is drawn in each of `count` bootstrap resamples, `[count, n]`.
+
+    The first resample is the set itself, with each picture once. All cells use the same resamples, so that
+    their differences are between the same pictures.
     """
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), count - 1)
     return np.concatenate([np.ones((1, n), int), drawn])
 
 
 def means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means `[R, …]` of `values` `[N, …]` under `counts` `[R, N]`."""
+    """The means `[R, …]` of `values` `[N, …]`, weighted by each row of `counts` `[R, N]`."""
     return np.tensordot(counts, values, 1) / counts.shape[1]
 
 
 def frechet_of(features: np.ndarray, counts: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Fréchet distances `[R]` of `features` `[N, D]`, under `counts`, to those of `reference`."""
+    """The Fréchet distances `[R]` of `features` `[N, D]`, weighted by `counts` `[R, N]`, to `reference`."""
     centre = means(features, counts)
     products = np.einsum("rn,nd,ne->rde", counts, features, features, optimize=True) / counts.shape[1]
     covariances = products - centre[:, :, None] * centre[:, None, :]
@@ -172,7 +176,7 @@ def frechet_of(features: np.ndarray, counts: np.ndarray, reference: np.ndarray) 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; of a difference, whether that excludes 0."""
+    """A figure with its 95 % interval. A difference is `certain` if the interval excludes 0."""
 
     value: float
     low: float
@@ -184,12 +188,13 @@ class Estimate:
 
 
 def estimate(draws: np.ndarray, corrected: bool = False) -> Estimate:
-    """`draws` `[R]` hold a statistic of the set, then of its resamples; the interval is the basic
-    bootstrap's, which is reflected about the set's own figure.
+    """The estimate of a statistic from `draws` `[R]`: its value for the set, then for the set's resamples.
 
-    A Fréchet distance between few pictures is too large, and that of a resample, which repeats some of
-    them, too large once more by about as much: `corrected` takes off the figure what resampling adds on
-    average. Of a paired difference most of this cancels.
+    The interval is the basic bootstrap's, which is reflected about the set's own value.
+
+    A Fréchet distance between few pictures is too large. The distance of a resample, which repeats some
+    pictures, is too large by about as much again. `corrected` subtracts what resampling adds on average. In a
+    paired difference most of this cancels.
     """
     low, high = np.quantile(draws[1:], [0.025, 0.975])
     own = float(draws[0])

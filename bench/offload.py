@@ -1,9 +1,9 @@
-"""What `--dit-cpu-offload true` costs: a step with weights resident, and with layers streamed from the host.
+"""Measures what `--dit-cpu-offload true` costs: a step with streamed layers, and one with resident weights.
 
     python bench/offload.py             # a mid-size FLUX.1, float32
     python bench/offload.py --official  # FLUX.1 [dev] itself, bfloat16, for a GPU that holds it
 
-Both take turns in one process. On a CPU the host's memory is the device's: only the copying shows.
+Both run in turns, in one process. On a CPU the host's memory is the device's, so only the copying counts.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from jaxspd.runtime.layerwise import Layerwise
 
 
 def random_like(abstract: jax.ShapeDtypeStruct) -> jax.Array:
-    """A parameter in its place; a large one repeats a row, since only its size matters."""
+    """A parameter with the sharding of `abstract`. It repeats one random row, since only its size matters."""
     row = np.random.default_rng(0).standard_normal(abstract.shape[-1:], np.float32) * 0.02
     return jax.device_put(np.broadcast_to(row, abstract.shape).astype(abstract.dtype), abstract.sharding)
 

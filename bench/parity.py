@@ -2,16 +2,18 @@
 
     make parity        # or: python bench/parity.py
 
-On a GPU that JAX and PyTorch both see: every family at its official width with few layers, and at full size
-where it fits in float32, at the published sizes. On a CPU: the official width with one layer of each kind, at
-a small size. Both get the same random weights and text; the weights are in bfloat16 on disk, which float32
-holds exactly. Each model predicts the velocity on both grids of a progressive plan, then runs the whole loop;
-attention is compared alone, with and without padding. All of it in float32, without TF32, and in bfloat16.
+On a GPU that JAX and PyTorch both see, every family runs at the published sizes: at its official width with
+few layers, and at full size if that fits in float32. On a CPU every family runs at its official width with
+one layer of each kind, at a small size. Both frameworks get the same random weights and text. The weights are
+in bfloat16 on disk, which float32 holds exactly. Each model predicts the velocity on both grids of a
+progressive plan, then runs the whole loop. Attention is also compared alone, with and without padding.
+Everything runs in float32, without TF32, and in bfloat16.
 
-PyTorch in float32 is the judge. In float32 jaxspd must lie within a fixed bound of it; in bfloat16 it may
+PyTorch in float32 is the judge. In float32 jaxspd must lie within a fixed bound of it. In bfloat16 jaxspd may
 be 1.2 times as far from it as PyTorch is. Otherwise the exit code is 1. Each framework and dtype runs in a
-process of its own, so that only one model is in memory at a time. What a part found is kept in the `--work`
-folder: an interrupted run goes on from there, as long as neither code nor versions have changed.
+process of its own, so that only one model is in memory at a time. The result of each part is kept in the
+`--work` folder. So an interrupted run continues from there, as long as neither code nor versions have
+changed.
 """
 
 import argparse
@@ -47,10 +49,11 @@ from jaxspd.runtime.memory import host_memory, memory_limit
 
 SCRIPTS = {"jax": "parity_jax.py", "torch": "parity_torch.py"}
 DTYPES = ("float32", "bfloat16")
-# Noise level and guidance of single predictions. PyTorch in bfloat16 rounds them before it multiplies them by
-# 1000 and after; here it has nothing to round, so that its distance is that of its layers.
+# The noise level and the guidance scale of single predictions. PyTorch in bfloat16 rounds them before and
+# after it multiplies them by 1000. These values need no rounding, so PyTorch's distance is that of its
+# layers.
 SIGMA, GUIDANCE = 0.5, 2.0
-# A loop of two grids for every family, whose noise levels start at 1 and fall slowly.
+# A loop over two grids for every family. All families' noise levels start at 1 and fall slowly.
 LOOP_REQUEST = {
     "guidance_scale": GUIDANCE,
     "num_inference_steps": 4,
@@ -58,18 +61,21 @@ LOOP_REQUEST = {
     "progressive_noise": "fresh",
     "progressive_sigmas": [0.9],
 }
-# Fields of transformers' configurations that count layers.
+# The fields of transformers' configurations that count layers.
 LAYERS = {"num_layers", "num_single_layers", "n_layers", "n_refiner_layers"}
-# Few of the small ones: the denoising, which alone is compared, reads none of their weights.
+# The small presets' autoencoders. Only the denoising is compared, and it reads none of their weights.
 VAES = {model.family: model.vae for model in PRESETS["cpu"].models}
-# What activations, workspaces and the frameworks take beside the weights, in bytes and as a share of them.
+# What activations, workspaces and the frameworks take beside the weights: in bytes, and as a share of the
+# weights.
 MARGIN, SHARE = 6e9, 0.1
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run on a kind of device: `layers` of each kind, `request` in place of what is published,
-    and attention of so many queries, of a text's keys, and heads.
+    """How much runs on a kind of device.
+
+    `layers` is the number of layers of each kind. `request` replaces parameters of the published request.
+    `attention` are the numbers of queries, of a text's keys, and of heads.
     """
 
     layers: int
@@ -79,13 +85,13 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(1, {"height": 128, "width": 192, "num_frames": 5, "max_sequence_length": 96}, (320, 96, 4)),
-    # Text of any length, so that models which mask their padding have some.
+    # The text may have any length, so that models that mask padding have some.
     "gpu": Scale(2, {"max_sequence_length": None}, (4608, 512, 24)),
 }
 
 
 def device() -> str:
-    """`gpu` or `cpu`, where JAX and PyTorch both run; UsageError where they do not agree."""
+    """`gpu` or `cpu`, on which both JAX and PyTorch run. Raises UsageError if they do not agree."""
     start_backend()
     ours, theirs = jax.default_backend(), "gpu" if torch.cuda.is_available() else "cpu"
     if ours != theirs:
@@ -97,7 +103,7 @@ def device() -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of what computes, CUDA's libraries among it."""
+    """The versions of the frameworks and of CUDA's libraries."""
     found = {name: version(name) for name in VERSIONS}
     for package in distributions():
         if package.name.startswith(("nvidia-", "jax-cuda")):
@@ -114,7 +120,7 @@ def requested(model: Model, scale: Scale) -> dict[str, Any]:
 
 
 def few_layers(model: Model, layers: int) -> Model:
-    """`model` with `layers` of each kind, and as wide as it is."""
+    """`model` at its full width, with `layers` layers of each kind."""
     config = family_class(model.family)().config
     counts = {item.name: layers for item in fields(config) if item.name in LAYERS}
     return replace(
@@ -125,12 +131,12 @@ def few_layers(model: Model, layers: int) -> Model:
 
 
 def parameters(model: Model) -> int:
-    """How many the transformer has."""
+    """The number of the transformer's parameters."""
     return sum(p.size for p in jax.tree.leaves(model.recipe().abstract_parameters(jnp.float32)))
 
 
 def lacking(count: int, work: Path) -> str | None:
-    """Why `count` parameters cannot be run here in float32, if so."""
+    """Why a model of `count` parameters cannot run here in float32, or None if it can."""
     needed = 4 * count * (1 + SHARE) + MARGIN
     rooms = {"the device": memory_limit(jax.devices()[0]), "the host": host_memory()[0]}
     for place, room in rooms.items():
@@ -151,8 +157,9 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def distances(job: dict, folder: Path) -> tuple[dict[str, dict], dict[str, Any]]:
-    """Runs `job` in both frameworks and dtypes: of each output its distances, and what jaxspd said in
-    bfloat16.
+    """Runs `job` in both frameworks and dtypes.
+
+    Returns the distances of each output, and jaxspd's answer in bfloat16.
     """
     outputs = {}
     for dtype in DTYPES:
@@ -178,7 +185,7 @@ def distances(job: dict, folder: Path) -> tuple[dict[str, dict], dict[str, Any]]
 
 @contextmanager
 def scratch(work: Path) -> Iterator[Path]:
-    """A folder for one part; what an interrupted one has left there goes first."""
+    """A context with an empty folder for one part. What an interrupted part left there is deleted first."""
     folder = work / "part"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -187,7 +194,7 @@ def scratch(work: Path) -> Iterator[Path]:
 
 
 def ask_model(model: Model, request: dict[str, Any], work: Path) -> dict:
-    """Draws the model and compares what both frameworks make of it."""
+    """Draws the model's weights at random and compares both frameworks' results."""
     with scratch(work) as folder:
         inputs = str(folder / "inputs.npz")
         job = {
@@ -215,8 +222,9 @@ def ask_model(model: Model, request: dict[str, Any], work: Path) -> dict:
 
 
 def ask_attention(queries: int, text: int, heads: int, work: Path) -> dict:
-    """Compares attention of image and text to themselves, and of the image to the text, heads of 128 channels
-    as all families have them. Of two samples, the keys of the second are padded.
+    """Compares attention of `queries` tokens to as many keys, and to the keys of a text.
+
+    Heads have 128 channels, as in all families. There are two samples, and the second one's keys are padded.
     """
     rng, arrays = np.random.default_rng(0), {}
     kinds = {f"{queries} queries, {keys} keys": keys for keys in (queries, text)}
@@ -233,14 +241,14 @@ def ask_attention(queries: int, text: int, heads: int, work: Path) -> dict:
 
 
 def parts(where: str, work: Path) -> Iterator[tuple[str, Callable[[], dict] | str]]:
-    """What there is to compare, each with how, or with why not."""
+    """Yields each part's name with the function that compares it, or with the reason why it cannot run."""
     scale = SCALES[where]
     yield "attention", partial(ask_attention, *scale.attention, work)
     models = [replace(model, vae=VAES[model.family]) for model in OFFICIAL]
     for model in models:
         few = few_layers(model, scale.layers)
         yield few.name, partial(ask_model, few, requested(few, scale), work)
-    # The smallest first: what is found is kept, should a larger one fail.
+    # The smallest runs first, so that its result is kept if a larger one fails.
     for model in sorted(models, key=parameters):
         name = f"{model.name}, full size"
         if where == "cpu":
@@ -255,8 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, help="folder of results (default: one in bench/results/parity)"
     )
-    parser.add_argument("--work", type=Path, help="folder of checkpoints and of what is not finished")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no part after so long")
+    parser.add_argument("--work", type=Path, help="folder of checkpoints and unfinished runs")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no part after this time")
     args = parser.parse_args(arguments)
     until = time.monotonic() + 60 * args.minutes
     try:
@@ -280,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         try:
             report["parts"][name] = answers.once(name, ask)
-        except ProcessFailed as error:  # what the others find is reported all the same
+        except ProcessFailed as error:  # the other parts are still reported
             print(error, file=sys.stderr)
             report["failed"][name] = str(error)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One process of the parity suite: jaxspd.
+"""The process of the parity suite that runs jaxspd.
 
 python bench/parity_jax.py JOB.json ANSWER.json
 """
@@ -26,7 +26,7 @@ from jaxspd.sampling.programs import SCALAR
 
 
 def model_outputs(job: dict) -> dict[str, jax.Array]:
-    """`velocity/<stage>` of each stage's noise at the job's σ, and the latents of the whole `loop`."""
+    """The `velocity/<stage>` of each stage's noise at the job's σ, and the latents of the whole `loop`."""
     dtype, inputs = jnp.dtype(job["dtype"]), Inputs(job["inputs"])
     family = open_family(Path(job["checkpoint"]))
     parameters = load_transformer(family.folder, family.abstract_parameters(dtype), family.rules)
@@ -45,8 +45,9 @@ def model_outputs(job: dict) -> dict[str, jax.Array]:
 
 
 def attention_outputs(job: dict) -> tuple[dict[str, jax.Array], bool]:
-    """Each kind's attention, and `<kind>, padded` where the lengths of the keys count; whether all of it goes
-    through cuDNN.
+    """The attention of each kind, and as `<kind>, padded` that with padded keys.
+
+    Also returns whether all of it runs in cuDNN.
     """
     outputs, fused = {}, True
     with np.load(job["inputs"]) as arrays:
@@ -62,8 +63,8 @@ def attention_outputs(job: dict) -> tuple[dict[str, jax.Array], bool]:
 def main(job_file: str, answer_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     start_backend()
-    # In float32, all of it: on a GPU the default is TF32. Programs compile in threads, which only see what is
-    # set for all.
+    # Products in float32 must be exact, where a GPU's default is TF32. Programs compile in threads, which see
+    # only global settings.
     full = job["dtype"] == "float32"
     jax.config.update("jax_default_matmul_precision", "highest" if full else None)
     answer = {"device": jax.devices()[0].device_kind}

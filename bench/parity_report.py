@@ -1,14 +1,14 @@
-"""What `parity.py` found, as a table and as a verdict."""
+"""The table and the verdict of what `parity.py` found."""
 
 from collections.abc import Iterable
 
 from compare_report import head, row
 
 LOOP = "whole loop"
-# Relative distances in float32, as in the tests of tiny models: of one prediction, and of a loop, where they
-# add up.
+# Bounds of relative distances in float32, as in the tests of tiny models: for one prediction, and for a loop,
+# where errors add up.
 BOUND, LOOP_BOUND = 1e-5, 1e-4
-# How many times as far from float32 as PyTorch jaxspd may be in bfloat16.
+# In bfloat16, the largest distance of jaxspd from float32, as a multiple of PyTorch's.
 MOST = 1.2
 ABOUT = f"""\
 Relative distances, ‖a - b‖ / ‖b‖. Both sides have the same random weights and text; float32 is without TF32.
@@ -19,14 +19,14 @@ guidance of single velocities are such that there is nothing to round."""
 
 
 def cases(report: dict) -> Iterable[tuple[str, str, dict]]:
-    """Every (part, case, distances)."""
+    """Yields (part, case, distances) for every case."""
     for part, found in report["parts"].items():
         for case, values in found["cases"].items():
             yield part, case, values
 
 
 def wrong(report: dict) -> list[str]:
-    """A line for each part that failed, and each case that is out of bounds or no number."""
+    """A line for each part that failed, and for each case that is out of bounds or NaN."""
     lines = [f"{part}: {why}" for part, why in report["failed"].items()]
     for part, case, values in cases(report):
         bound = LOOP_BOUND if case.startswith(LOOP) else BOUND

@@ -1,4 +1,4 @@
-"""One process of the parity suite: torch_ref, and PyTorch's own attention.
+"""The process of the parity suite that runs torch_ref and PyTorch's own attention.
 
 python bench/parity_torch.py JOB.json ANSWER.json
 """
@@ -16,7 +16,7 @@ from worker import Inputs
 
 
 def model_outputs(job: dict) -> dict[str, torch.Tensor]:
-    """As parity_jax.py's."""
+    """The same outputs as in parity_jax.py."""
     reference, inputs = open_reference(Path(job["checkpoint"]), job["dtype"]), Inputs(job["inputs"])
     text = [t for kind in ("positive", "negative") for t in texts(reference, inputs.text(kind))]
     options = job["torch_options"]
@@ -32,7 +32,7 @@ def model_outputs(job: dict) -> dict[str, torch.Tensor]:
 
 
 def attention_outputs(job: dict) -> dict[str, torch.Tensor]:
-    """As parity_jax.py's."""
+    """The same outputs as in parity_jax.py."""
     device, outputs = "cuda" if CUDA else "cpu", {}
     with np.load(job["inputs"]) as arrays:
         for kind in job["kinds"]:
@@ -52,7 +52,7 @@ def attention_outputs(job: dict) -> dict[str, torch.Tensor]:
 
 def main(job_file: str, answer_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
-    # Without TF32, which PyTorch's convolutions use by default.
+    # TF32 is off; PyTorch's convolutions use it by default.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     outputs = model_outputs(job) if "checkpoint" in job else attention_outputs(job)

@@ -1,4 +1,4 @@
-"""What the frameworks of a comparison share: checkpoint, plans, noise and text, made by one process.
+"""The process that makes what a comparison's frameworks share: checkpoint, plans, noise and text.
 
     python bench/prepare.py JOB.json ANSWER.json
 
@@ -30,7 +30,7 @@ from jaxspd.sampling.noise import gaussian, stage_noises
 
 SEED = 42
 PROMPT = "a serene mountain lake at golden hour with snow"
-# What a prompt of some forty words takes; only models that mask their padding can tell.
+# The tokens of a prompt of some forty words. They matter only to models that mask their padding.
 WORDS = 64
 
 
@@ -44,7 +44,7 @@ def has_encoders(family) -> bool:
 
 
 def encode(family, count: int, encoders: bool) -> dict[str, np.ndarray]:
-    """Text of a prompt and, if `count` is 2, of its negative; N(0, 1) where there are no `encoders`."""
+    """The encoded prompt and, if `count` is 2, its negative prompt. Without `encoders` they are N(0, 1)."""
     if encoders:
         components = Components(family, jnp.float32)
         return components.encode_text([PROMPT, family.default_negative_prompt][:count])
@@ -61,7 +61,7 @@ def encode(family, count: int, encoders: bool) -> dict[str, np.ndarray]:
 
 
 def warm_up(family, params: SamplingParams, levels: int) -> dict:
-    """Parameters that visit every grid for a step or two."""
+    """Request parameters that visit every grid for a step or two."""
     if not levels:
         return {"progressive_mode": "fullres", "num_inference_steps": 2}
     latent = params.height // family.pixels_per_latent, params.width // family.pixels_per_latent
@@ -77,7 +77,7 @@ def warm_up(family, params: SamplingParams, levels: int) -> dict:
 
 
 def growth(family, params: SamplingParams) -> dict:
-    """What tells `torch_ref` to make the same plan."""
+    """The keywords that make `torch_ref` plan the same stages."""
     if params.progressive_mode == "fullres":
         return {"mode": "fullres"}
     values = {"mode": params.progressive_mode, "levels": params.progressive_levels}
@@ -88,7 +88,7 @@ def growth(family, params: SamplingParams) -> dict:
 
 
 def describe(family, request: dict) -> dict:
-    """A request for either side: jaxspd's parameters and `torch_ref`'s keywords."""
+    """A request for both frameworks: jaxspd's parameters, and `torch_ref`'s keywords."""
     params = resolve(family, SamplingParams(**request))
     options = {
         "num_inference_steps": params.num_inference_steps,
@@ -109,7 +109,7 @@ def main(job_file: str, answer_file: str) -> None:
     if job["checkpoint"] is not None:
         dtype = getattr(torch, job["dtype"])
         write_checkpoint(folder, job["family"], job["transformer"], job["vae"], dtype)
-    # All cells ask for the same text.
+    # All cells have the same text.
     request = next(iter(job["cells"].values()))["request"]
     read = family = reading(open_family(folder), SamplingParams(**request))
     cells, encoded, encoders = {}, None, has_encoders(family)
@@ -119,7 +119,7 @@ def main(job_file: str, answer_file: str) -> None:
         if encoded is None:
             encoded = encode(family, 1 + guided, encoders)
             if "lengths" in encoded:
-                # PyTorch's side runs no padding.
+                # PyTorch runs without padding.
                 read = dataclasses.replace(family, text_tokens=int(encoded["lengths"].max()))
         noises = stage_noises([SEED], family.leading(params.num_frames), [s.latent for s in plan.stages])
         arrays = {f"noise/{stage}": noise for stage, noise in enumerate(noises)}

@@ -1,7 +1,7 @@
 """What `bench/compare.py` compares: models, sizes, and ways to grow the grid.
 
-Weights are random, except the demo's: how fast a model is does not depend on them. Options of transformer and
-VAE are those of diffusers' classes, beyond what they have as published.
+Weights are random, except the demo's, because speed does not depend on them. The options of transformer and
+VAE are those of diffusers' classes, where they differ from the published model.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -11,14 +11,16 @@ from jaxspd.families import family_class
 from jaxspd.families.base import BaseFamily
 
 FULLRES = "full resolution"
-# The seconds published beside the models come from there; they are never a result of ours.
+# The source of the published seconds beside the models. They are not our results.
 PUBLISHED_ON = "SGLang's page on progressive resolution, one NVIDIA RTX A6000"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to grow: `delta` None is full resolution. `published` is the seconds that SGLang reports, and
-    `published_speedup` its speed-up, which is rounded in one place and cut off in another.
+    """One way to grow the grid. If `delta` is None, it is full resolution.
+
+    `published` are the seconds that SGLang reports, and `published_speedup` is its speed-up, which SGLang
+    sometimes rounds and sometimes truncates.
     """
 
     delta: float | None = None
@@ -34,12 +36,12 @@ class Cell:
 
     @property
     def request(self) -> dict[str, Any]:
-        """Its parameters of a request."""
+        """The request parameters of this cell."""
         if self.delta is None:
             return {"progressive_mode": "fullres"}
         return {
             "progressive_mode": "dct_rewind",
-            "progressive_noise": "fresh",  # as published, and as both frameworks are given it
+            "progressive_noise": "fresh",  # as published, and as both frameworks get it
             "progressive_delta": self.delta,
             "progressive_levels": self.levels,
         }
@@ -47,8 +49,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Model:
-    """A model, `request` being parameters that all its cells share. One of no `family` is the demo that comes
-    with the package; the others are drawn at random.
+    """A model, with the request parameters that all its cells share in `request`.
+
+    Without a `family` it is the demo that comes with the package. The others' weights are drawn at random.
     """
 
     name: str
@@ -61,7 +64,7 @@ class Model:
     quantize: str | None = None
 
     def recipe(self) -> BaseFamily:
-        """Its family, of such a transformer."""
+        """The model's family, with the configuration of this transformer."""
         family = family_class(self.family)()
         known = {item.name for item in fields(family.config)}
         options = {name: value for name, value in self.transformer.items() if name in known}
@@ -70,11 +73,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Preset:
-    """Models and how they run: in `dtype`, `repeats` timed runs in each process, `rounds` processes of each
-    framework, the first of which compiles anew.
+    """Models and how they run.
 
-    `matmul` is the side of the square product that tells what the hardware could do. Latents further than
-    `bound` (relative, in the 2-norm) from PyTorch's eager ones are wrong.
+    They run in `dtype`, with `rounds` processes of each framework and `repeats` timed runs in each process. A
+    framework's first process compiles anew. `matmul` is the side of the square matrix product that shows what
+    the hardware can do. Latents further than `bound` (relative, in the 2-norm) from eager PyTorch's are
+    wrong.
     """
 
     models: tuple[Model, ...]
@@ -86,12 +90,12 @@ class Preset:
 
 
 def grown(*deltas: float) -> tuple[Cell, ...]:
-    """Full resolution and, for each δ, one level."""
+    """The cells of full resolution and, for each δ, of one level."""
     return (Cell(), *map(Cell, deltas))
 
 
 def cells(*grown: tuple[float, float, float], fullres: float) -> tuple[Cell, ...]:
-    """Full resolution and, for each (δ, published seconds, published speed-up), one level."""
+    """The cells of full resolution and, for each (δ, published seconds, published speed-up), of one level."""
     return (Cell(published=fullres), *(Cell(delta, 1, *published) for delta, *published in grown))
 
 
@@ -100,14 +104,14 @@ def size(height: int, width: int, steps: int, **others) -> dict[str, Any]:
 
 
 def blocks(*channels: int) -> dict[str, Any]:
-    """An AutoencoderKL's options for `channels` on its grids."""
+    """The options of an AutoencoderKL with `channels` on its grids."""
     kinds = {f"{way}_block_types": (f"{name}Block2D",) * len(channels) for way, name in WAYS.items()}
     return {"block_out_channels": channels, **kinds}
 
 
 WAYS = {"down": "DownEncoder", "up": "UpDecoder"}
 
-# One kind of block only: torch.compile takes its time even for this.
+# This has one kind of block only, because torch.compile is slow even for that.
 TINY = Model(
     "tiny FLUX.1",
     "flux1",
@@ -127,7 +131,8 @@ TINY = Model(
 )
 
 DEMO = Model("demo", None, size(256, 256, 50), grown(0.05, 0.20))
-# Of each family few and narrow layers, with text as wide as the official model's, and all δ published of it.
+# Each family has few and narrow layers here, with text of the official width, and all δ that are published
+# for it.
 SMALL_FLUX = Model(
     "small FLUX.1",
     "flux1",
@@ -159,9 +164,10 @@ SMALL_WAN = Model(
     {"num_attention_heads": 3, "num_layers": 8, "ffn_dim": 1536},
     {"base_dim": 16},
 )
-# As long as the text (`WORDS` in prepare.py): PyTorch runs no padding of these families, so neither does.
+# The text's own length (`WORDS` in prepare.py). PyTorch runs these families without padding, so jaxspd does
+# too.
 SHORT = {"max_sequence_length": 64}
-# The noise levels on which its published splits lie.
+# The noise levels that Z-Image's published stage splits use.
 LEVELS = {"noise_levels": "scheduler"}
 SMALL_Z_IMAGE = Model(
     "small Z-Image",
@@ -181,7 +187,7 @@ SMALL_QWEN_IMAGE = Model(
 )
 
 WAN_1_3B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
-# The fastest first but for size: where time or disk run out, most have been measured.
+# Roughly the fastest and smallest first, so that most have been measured when time or disk run out.
 OFFICIAL = (
     Model(
         "FLUX.2-klein-4B",
@@ -230,7 +236,7 @@ OFFICIAL = (
         WAN_1_3B,
     ),
 )
-# A preset of its own: one such video takes longer than one output of each model above.
+# This model has its own preset: one such video takes longer than one output of each model above.
 WAN_720P = Model(
     "Wan2.1-T2V-1.3B at 720p",
     "wan",
@@ -252,7 +258,7 @@ PRESETS = {
         matmul=2048,
         bound=1e-3,
     ),
-    # bfloat16 rounds to 1 part in 256 at each operation, and the frameworks round at different places.
+    # bfloat16 rounds to 1 part in 256 at each operation, and the frameworks round in different places.
     "full": Preset(OFFICIAL, "bfloat16", repeats=2, rounds=2, matmul=8192, bound=0.1),
     "720p": Preset((WAN_720P,), "bfloat16", repeats=2, rounds=2, matmul=8192, bound=0.1),
 }

@@ -1,10 +1,10 @@
-"""What progressive resolution costs in quality, measured on the embedded demo.
+"""Measures what progressive resolution costs in quality, on the embedded demo.
 
     python bench/quality.py
 
-makes the same 200 pictures (captions and seeds) in every cell of `bench/cells.py`, measures them by
-`bench/metrics.py`, and writes `quality.json`, `quality.md`, `quality.png` and `sheet.jpg` to
-`bench/results/quality/`. Pictures stay in `--work`, so that an interrupted run goes on where it was.
+It makes the same 200 pictures (captions and seeds) in every cell of `bench/cells.py` and measures them by
+`bench/metrics.py`. `quality.json`, `quality.md`, `quality.png` and `sheet.jpg` go to
+`bench/results/quality/`. Pictures stay in `--work`, so that an interrupted run continues where it was.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results" / "quality"
 RESAMPLES = 1000
-# Pictures of training that the others are compared to, and as many fresh ones as a cell has: what a
+# The cells are compared to training pictures. As many fresh drawings as a cell has pictures show what a
 # perfect model would reach.
 REFERENCE_SEED, REFERENCE_COUNT, FRESH_SEED = 0, 800, 6_000_000
 FRESH = "drawn pictures"
@@ -42,7 +42,7 @@ class Judge:
         self.power = metrics.band_powers(reference).mean(0)
 
     def draws(self, pictures: np.ndarray, originals: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Each measure of the set and of its resamples, `[R]`; PSNR and SSIM to `originals`, if any."""
+        """Each measure of the set and of its resamples, `[R]`. PSNR and SSIM need `originals`."""
         power = metrics.means(metrics.band_powers(pictures), self.counts)
         found = {
             "frechet": metrics.frechet_of(self.describe(pictures), self.counts, self.reference),
@@ -54,7 +54,7 @@ class Judge:
         return found
 
     def attributes(self, pictures: np.ndarray) -> np.ndarray:
-        """Share of pictures that show what was asked, for the set and its resamples, `[R]`."""
+        """The share of pictures that show what was asked for, in the set and in its resamples, `[R]`."""
         return metrics.means(metrics.attributes_found(pictures, self.scenes).astype(float), self.counts)
 
 
@@ -64,13 +64,13 @@ def estimates(draws: dict[str, np.ndarray]) -> dict[str, Estimate]:
 
 
 def differences(draws: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> dict[str, dict]:
-    """How much each measure that both have lies above that of `base`, over the same pictures."""
+    """By how much each measure exceeds that of `base`, over the same pictures, if both have it."""
     found = estimates({name: draws[name] - base[name] for name in draws if name in base})
     return {name: {**asdict(one), "certain": one.certain} for name, one in found.items()}
 
 
 def measure(judge: Judge, cells: list[Cell], made: dict) -> dict[str, dict[str, np.ndarray]]:
-    """Each measure of every cell and of its resamples."""
+    """Each measure of every cell and of its resamples, `[R]`."""
     draws = {}
     for cell in tqdm(cells, desc="measured"):
         pictures = np.asarray(made[cell.name][1])

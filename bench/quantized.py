@@ -1,10 +1,10 @@
-"""What 8 bits cost the demo: how far its velocities and pictures come to lie from those of whole weights.
+"""Measures how far 8-bit weights move the demo's velocities and pictures from those of whole weights.
 
     python bench/quantized.py    # three minutes on two cores
 
-Velocities are those of one forward at each of some σ, on noise mixed with a picture of whole weights, their
-distance relative in the 2-norm. Pictures are of the same prompts, seeds and steps; their distance is PSNR, in
-dB, beside which stands that of the same pictures in one step less, which nobody would call damaged.
+Velocities are those of one forward on noise at each of some σ, and their distance is relative in the 2-norm.
+Pictures have the same prompts, seeds and steps, and their distance is PSNR in dB. Beside it stands the PSNR
+of the same pictures with whole weights in one step less, which is a harmless change.
 """
 
 from dataclasses import replace
@@ -29,13 +29,13 @@ SIGMAS = (0.95, 0.7, 0.4, 0.1)
 
 
 def psnr(one: list[np.ndarray], other: list[np.ndarray]) -> list[float]:
-    """Of each picture of 8 bits, in dB."""
+    """The peak signal-to-noise ratio of each picture in `one` to that in `other`, in dB."""
     errors = [np.square(a.astype(float) - b).mean() for a, b in zip(one, other, strict=True)]
     return [10 * np.log10(255**2 / error) for error in errors]
 
 
 def velocities(family, inputs: list[tuple]) -> list[np.ndarray]:
-    """The denoiser's answers to latents, σ and conditioning."""
+    """The denoiser's velocity for each of `inputs`: latents, σ and conditioning."""
     abstract = family.abstract_parameters(jnp.float32)
     parameters = load_transformer(family.folder, abstract, family.rules)
     program = Layerwise(family.velocity_function(jnp.float32), abstract, *inputs[0])
@@ -43,7 +43,7 @@ def velocities(family, inputs: list[tuple]) -> list[np.ndarray]:
 
 
 def drawn(family) -> list[tuple]:
-    """Latents, σ and conditioning at each of `SIGMAS`; the text is drawn as well."""
+    """Latents, σ and conditioning at each of `SIGMAS`. Latents and conditioning are N(0, 1)."""
     rng, grid = np.random.default_rng(0), [side // family.pixels_per_latent for side in family.default_size]
     conditioning = {
         name: rng.standard_normal(a.shape).astype(a.dtype)

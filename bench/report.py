@@ -13,7 +13,7 @@ MEASURES = {
     "ssim": ("SSIM", "{:.3f}"),
 }
 ASKED = ("attributes", "frechet", "spectrum")
-# Rows of the contact sheet.
+# The rows of the contact sheet.
 SHOWN = (
     "fullres",
     "dct_rewind 0.05",
@@ -31,8 +31,10 @@ PICTURES, SIDE = 8, 128
 
 
 def table(report: dict) -> str:
-    """Markdown: each cell's figures and, in brackets, its differences to full resolution with their 95 %
-    intervals; then how far cells lie apart, first minus second. In bold what its interval sets apart from 0.
+    """Markdown with each cell's figures, then with the differences of pairs of cells, first minus second.
+
+    Differences to the baseline are in brackets, with their 95 % intervals. A difference whose interval
+    excludes 0 is in bold.
     """
     head = ["cell", "steps", "FLOPs, times fewer", *(title for title, _ in MEASURES.values())]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -58,7 +60,7 @@ def table(report: dict) -> str:
 
 
 def entry(figure: dict, form: str) -> str:
-    """A figure, and its difference to the baseline's if there is one, else its interval."""
+    """A figure with its difference to the baseline's, or with its interval if there is no difference."""
     shown = form.format(figure["value"])
     if "difference" in figure:
         return f"{shown} ({apart(figure['difference'], form)})"
@@ -72,7 +74,7 @@ def apart(difference: dict, form: str) -> str:
 
 
 def plot(report: dict) -> Figure:
-    """Fréchet and spectrum distance above full resolution's, against FLOPs, with 95 % intervals."""
+    """A plot of Fréchet and spectrum distance above full resolution's against FLOPs, with 95 % intervals."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     groups = {}
@@ -86,7 +88,7 @@ def plot(report: dict) -> Figure:
             found = [cell[measure]["difference"] for cell in cells]
             values = np.array([f["value"] for f in found])
             error = [values - [f["low"] for f in found], [f["high"] for f in found] - values]
-            # Shifted a little, that intervals do not hide one another.
+            # Groups are shifted a little, so that intervals do not hide each other.
             at = [1 / cell["faster"] + 0.0015 * (number - len(groups) / 2) for cell in cells]
             marker, colour = "osD^v<>PX*hpd8"[number % 14], matplotlib.colormaps["tab20"](number % 20)
             panel.errorbar(at, values, error, fmt=marker + "-", color=colour, lw=1, capsize=2, label=group)
@@ -100,7 +102,7 @@ def plot(report: dict) -> Figure:
 
 
 def contact_sheet(pictures: dict[str, np.ndarray]) -> Image.Image:
-    """The first pictures of some cells, a row each, with its name."""
+    """A sheet with a row for each of some cells: its name and its first pictures."""
     rows = [name for name in SHOWN if name in pictures]
     sheet = Image.new("RGB", (150 + PICTURES * SIDE, len(rows) * SIDE), "white")
     write = ImageDraw.Draw(sheet)

@@ -22,13 +22,13 @@ from jaxspd.sampling.programs import Programs
 from jaxspd.sampling.solvers import SOLVERS, default_solver
 from jaxspd.spectral.plan import Plan
 
-# Captions of seeds that neither the training pictures nor other checks have used.
+# The captions come from seeds that neither the training pictures nor other checks have used.
 FIRST_SEED = 5_000_000
 BATCH = 5
 
 
 def captions(count: int) -> tuple[list[Scene], list[str]]:
-    """What the study asks for."""
+    """The study's first `count` scenes and their captions."""
     scenes, texts = zip(*(describe(FIRST_SEED + i)[:2] for i in range(count)), strict=True)
     return list(scenes), list(texts)
 
@@ -47,10 +47,10 @@ class Demo:
             self.family.rules,
         )
         self.velocity = self.family.velocity_function(jnp.float32)
-        self.programs = {}  # by what grows the grid, and the solver
+        self.programs = {}  # by expansion and solver
 
     def plan(self, cell: Cell, cells: dict[str, Cell]) -> Plan:
-        """The stages of `cell`; of one that is to be as fast as another, by FLOPs, its fewer steps."""
+        """The plan of `cell`. If that has `as_fast_as`, its steps are so few that the FLOPs match."""
         steps = cell.steps
         if cell.as_fast_as:
             plan = self.plan(cells[cell.as_fast_as], cells)
@@ -58,7 +58,7 @@ class Demo:
         return plan_request(self.family, SamplingParams(num_inference_steps=steps, **cell.settings))
 
     def pictures(self, cell: Cell, plan: Plan) -> np.ndarray:
-        """One `[H, W, 3]`, uint8, for each caption."""
+        """A picture for each caption, `[N, H, W, 3]`, uint8."""
         expansion = cell.expansion or self.family.expansions["latent"]
         name = cell.settings.get("scheduler") or default_solver(self.family.scheduler)
         programs = self.programs.setdefault(
@@ -70,7 +70,7 @@ class Demo:
         return self.components.decode(np.concatenate(latents))[:, 0]
 
     def latents(self, programs: Programs, plan: Plan, captions: range) -> np.ndarray:
-        """Clean latents `[B, C, h, w]` of those of the study's captions, in one batch."""
+        """The clean latents `[B, C, h, w]` of a range of the study's captions, in one batch."""
         rows = slice(captions.start, captions.stop)
         conditioning = jax.tree.map(lambda array: array[rows], self.conditioning)
         programs.prepare(plan, (len(captions), *self.leading), self.parameters, conditioning)
@@ -79,8 +79,9 @@ class Demo:
 
 
 def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:
-    """Pictures as the model was trained on, `[count, H, W, 3]`, as the demo's VAE gives them back: no
-    latents decode to anything sharper.
+    """Pictures like those of the training, `[count, H, W, 3]`, encoded and decoded by the demo's VAE.
+
+    No latents decode to sharper pictures.
     """
     path = folder / f"drawn-{first_seed}-{count}.npy"
     if not path.exists():
@@ -92,7 +93,7 @@ def drawn(count: int, first_seed: int, folder: Path) -> np.ndarray:
 
 
 def sample(demo: Demo, cells: list[Cell], folder: Path) -> dict[str, tuple[Plan, np.ndarray]]:
-    """Plan and pictures of each cell. Those already in `folder`, made by the same plan, stay."""
+    """The plan and the pictures of each cell. Pictures in `folder` that the same plan made are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     made, by_name = {}, {cell.name: cell for cell in cells}
     for cell in cells:

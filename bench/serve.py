@@ -1,13 +1,14 @@
-"""The server under load, with the demo: throughput, latency, overhead, and a thousand requests of all kinds.
+"""Measures the server with the demo: throughput, latency, overhead, and a thousand requests of all kinds.
 
     python bench/serve.py
     python bench/serve.py --requests 200
 
-First the same pictures by the command and by 1, 4 and 16 clients of one server. `overhead` is what the server
-adds to a request that runs alone: the client's time less the server's own making of it, as a share of the
-denoising. Then small requests from 16 clients at once: good ones, whose pictures are compared with those
-made alone; ones whose client goes away; bodies that are wrong; and readers that are slow. Nothing may be
-stuck, wrong or left over, and the server's memory may not grow. Exit code 1 if it is not so.
+First the command and then 1, 4 and 16 clients of one server make the same pictures. `overhead` is what the
+server adds to a request that runs alone: the client's time less the time in which the server makes the
+picture, as a share of the denoising. Then 16 clients send small requests at once. Some are good, and their
+pictures are compared with pictures made alone. Others have a client that goes away, a wrong body, or a slow
+reader. Nothing may be stuck, wrong or left over, and the server's memory must not grow. Otherwise the exit
+code is 1.
 """
 
 import argparse
@@ -40,11 +41,11 @@ PROMPTS = [
     f"a serene mountain {place} at {time}" for place in ("lake", "meadow") for time in ("noon", "night")
 ]
 CLIENTS, PICTURES, SEEDS = (1, 4, 16), 16, 5
-# Seconds after which a request counts as stuck.
+# The seconds after which a request counts as stuck.
 PATIENCE = 120
-# One for all: making a client reads certificates, which takes tens of milliseconds.
+# All requests share one client, because making a client reads certificates, which takes tens of milliseconds.
 HTTP = httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_connections=100))
-# Bodies, and the status that each deserves.
+# Wrong bodies, and the status that each must get.
 WRONG = [
     (b"{", 400),
     (b"[]", 400),
@@ -62,7 +63,7 @@ WRONG = [
 
 @contextmanager
 def serving():
-    """A server in a process of its own, and its address."""
+    """A context with the process of a server and its address."""
     with tempfile.NamedTemporaryFile("w+") as log:
         command = [sys.executable, "-m", "jaxspd", "serve", "--port", "0"]
         process = subprocess.Popen(command, stderr=log, env=environment())
@@ -78,14 +79,14 @@ def serving():
 
 
 def ask(url: str, body: dict) -> tuple[float, dict]:
-    """The client's seconds, and the answer."""
+    """Sends `body`, and returns the client's seconds and the answer."""
     begin = time.perf_counter()
     answer = HTTP.post(f"{url}/v1/images/generations", json=body).raise_for_status()
     return time.perf_counter() - begin, answer.json()
 
 
 def by_command() -> dict[str, float]:
-    """Seconds a picture, of the command once all is loaded and compiled, and of its denoising."""
+    """The command's seconds per picture, once all is loaded and compiled, and those of the denoising."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder, "prompts.txt")
         prompts.write_text("\n".join(PROMPTS * (PICTURES // len(PROMPTS))))
@@ -105,7 +106,7 @@ def by_command() -> dict[str, float]:
 
 
 def by_clients(url: str, clients: int) -> dict[str, float]:
-    """Pictures a second, and latencies in seconds, of so many clients that each ask as soon as they can."""
+    """The pictures per second and the latencies in seconds of `clients` clients that ask without a pause."""
     bodies = [
         {"prompt": prompt, "seed": seed, **LARGE} for seed in range(PICTURES // 4) for prompt in PROMPTS
     ]
@@ -127,7 +128,7 @@ def by_clients(url: str, clients: int) -> dict[str, float]:
 
 
 class Load:
-    """Requests of all kinds, one of them a call; `counts` how they ended."""
+    """Sends a request of a random kind with each call. `counts` says how many ended in which way."""
 
     def __init__(self, url: str, wanted: dict):
         self.url, self.wanted, self.counts = f"{url}/v1/images/generations", wanted, Counter()
@@ -184,7 +185,7 @@ class Load:
 
 
 def under_load(process: psutil.Process, url: str, requests: int) -> dict:
-    """What became of so many requests, and of the server's memory in MB after each tenth of them."""
+    """How `requests` requests ended, and the server's memory in MB after each tenth of them."""
     generator = DiffGenerator.from_pretrained()
     wanted = {
         (prompt, seed): generator.generate(
@@ -202,7 +203,7 @@ def under_load(process: psutil.Process, url: str, requests: int) -> dict:
             memory.append(round(process.memory_info().rss / 1e6, 1))
     wall = time.perf_counter() - begin
     assert HTTP.get(f"{url}/health").json() == {"status": "ok", "waiting": 0}
-    # The first tenth's are what caches take once they are filled.
+    # Growth counts from the second figure, since the first tenth of the requests fills caches.
     return {
         "seconds": wall,
         "counts": dict(load.counts),

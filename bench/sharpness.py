@@ -1,4 +1,4 @@
-"""How sharp pictures are, beside drawings of the same captions.
+"""Measures of how sharp pictures are, beside drawings of the same captions.
 
 Pictures are `[N, H, W, 3]`, uint8.
 """
@@ -9,16 +9,16 @@ from training.autoencoder import BLOCK
 
 # Bands of frequency in cycles per image.
 BANDS = ((4, 16), (16, 40), (40, 80), (80, 128))
-# Rows in which a ridge may lie, and in which the shore does, in shares of the height.
+# The rows in which a ridge may lie, and those in which the shore lies, as shares of the height.
 RIDGE_ROWS, SHORE_ROWS = (0.12, 0.66), (0.57, 0.67)
-# Most rows that a ridge rises or falls by from one column to the next.
+# The most rows by which a ridge rises or falls from one column to the next.
 STEEPEST = 4
-# Height of what is compared above and below the shore.
+# The height of the strips that are compared above and below the shore, as a share of the picture's.
 MIRRORED = 0.25
 
 
 def band_decibels(pictures: np.ndarray, drawings: np.ndarray) -> dict[str, float]:
-    """Power of the pictures' luminance over the drawings', in each of `BANDS`, in dB."""
+    """The power of the pictures' luminance divided by the drawings', in each of `BANDS`, in dB."""
     omega, power = power_spectra(pictures)
     _, reference = power_spectra(drawings)
     found = {}
@@ -30,8 +30,10 @@ def band_decibels(pictures: np.ndarray, drawings: np.ndarray) -> dict[str, float
 
 
 def block_ratio(pictures: np.ndarray) -> float:
-    """Largest mean difference of neighbours at one place modulo 8, of the mean over all places: 1 where
-    nothing repeats every 8 pixels. The worse of rows and columns.
+    """How strongly blocks of 8 pixels show: 1 where nothing repeats every 8 pixels.
+
+    It is the largest mean difference of neighbours at one place modulo 8, divided by the mean over all
+    places, for the worse of rows and columns.
     """
     grey = pictures.astype(np.float32) @ LUMINANCE
     ratios = []
@@ -43,9 +45,11 @@ def block_ratio(pictures: np.ndarray) -> float:
 
 
 def skyline_contrast(pictures: np.ndarray) -> np.ndarray:
-    """How strongly the ridge stands out from what is behind it, `[N]`: the mean step of colour, in shares of
-    the full range, from two pixels above to two below along the path from left to right that has the
-    strongest, as seam carving finds paths. A blurred ridge spreads its step over more pixels.
+    """How strongly the ridge stands out from what is behind it, `[N]`.
+
+    It is the mean step of colour across the ridge, from two pixels above to two below, as a share of the full
+    range. The ridge is the path from left to right with the strongest steps, found as in seam carving. A
+    blurred ridge spreads its step over more pixels.
     """
     colour = np.asarray(pictures, np.float32) / 255
     pairs = (colour[:, :-1] + colour[:, 1:]) / 2
@@ -61,8 +65,10 @@ def skyline_contrast(pictures: np.ndarray) -> np.ndarray:
 
 
 def mirror_correlation(pictures: np.ndarray) -> np.ndarray:
-    """How well what is below the shore mirrors what is above it, `[N]`: the correlation of the two, each
-    row's mean taken off, so that a sky darker on top counts for nothing; at the shore where it is highest.
+    """How well the strip below the shore mirrors the strip above it, `[N]`.
+
+    It is the correlation of the two, at the row of the shore where that is highest. Each row's mean is
+    subtracted, so that a sky that is darker at the top does not count.
     """
     grey = np.asarray(pictures, np.float32) @ LUMINANCE
     n, height, width = grey.shape

@@ -1,11 +1,11 @@
-"""From command to picture: where the seconds of the demo go, once its programs are in the cache.
+"""Measures where the demo's seconds go from command to picture, once its programs are in the cache.
 
     python bench/startup.py
 
-Runs `jaxspd generate` in fresh processes, in turns with `python -c "import jax, flax.nnx"`, and takes
-medians. `rest` is all that the command does not report: starting Python, importing JAX, reading
-configurations, writing the picture. `ratio` is the command's time by that of the import and the denoising
-together.
+It runs `jaxspd generate` in fresh processes, in turns with `python -c "import jax, flax.nnx"`, and takes
+medians. `rest` is everything that the command does not report: starting Python, importing JAX, reading
+configurations and writing the picture. `ratio` is the command's time divided by the sum of import and
+denoising.
 """
 
 import json
@@ -22,7 +22,7 @@ REQUEST = ("--progressive-mode", "dct_rewind", "--progressive-delta", "0.05", "-
 
 
 def once(folder: str) -> dict[str, float]:
-    """Seconds of one command, by part."""
+    """The seconds of one command, by part."""
     command = [sys.executable, "-m", "jaxspd", "generate", "--prompt", "a mountain lake", *REQUEST]
     begin = time.perf_counter()
     done = subprocess.run(
@@ -30,7 +30,8 @@ def once(folder: str) -> dict[str, float]:
     )
     wall = time.perf_counter() - begin
     seconds = json.loads(done.stdout)["seconds"]
-    # Weights load and programs compile while the prompt is encoded; `compile` is the wait for what is left.
+    # Weights load and programs compile while the prompt is encoded; `compile` is the wait for the rest of
+    # that.
     parts = {key: seconds[key] for key in ("encode", "compile", "decode")} | {
         "denoise": sum(seconds["denoise"])
     }
@@ -38,7 +39,7 @@ def once(folder: str) -> dict[str, float]:
 
 
 def importing() -> float:
-    """Seconds that starting Python and importing JAX and Flax take, which no command can go below."""
+    """The seconds of starting Python and importing JAX and Flax, which every command takes at least."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import jax, flax.nnx"], check=True)
     return time.perf_counter() - begin

@@ -1,11 +1,11 @@
-"""What streaming a text encoder's layers costs, and what it saves.
+"""Measures what streaming a text encoder's layers costs and saves.
 
     python bench/text_encoders.py
 
-A T5 encoder of T5-XXL's width with a few of its layers, random and in bfloat16 on disk, encodes a prompt of
-512 tokens: each way in a process of its own, which reports the seconds of the first prompt, the median of the
-next, and its peak memory beyond what an idle one takes. The files lie in the system's cache, as for a second
-prompt.
+A T5 encoder of T5-XXL's width with a few of its layers, random and in bfloat16 on disk, encodes prompts of
+512 tokens. Each way runs in a process of its own. The process reports the seconds of the first prompt, the
+median of the next ones, and its peak memory beyond an idle process's. The files are in the system's cache, as
+for a second prompt.
 """
 
 import json
@@ -32,7 +32,7 @@ CONFIG = {
 
 
 def write(folder: Path) -> None:
-    """The encoder, in transformers' layout."""
+    """Writes the encoder in transformers' layout."""
     import ml_dtypes
     from flax import nnx
     from safetensors.numpy import save_file
@@ -54,7 +54,7 @@ def write(folder: Path) -> None:
 
 
 def encode(folder: Path, offload: bool) -> dict[str, float]:
-    """Encodes some prompts and reports."""
+    """Encodes some prompts, and returns the seconds and the peak memory in GB."""
     from unittest.mock import patch
 
     import jax.numpy as jnp
@@ -65,7 +65,7 @@ def encode(folder: Path, offload: bool) -> dict[str, float]:
 
     start_backend()
     asked = text_encoder.TextPart("t5", CONFIG["d_model"], 512)
-    # There is no tokenizer.
+    # The folder has no tokenizer.
     with patch.multiple(text_encoder, open_tokenizer=lambda *_, **__: None, check_vocabulary=lambda *_: None):
         encoder = text_encoder.TextEncoder(folder, asked, jnp.float32, Residency(offload))
     ids, taken = np.arange(512)[None] % 30_000, []
@@ -91,7 +91,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         part, measured = Path(folder) / "text_encoder", {}
-        # This process stays small: what one that starts another has taken counts as the other's peak.
+        # This process must stay small, because its peak memory would count as that of the processes it
+        # starts.
         for way, where in (("write", part), ("streamed", folder), ("resident", folder)):
             done = subprocess.run([sys.executable, __file__, way, where], check=True, stdout=subprocess.PIPE)
             measured[way] = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Medians of what is timed in this process."""
+"""Median times of calls in this process."""
 
 import statistics
 import time
@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], times: int = 7) -> dict[str, float]:
-    """Median seconds of each of `calls`, made `times` times one after the other, after one turn that does not
-    count. A call ends when its work has ended.
+    """The median seconds of each of `calls`, which run in turns, `times` times each.
+
+    A first turn does not count. A call must return only when its work has ended.
     """
     taken = {name: [] for name in calls}
     for _ in range(times + 1):
@@ -19,5 +20,5 @@ def in_turns(calls: Mapping[str, Callable[[], object]], times: int = 7) -> dict[
 
 
 def median_seconds(call: Callable[[], object], times: int = 7) -> float:
-    """`in_turns` for one call."""
+    """The median seconds of one call, as `in_turns` measures it."""
     return in_turns({"": call}, times)[""]

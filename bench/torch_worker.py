@@ -1,4 +1,4 @@
-"""One process of a comparison: torch_ref, eager or compiled.
+"""The process of a comparison that runs torch_ref, eager or compiled.
 
 python bench/torch_worker.py JOB.json ANSWER.json
 """
@@ -33,20 +33,20 @@ CUDA = torch.cuda.is_available()
 
 
 def finish() -> float:
-    """The time when all that was asked of the device is done."""
+    """Waits until the device has done all its work, and returns the time."""
     if CUDA:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def matmul_flops(side: int, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product."""
+    """The FLOP/s of a product of two square matrices."""
     one = torch.randn(side, side, dtype=dtype, device="cuda" if CUDA else "cpu")
     return 2 * side**3 / median_seconds(lambda: (one @ one, finish()))
 
 
 def texts(reference, text: dict[str, np.ndarray]) -> tuple:
-    """One prompt's text as `reference.denoise` takes it, without padding where the model masks it."""
+    """One prompt's encoded text as `reference.denoise` takes it, without padding if the model masks it."""
     if not text:
         return ()
     states = torch.from_numpy(text["text"])
@@ -62,7 +62,7 @@ def texts(reference, text: dict[str, np.ndarray]) -> tuple:
 
 
 class Clock:
-    """A transformer's forward that notes when each of its calls is done."""
+    """A transformer's forward that records when each of its calls is done."""
 
     def __init__(self, forward):
         self.forward, self.times = forward, []
@@ -73,7 +73,7 @@ class Clock:
         return result
 
     def stages(self, begin: float, end: float, steps: list[int]) -> list[float]:
-        """Seconds of each stage, `steps` being their steps, each with as many calls as every other."""
+        """The seconds of each stage. `steps` are their numbers of steps, and all steps have as many calls."""
         calls = len(self.times) // sum(steps)
         ends = [self.times[calls * done - 1] for done in np.cumsum(steps)]
         ends[-1] = end
@@ -81,7 +81,7 @@ class Clock:
 
 
 def open_reference(folder: Path, dtype: str):
-    """The family's reference, without the parts that the folder does not have."""
+    """The family's reference, without the parts that the folder lacks."""
     index = diffusers.DiffusionPipeline.load_config(folder)
     absent = {name: None for name, part in index.items() if part == [None, None]}
     kind = REFERENCES[index["_class_name"]]
@@ -110,12 +110,12 @@ def main(job_file: str, answer_file: str) -> None:
     transformer = reference.pipeline.transformer
     forward = transformer.forward
     if job.framework != "eager":
-        # Each size for itself, not one program for any size: PyTorch's fastest.
+        # Each size gets its own program, which is faster in PyTorch than one program for all sizes.
         forward = torch.compile(forward, dynamic=False)
     transformer.forward = clock = Clock(forward)
 
     def run(name: str, kind: str) -> tuple[torch.Tensor, float, float]:
-        """Latents, and when the run began and ended."""
+        """The latents, and the times at which the run began and ended."""
         inputs, clock.times = Inputs(job.cells[name]["inputs"]), []
         text = [t for kind in ("positive", "negative") for t in texts(reference, inputs.text(kind))]
         begin = finish()
@@ -127,7 +127,7 @@ def main(job_file: str, answer_file: str) -> None:
         _, begin, end = run(name, "warm")
         _, again, done = run(name, "warm")
         if job.framework != "eager":
-            # The first run compiles, and compiles again for each further size.
+            # The first run compiles, and does so again for each further size.
             measured["compile"] = (end - begin) - (done - again)
             compiled = get_compilation_metrics()[known:]
             measured["recompiles"] = sum(m.recompile_reason is not None for m in compiled)

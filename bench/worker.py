@@ -1,4 +1,4 @@
-"""What the processes of a comparison read and write alike."""
+"""The inputs and the job of a comparison's processes."""
 
 import json
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ class Inputs:
             self.arrays = dict(arrays)
 
     def noises(self) -> list[np.ndarray]:
-        """One array a stage."""
+        """The noise of each stage."""
         return [
             self.arrays[f"noise/{n}"] for n in range(sum(key.startswith("noise/") for key in self.arrays))
         ]
 
     def text(self, kind: str) -> dict[str, np.ndarray]:
-        """What a family's `encode` gave for the `positive` or the `negative` prompt; empty without."""
+        """The encoded `positive` or `negative` prompt, as a family's `encode` gives it, or an empty dict."""
         prefix = f"{kind}/"
         return {key.removeprefix(prefix): a for key, a in self.arrays.items() if key.startswith(prefix)}
 
 
 class Job:
-    """What a process is asked, and in `answer` what it found."""
+    """A process's job, and in `answer` what it found."""
 
     def __init__(self, job_file: str, answer_file: str):
         job = json.loads(Path(job_file).read_text())
@@ -39,7 +39,7 @@ class Job:
         self.answer = {"cells": self.measured}
 
     def rounds(self) -> Iterator[tuple[str, dict]]:
-        """Every cell once, then every cell again the other way round, so that what drifts drifts for all."""
+        """Yields every cell once, then again in reverse order, and so on, so that drift affects all alike."""
         cells = list(self.measured.items())
         for _ in range(self.repeats):
             yield from cells
