@@ -1,4 +1,4 @@
-"""Checkpoints in safetensors, a folder or a file, single or sharded: read and written tensor by tensor."""
+"""Checkpoints in safetensors: a folder, one file or shards. Tensors are read and written one at a time."""
 
 import json
 import mmap
@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_dtypes  # gives NumPy bfloat16, in which most official weights are stored
+import ml_dtypes  # gives NumPy the type bfloat16 of most official weights
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -17,12 +17,12 @@ from .errors import UsageError
 from .table import Rule, official_keys
 
 STEM = "diffusion_pytorch_model"
-# Some checkpoints hold weights of half the size as well, and a few nothing else.
+# Some checkpoints also hold weights in half precision, and a few hold nothing else.
 VARIANT = "fp16"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-# Stored types that hold weights, by their names in safetensors.
+# Stored types of weights, by their names in safetensors.
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-# And those of quantised weights, of counters and of indices.
+# The same with the types of quantised weights, counters and indices.
 DTYPES = FLOATS | {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -31,13 +31,13 @@ DTYPES = FLOATS | {
     "I32": np.int32,
     "I64": np.int64,
 }
-# Counters and indices, which some classes store beside their weights.
+# Endings of the names of counters and indices, which some classes store beside their weights.
 INTEGERS = ("position_ids", "num_batches_tracked")
 
 
 class Stored(NamedTuple):
-    """A tensor of a safetensors file; `dtype` as safetensors names it: F32, BF16, …; `start` in bytes from
-    where the file begins.
+    """A tensor of a safetensors file. `dtype` has safetensors' name for it: F32, BF16, …. `start` is in bytes
+    from the beginning of the file.
     """
 
     file: Path
@@ -48,18 +48,18 @@ class Stored(NamedTuple):
 
 class Checkpoint:
     """The tensors of one component: of a folder, a file, or the files that an index lists. Headers are read
-    at once, tensors when asked.
+    at once, tensors when they are asked for.
     """
 
-    # What says how large its tensors must be, for messages.
+    # What determines the shapes of the tensors; for messages.
     config = "its config.json"
 
     def __init__(self, folder: Path, stem: str = STEM):
-        """`stem` is the name of a folder's weight files. Raises UsageError if files are missing, truncated or
-        not safetensors.
+        """`stem` is the stem of the names of a folder's weight files. Raises UsageError if files are missing,
+        truncated or not safetensors.
         """
         self.folder = folder
-        # What the files say of themselves.
+        # The metadata in the files' headers.
         self.metadata: dict[str, str] = {}
         self._tensors: dict[str, Stored] = {}
         for path in weight_files(folder, stem):
@@ -87,11 +87,11 @@ class Checkpoint:
         return self._tensors[key].shape
 
     def dtype(self, key: str) -> str:
-        """As safetensors names it: F32, BF16, …"""
+        """The stored dtype as safetensors names it: F32, BF16, …."""
         return self._tensors[key].dtype
 
     def check_floats(self) -> None:
-        """UsageError if weights are stored in anything but `FLOATS`, which is to say quantised."""
+        """Raises UsageError if weights are not stored in one of `FLOATS`, that is, if they are quantised."""
         odd = {t.dtype for key, t in self._tensors.items() if not key.endswith(INTEGERS)} - FLOATS.keys()
         if odd:
             raise UsageError(
@@ -100,12 +100,12 @@ class Checkpoint:
             )
 
     def read(self, key: str, rows: slice | None = None) -> np.ndarray:
-        """The tensor, or some `rows` of it, as the file's own memory, not to be written to, which the system
-        reads when it is used.
+        """The tensor, or some `rows` of it. The array is the mapped file: it is read-only, and the system
+        reads the file when the array is used.
 
-        Mapped anew each time, since what was read of a mapped file counts as this process's memory for as
-        long as the map lives. Map and open file live as long as the array does. UsageError if the dtype is
-        not one of `DTYPES`, or if the file has changed.
+        Each call maps the file anew: parts that have been read count as this process's memory for as long as
+        the map exists. The map and the open file live as long as the array. Raises UsageError if the dtype is
+        not in `DTYPES` or the file has changed.
         """
         path, shape, dtype, start = self._readable(key)
         try:
@@ -113,20 +113,20 @@ class Checkpoint:
                 memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             array = np.ndarray(shape, DTYPES[dtype], memory, start)
             return array if rows is None else array[rows]
-        except (OSError, ValueError, TypeError) as error:  # gone, empty, cut
+        except (OSError, ValueError, TypeError) as error:  # deleted, emptied or truncated
             raise changed(path, error) from None
 
     def rows(self, key: str, indices: np.ndarray) -> np.ndarray:
-        """Some rows of the tensor, [*indices.shape, *shape[1:]]; of the file nothing else is read.
+        """The rows `indices` of the tensor, `[*indices.shape, *shape[1:]]`. Nothing else of the file is read.
 
-        IndexError where there is no such row; UsageError as from `read`.
+        Raises IndexError if there is no such row, and UsageError as `read` does.
         """
         path, shape, dtype, start = self._readable(key)
         if indices.size and not 0 <= indices.min() <= indices.max() < shape[0]:
             raise IndexError(f"{key} has rows 0 to {shape[0] - 1}, not {indices.min()} to {indices.max()}")
         width = prod(shape[1:]) * np.dtype(DTYPES[dtype]).itemsize
         rows = np.empty((indices.size, width), np.uint8)
-        # Not from a map, since the system may map megabytes for every row.
+        # The file is not mapped here, since the system may read megabytes for every row.
         try:
             with path.open("rb", buffering=0) as file:
                 for index, row in zip(indices.flat, rows, strict=True):
@@ -145,14 +145,15 @@ class Checkpoint:
 
 
 def changed(path: Path, error: Exception) -> UsageError:
-    """The error for a file that was sound when its header was read."""
+    """The error for a file whose header could be read and whose tensors cannot."""
     return UsageError(f"{path} has changed and cannot be read ({error}); download it again")
 
 
 def tensor_starts(path: Path) -> dict[str, int]:
-    """Where each tensor of a valid safetensors file begins, in bytes from the file's beginning.
+    """Where each tensor of a valid safetensors file begins, in bytes from the beginning of the file.
 
-    The file begins with the length of its header in 8 bytes; the header is JSON and counts from its own end.
+    The file begins with the length of its header in 8 bytes. The header is JSON, and its offsets count from
+    the header's end.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -162,8 +163,8 @@ def tensor_starts(path: Path) -> dict[str, int]:
 
 
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
-    """The safetensors files of `folder`, in order; the index decides where there is one. `folder` may be the
-    only file, or an index, as well.
+    """The safetensors files of `folder`, in order. An index decides if there is one. `folder` may also be the
+    only file, or an index.
     """
     if folder.is_file():
         if folder.suffix != ".json":
@@ -179,7 +180,7 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
 
 
 def _present(folder: Path, names: list[str]) -> list[Path]:
-    """The paths of files in `folder`; UsageError if some are missing."""
+    """The paths of the files `names` in `folder`. Raises UsageError if some are missing."""
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder} lacks {', '.join(missing)}; download the folder again")
@@ -192,21 +193,21 @@ def file_names(folder: Path) -> list[str]:
 
 
 def weight_entry(names: Iterable[str], stem: str = STEM) -> str | None:
-    """Of a folder's file `names`, the one that leads to its weights: an index or the only file, of half
-    precision where there is no other; None if there are no safetensors.
+    """The one of a folder's file `names` that leads to its weights: an index or the only file. Files in half
+    precision are used only if there are no others. None if there are no safetensors files.
     """
     known = (
         f"{stem}.safetensors.index.json",
         f"{stem}.safetensors",
         f"{stem}.safetensors.index.{VARIANT}.json",
-        f"{stem}.safetensors.{VARIANT}.index.json",  # as older releases of diffusers wrote it
+        f"{stem}.safetensors.{VARIANT}.index.json",  # written by older releases of diffusers
         f"{stem}.{VARIANT}.safetensors",
     )
     return next((name for name in known if name in names), None)
 
 
 def shard_names(index: Path) -> list[str]:
-    """The names of the files that an index lists, in order; UsageError if it is damaged."""
+    """The names of the files that an index lists, in order. Raises UsageError if the index is damaged."""
     names = set()
     with suppress(ValueError, KeyError, AttributeError, TypeError):
         names = set(json.loads(index.read_text())["weight_map"].values())
@@ -216,19 +217,21 @@ def shard_names(index: Path) -> list[str]:
 
 
 def no_weights(folder: Path | str, names: Iterable[str], stem: str) -> UsageError:
-    """The error for a `folder` that holds `names` and no safetensors."""
+    """The error for a `folder` whose files `names` are not safetensors."""
     pickles = [name for name in names if Path(name).suffix in PICKLES]
     found = f"only {', '.join(pickles)}, and pickles are never loaded" if pickles else "none"
     return UsageError(f"{folder} needs safetensors weights ({stem}.safetensors); found {found}")
 
 
 def read_config(folder: Path) -> dict:
-    """`config.json` of a component."""
+    """The `config.json` in a component's folder."""
     return read_json(folder / "config.json")
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object, in UTF-8 whatever the system prefers; UsageError if it is missing or damaged."""
+    """The JSON object in the file `path`, which is UTF-8 whatever the system prefers. Raises UsageError if
+    the file is missing or damaged.
+    """
     try:
         value = json.loads(path.read_bytes())
     except OSError:
@@ -243,7 +246,9 @@ def read_json(path: Path) -> dict:
 def write_component(
     folder: Path, class_name: str, config: dict, rules: Sequence[Rule], parameters: dict, dtype
 ) -> None:
-    """Writes parameters, arrays by their dotted paths, in the official layout: the reverse of loading."""
+    """Writes parameters in the official layout, the reverse of loading. `parameters` are arrays by dotted
+    path.
+    """
     keys = official_keys(parameters, rules)
     tensors = {keys[path]: np.asarray(array).astype(dtype, order="C") for path, array in parameters.items()}
     folder.mkdir(parents=True, exist_ok=True)

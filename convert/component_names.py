@@ -1,4 +1,6 @@
-"""VAEs and text encoders by the names of their tensors: whose they are, in what layout, and what is known."""
+"""Recognises VAEs and text encoders by the names of their tensors: family, layout, and which tensors are
+known.
+"""
 
 import re
 from collections.abc import Callable, Collection
@@ -9,12 +11,12 @@ from .errors import UsageError
 from .identify import three
 from .layouts import as_published
 
-# What may stand before all names of a component in a whole checkpoint.
+# Prefixes of a component's names in a whole checkpoint.
 PREFIX = re.compile(
     r"(vae|first_stage_model|(text_encoders?|cond_stage_model|conditioner)(\.\w+?)?(\.transformer)?)\."
 )
-# The autoencoders of images as their authors name them (CompVis' latent diffusion; FLUX.2's with its
-# statistics), and those of videos as Wan's do.
+# Names in the authors' layouts: autoencoders of images (CompVis' latent diffusion; FLUX.2's has statistics
+# too), and Wan's autoencoder of videos.
 BLOCK = r"(norm[12]|conv[12]|nin_shortcut)"
 LDM = re.compile(
     rf"(encoder|decoder)\.(conv_in|conv_out|norm_out|mid\.block_[12]\.{BLOCK}"
@@ -31,7 +33,9 @@ WAN = re.compile(
 
 
 class Names(NamedTuple):
-    """The tensors that are known, and those that are not, by their stored names."""
+    """What is known about a component's tensors. `matched` and `unmatched` are stored names; `refused` is why
+    jaxspd cannot use it.
+    """
 
     family: str | None
     variant: str | None
@@ -42,13 +46,13 @@ class Names(NamedTuple):
 
 
 def bare(key: str) -> str:
-    """`key` without what stands before a component's names."""
+    """`key` without a component's prefix."""
     match = PREFIX.match(key)
     return key[match.end() :] if match else key
 
 
 def vae_names(keys: Collection[str]) -> Names:
-    """A VAE's tensors; which family's, the layout and statistics that only FLUX.2's has tell."""
+    """The names of a VAE's tensors. The layout tells the family; only FLUX.2's has running statistics."""
     names = {key: bare(key) for key in keys}
     inside = set(names.values())
     if any(name.startswith("decoder.upsamples.") or name == "encoder.conv1.weight" for name in inside):
@@ -80,7 +84,7 @@ def vae_names(keys: Collection[str]) -> Names:
 
 
 def text_encoder_names(keys: Collection[str], shape: Callable[[str], tuple[int, ...]]) -> Names:
-    """A text encoder's tensors; which family's, its kind and width tell."""
+    """The names of a text encoder's tensors. The kind of encoder and its width tell the family."""
     stored = {bare(key): key for key in keys}
     family, variant, layout = None, None, "transformers"
     if "token_embedding.weight" in stored or "shared.weight" in stored or _some(stored, "SelfAttention.q"):
@@ -122,7 +126,7 @@ def _some(names: Collection[str], part: str) -> bool:
 
 
 def _count(names: Collection[str], before: str) -> int:
-    """One more than the highest number that follows `before`, a regular expression."""
+    """One more than the highest number after `before`, a regular expression; 0 if there is none."""
     found = (re.match(before + r"([0-9]{1,3})\.", name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 

@@ -1,5 +1,5 @@
-"""What a file or folder of weights holds, from its headers: of which kind and family, in what layout, how
-many of its layers are known, and what it lacks.
+"""Describes a file or folder of weights from its headers: kind, family and layout, how many of its layers are
+known, and which are missing.
 """
 
 import re
@@ -26,15 +26,17 @@ RULES = {
     "wan": wan.RULES,
     "z_image": z_image.RULES,
 }
-# Layers that not all models of a family have.
+# Layers that only some models of a family have.
 OPTIONAL = "guidance_embedder"
 
 
 @dataclass
 class Contents:
-    """What lies in `path`. `matched` counts layers, a weight and its bias as one; `unmatched` are tensors
-    that no model of the family has, `missing` those that it should have besides. `refused` is why jaxspd
-    cannot use it, `config` what the shapes say of a transformer's config.json.
+    """The contents of `path`.
+
+    `matched` counts layers; a weight and its bias are one. `unmatched` are tensors that no model of the
+    family has. `missing` are tensors that the model lacks. `refused` is why jaxspd cannot use the file, None
+    if it can. `config` holds the fields of a transformer's config.json that its shapes determine.
     """
 
     path: Path
@@ -49,14 +51,14 @@ class Contents:
     prefix: str = ""
     variant: str | None = None
     config: dict | None = None
-    # Tensors of other components in the same file, counted by what their names begin with.
+    # Numbers of other components' tensors in the same file, by the first part of their names.
     beside: dict[str, int] = field(default_factory=dict)
     refused: str | None = None
 
 
 def describe(path: Path) -> Contents:
-    """What a file of weights holds, or a component's folder. UsageError for what cannot be read, and for what
-    is none of the kinds.
+    """The contents of a file of weights or a component's folder. Raises UsageError if it cannot be read or is
+    of none of the kinds.
     """
     tensors = open_file(path)
     keys = tensors.keys()
@@ -154,7 +156,7 @@ def _component(path: Path, tensors: Dequantised, kind: str, names: Names) -> Con
 
 
 def _measures(tensors: Dequantised, keys: Iterable[str]) -> dict:
-    """How many parameters lie under `keys`, and in which types, the most frequent first."""
+    """The number of parameters under `keys`, and their stored types, the most frequent first."""
     sizes = Counter()
     for key in keys:
         sizes[tensors.stored_dtype(key)] += prod(tensors.shape(key))
@@ -163,13 +165,13 @@ def _measures(tensors: Dequantised, keys: Iterable[str]) -> dict:
 
 
 def layers(keys: Iterable[str]) -> set[str]:
-    """The layers that tensors of these names are of."""
+    """The names of the layers to which the tensors `keys` belong."""
     return {re.sub(r"\.(weight|bias|scale|gamma)$", "", key) for key in keys}
 
 
 def expected(rules: Sequence[Rule], present: Iterable[str]) -> list[str]:
-    """The tensors, as diffusers calls them, of a model with as many blocks as those `present` have numbers
-    for.
+    """The names that diffusers gives to the tensors of a whole model. `present`, some of them, tell how many
+    blocks it has.
     """
     present = set(present)
     counts: dict[str, int] = {}

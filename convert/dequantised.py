@@ -1,9 +1,9 @@
-"""Weights stored in 8 bits, made floats tensor by tensor, and what other quantised forms are called.
+"""Reads weights of 8 bits as floats, one tensor at a time, and names the quantised forms that are not read.
 
-A weight in fp8 stands alone, or has a scale beside it that it is multiplied by: one number, one for each
-row, or one for each block of a row. ComfyUI writes `scale_weight` (older) or `weight_scale` (newer, with the
-form's name in a tensor `comfy_quant` or in the file's metadata), lightx2v `weight_scale` for int8 as well.
-What scales a layer's input, and what only marks the form, is of no use here.
+An fp8 weight stands alone or has a scale, by which it is multiplied: one number, one per row, or one per
+block of a row. ComfyUI calls the scale `scale_weight` in older files and `weight_scale` in newer ones, where
+a tensor `comfy_quant` or the file's metadata names the form. lightx2v uses `weight_scale` for int8 too.
+Scales of a layer's input, and tensors that only name the form, are not used here.
 """
 
 import json
@@ -18,13 +18,13 @@ from .copying import empty, every, look_up
 from .errors import UsageError
 
 BYTES = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "I8": np.int8}
-# After a layer's name: what a weight is multiplied by, and what nothing reads.
+# Endings of names after a layer's name: scales of weights, and tensors that are not read.
 SCALES = ("scale_weight", "weight_scale")
 UNREAD = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
-# The forms that can be read, by ComfyUI's names.
+# ComfyUI's names of the forms that can be read.
 FORMS = {"float8_e4m3fn", "float8_e5m2"}
 MARK, METADATA = "comfy_quant", "_quantization_metadata"
-# The last parts of names that only another form's tensors have, and what it is called.
+# Last parts of tensor names that occur only in other forms, and the names of these forms.
 FOREIGN = {
     "absmax": "bitsandbytes (nf4 or fp4)",
     "quant_map": "bitsandbytes (nf4 or fp4)",
@@ -37,18 +37,18 @@ FOREIGN = {
     "weight_scale_inv": "fp8 in blocks",
 }
 STATE = ".quant_state."
-# And those whose types only such a form has.
+# Stored types that occur only in other forms, and the names of these forms.
 FOREIGN_TYPES = {"F4": "fp4", "F8_E8M0": "mxfp8", "F6_E2M3": "fp6", "F6_E3M2": "fp6"}
 
 
 class Dequantised:
-    """A checkpoint without its quantisation: weights in 8 bits are floats, their companions are gone.
+    """A checkpoint without its quantisation: weights of 8 bits become floats, and their scales are hidden.
 
-    `foreign` is what the file's quantisation is called where it is not read here.
+    `foreign` names the file's quantisation if it cannot be read here, else it is None.
     """
 
     def __init__(self, checkpoint, beside: re.Pattern | None = None):
-        """Tensors whose names begin with `beside` are another component's, and are not looked at."""
+        """Tensors whose names match `beside` belong to another component and are ignored."""
         self.folder, self.config, self.metadata = checkpoint.folder, checkpoint.config, checkpoint.metadata
         self._checkpoint = checkpoint
         names = checkpoint.keys()
@@ -65,7 +65,7 @@ class Dequantised:
         self.foreign = _foreign(checkpoint, stored, beside)
 
     def without(self, beside: re.Pattern) -> "Dequantised":
-        """The same without tensors whose names begin with `beside`."""
+        """The same checkpoint without the tensors whose names match `beside`."""
         return Dequantised(self._checkpoint, beside)
 
     def keys(self) -> set[str]:
@@ -79,19 +79,19 @@ class Dequantised:
         return {key: self.shape(key) for key in self._keys}
 
     def dtype(self, key: str) -> str:
-        """Of what `read` gives, which loses nothing of the stored values."""
+        """The dtype of what `read` returns. It holds every stored value exactly."""
         if key in self._scales:
             return "F32"
         kind = self._checkpoint.dtype(key)
         return "BF16" if kind in ("F8_E4M3", "F8_E5M2") else kind
 
     def stored_dtype(self, key: str) -> str:
-        """As the file names it."""
+        """The dtype as the file names it."""
         named = getattr(self._checkpoint, "stored_dtype", self._checkpoint.dtype)
         return named(key)
 
     def check_floats(self) -> None:
-        """UsageError if the weights are in a form that is not read here."""
+        """Raises UsageError if the weights are in a form that cannot be read here."""
         if self.foreign:
             raise UsageError(
                 f"{self.folder} is quantised as {self.foreign}, which jaxspd does not read; give the same "
@@ -111,7 +111,9 @@ class Dequantised:
                 _spread(self._checkpoint.shape(scale), self.shape(key), scale)
 
     def read(self, key: str, rows: slice | None = None) -> np.ndarray:
-        """The tensor, or some `rows` of it: weights with a scale in float32, fp8 without one in bfloat16."""
+        """The tensor, or some `rows` of it. Weights with a scale become float32; fp8 without a scale becomes
+        bfloat16.
+        """
         values = self._checkpoint.read(key, rows)
         kind = self._checkpoint.dtype(key)
         if key not in self._scales:
@@ -131,8 +133,8 @@ class Dequantised:
 
 
 def _spread(scale: tuple[int, ...], weight: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """The shape in which a scale meets its weight: (), (rows, 1, …) or (rows, blocks); UsageError where it is
-    none of them.
+    """The shape in which a scale multiplies its weight: (), (rows, 1, …) or (rows, blocks). Raises UsageError
+    if it fits none of them.
     """
     size = int(np.prod(scale, dtype=object)) if scale else 1
     rows = weight[0] if weight else 1
@@ -147,7 +149,7 @@ def _spread(scale: tuple[int, ...], weight: tuple[int, ...], name: str) -> tuple
 
 
 def floats(values: np.ndarray, dtype) -> np.ndarray:
-    """Values of 8 bits in another `dtype`, looked up."""
+    """`values` of 8 bits converted to `dtype` through a table."""
     made = empty(values.shape, dtype)
     bits = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     look_up(made.reshape(-1), bits, every(values.dtype, made.dtype))
@@ -155,7 +157,7 @@ def floats(values: np.ndarray, dtype) -> np.ndarray:
 
 
 def _foreign(checkpoint, keys: set[str], beside: re.Pattern | None) -> str | None:
-    """What a quantised form is called that is not read here; None if there is none."""
+    """The name of a quantised form that cannot be read here; None if there is none."""
     if any(STATE in key for key in keys):
         return "bitsandbytes (nf4 or fp4)"
     for name, form in FOREIGN.items():
@@ -174,7 +176,9 @@ def _foreign(checkpoint, keys: set[str], beside: re.Pattern | None) -> str | Non
 
 
 def _told(checkpoint, keys: set[str], beside: re.Pattern | None):
-    """What ComfyUI says of each layer's form, in the file's metadata and in tensors of JSON."""
+    """ComfyUI's descriptions of the layers' forms, from the file's metadata and from tensors that hold
+    JSON.
+    """
     with suppress(ValueError, AttributeError, TypeError, RecursionError):
         layers = json.loads(checkpoint.metadata.get(METADATA, "{}")).get("layers", {})
         for layer, told in layers.items():

@@ -1,11 +1,11 @@
-"""The one exception for what the user can mend."""
+"""The one exception for mistakes that the user can correct."""
 
 
 class UsageError(ValueError):
-    """A request that cannot be served as it stands; its one-line message says what to change.
+    """A request that cannot be served as it is. Its one-line message says what to change.
 
-    The command line prints the message on stderr and exits with code 2. Names in it may come from files:
-    what cannot be printed of them, line breaks included, is shown as an escape.
+    The command line prints the message on stderr and exits with code 2. The message may contain names from
+    files: characters that cannot be printed, line breaks included, are escaped.
     """
 
     def __init__(self, message: str):
@@ -18,5 +18,7 @@ def printable(text: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What `error` says first, or its kind where it says nothing: libraries go on for a page."""
+    """The first line of an error's message, or the error's class if it has none. Libraries' messages can be a
+    page long.
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
-"""Weights in GGUF files, made float32 tensor by tensor with the `gguf` package.
+"""Weights in GGUF files, read as float32 one tensor at a time with the `gguf` package.
 
-A tensor's name is the one that it had in the file that it was made of, its axes are written the other way
-round, and its quantised values come in blocks along the last axis, so that rows can be read alone.
+A tensor keeps the name that it had in the file from which the GGUF file was made. Its axes are in reverse
+order. Quantised values are in blocks along the last axis, so rows can be read separately.
 """
 
 import mmap
@@ -15,15 +15,17 @@ from .checkpoint import Checkpoint, changed
 from .errors import UsageError, first_line
 
 MAGIC = b"GGUF"
-# Stored as they are, by their names in GGUF.
+# GGUF's names of the types that are not quantised.
 FLOATS = {"F32", "F16", "BF16"}
-# Where the shape of a tensor is kept that was given another, for its axes or its blocks.
+# Prefix of a metadata field with a tensor's original shape, if GGUF's axes or blocks required another.
 SHAPE = "comfy.gguf.orig_shape."
 
 
 class Stored(NamedTuple):
-    """A tensor: its own shape, how its values are packed (F16, Q4_K, …), and what the file has of it, rows of
-    `packed`'s shape from `start` on, in bytes from where the file begins.
+    """A tensor of a GGUF file.
+
+    `shape` is its own shape and `kind` its packing (F16, Q4_K, …). The file holds an array of `unit` and of
+    shape `packed`, which begins `start` bytes after the beginning of the file.
     """
 
     shape: tuple[int, ...]
@@ -34,16 +36,16 @@ class Stored(NamedTuple):
 
 
 class GgufCheckpoint:
-    """The tensors of a GGUF file, as `Checkpoint` gives those of safetensors."""
+    """The tensors of a GGUF file. Reads like a `Checkpoint`."""
 
     config = Checkpoint.config
 
     def __init__(self, path: Path):
-        """UsageError if the file is truncated, damaged or no GGUF."""
-        from gguf import GGUFReader  # here, since it takes a while and few files need it
+        """Raises UsageError if the file is truncated, damaged or not GGUF."""
+        from gguf import GGUFReader  # imported here: it is slow, and few files need it
 
         class Reader(GGUFReader):
-            """Refuses what lies beyond the file's end, of which the package makes empty arrays, for ever."""
+            """Raises an error at the end of the file, where the package would return empty arrays forever."""
 
             def _get(self, offset, dtype, count=1, override_order=None):
                 array = super()._get(offset, dtype, count, override_order)
@@ -56,7 +58,7 @@ class GgufCheckpoint:
             with np.errstate(all="ignore"):
                 reader = Reader(path)
                 self._tensors = {tensor.name: _stored(reader, tensor) for tensor in reader.tensors}
-        except Exception as error:  # the package has no exception of its own for a damaged file
+        except Exception as error:  # the package has no exception for damaged files
             raise UsageError(
                 f"{path} is truncated or no GGUF file ({first_line(error)}); download it again"
             ) from None
@@ -68,16 +70,16 @@ class GgufCheckpoint:
         return self._tensors[key].shape
 
     def dtype(self, key: str) -> str:
-        """What `read` gives, as safetensors names it: quantised values become F32."""
+        """The dtype of what `read` returns, as safetensors names it. Quantised values become F32."""
         kind = self._tensors[key].kind
         return kind if kind in FLOATS else "F32"
 
     def stored_dtype(self, key: str) -> str:
-        """As GGUF names it: F16, Q8_0, Q4_K, …"""
+        """The dtype as GGUF names it: F16, Q8_0, Q4_K, …."""
         return self._tensors[key].kind
 
     def check_floats(self) -> None:
-        """UsageError if there are values that the package cannot make floats of."""
+        """Raises UsageError if the package cannot convert some values to floats."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
         for kind in sorted({stored.kind for stored in self._tensors.values()}):
@@ -90,9 +92,9 @@ class GgufCheckpoint:
                 ) from None
 
     def read(self, key: str, rows: slice | None = None) -> np.ndarray:
-        """The tensor, or some `rows` of it: float16 as stored, everything else float32.
+        """The tensor, or some `rows` of it: float16 as stored, all else as float32.
 
-        UsageError if the file has changed.
+        Raises UsageError if the file has changed.
         """
         from gguf import GGMLQuantizationType, dequantize
 
@@ -101,9 +103,9 @@ class GgufCheckpoint:
             with self.folder.open("rb") as file:
                 memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             array = np.ndarray(packed, unit, memory, start)
-        except (OSError, ValueError, TypeError) as error:  # gone, empty, cut
+        except (OSError, ValueError, TypeError) as error:  # deleted, emptied or truncated
             raise changed(self.folder, error) from None
-        # Rows are alone in their blocks, unless the file has other rows than the tensor.
+        # Blocks do not cross rows, unless the rows in the file differ from those of the tensor.
         apart = packed[:1] == shape[:1]
         if rows is not None and apart:
             array = array[rows]

@@ -1,7 +1,8 @@
-"""What a file of weights is, told by its tensors' names and shapes, never by its own name.
+"""Identifies a file of weights by its tensors' names and shapes, never by its file name.
 
-Files differ in what lies before the names (`model.diffusion_model.` in ComfyUI's, `transformer.`, nothing),
-in the layout, and in what else they hold. The prefix and the layout are chosen that know most of the names.
+Files differ in the prefix of all names (`model.diffusion_model.` in ComfyUI's, `transformer.`, none), in the
+layout, and in the other components that they hold. The prefix and the layout that fit the most names are
+chosen.
 """
 
 import re
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from .layout import NUMBER, Layout, Target
 from .layouts import LAYOUTS, TITLES
 
-# Where whole checkpoints keep what is not the transformer's.
+# Prefixes of the other components in a whole checkpoint.
 BESIDE = re.compile(
     r"(text_encoders|text_encoder\w*|cond_stage_model|conditioner|clip\w*|vae|first_stage_model|te\d?)\."
 )
-# Tensors that all transformers of a family have and no other family's, as diffusers calls them.
+# Tensors that all transformers of a family have and that no other family has, in diffusers' names.
 MARKS = {
     "flux1": (
         "x_embedder.weight",
@@ -32,7 +33,7 @@ MARKS = {
     ),
     "z_image": ("all_x_embedder.2-1.weight", "cap_embedder.1.weight", "cap_pad_token"),
 }
-# Other models of the families, by tensors that only these have.
+# Other models of each family, by tensors that only they have.
 OTHERS = {
     "flux1": {r"control": "a ControlNet", r"redux": "FLUX.1 Redux"},
     "flux2": {r"control": "a ControlNet"},
@@ -44,9 +45,9 @@ OTHERS = {
     },
     "z_image": {r"control": "a ControlNet", r"siglip": "Z-Image Omni"},
 }
-# By how many channels they read.
+# Other Wan models, by the number of channels that they read.
 WAN_CHANNELS = {(36,): "Wan image-to-video", (48,): "Wan 2.2 TI2V-5B"}
-# What other files hold, the first that fits.
+# Other kinds of files; the first that fits is chosen.
 KINDS = {
     "lora": re.compile(
         r"[._]lora(_linear_layer)?\.(down|up)\.|\.lora_(A|B|down|up)\b|_lora[12]?\.(down|up)\."
@@ -58,14 +59,17 @@ KINDS = {
         r"(^|\.)(embed_tokens|shared|token_embedding)\.weight$|(^|\.)(self_attn\.q_proj|SelfAttention\.q)\.weight$"
     ),
 }
-# As long as the names of tensors that stand in front of everything can be.
+# A prefix has fewer parts than this.
 DEPTH = 4
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """A transformer in a file: its family, its `layout`, the `prefix` before all its names, and what each of
-    these stands for; `unmatched` are names that no such transformer has, `beside` those of other components.
+    """A transformer in a file.
+
+    `prefix` stands before all its names in `layout`. `targets` says which of diffusers' tensors each stored
+    tensor holds. `unmatched` are names that no transformer of the family has; `beside` are those of other
+    components.
     """
 
     family: str
@@ -79,8 +83,8 @@ class Transformer:
 def find_transformer(
     keys: Iterable[str], layouts: Mapping[str, tuple[Layout, ...]] = LAYOUTS
 ) -> Transformer | None:
-    """The transformer that tensors of these names make up, or a part of it; None if it is of none of the
-    families in `layouts`.
+    """The transformer, or the part of one, that tensors of these names form. None if it belongs to none of
+    the families in `layouts`.
     """
     keys = sorted(keys)
     best = max(_readings(keys, layouts), key=lambda reading: reading[0], default=None)
@@ -97,15 +101,15 @@ def find_transformer(
         else:
             unmatched.append(key)
     present = {target.key for held in targets.values() for target in held}
-    # A shard has not all the marks, but nothing else either.
+    # A shard may lack some marks, but then it has no unknown tensors.
     if unmatched and not present.issuperset(MARKS.get(family, ())):
         return None
     return Transformer(family, layout, prefix, targets, tuple(unmatched), tuple(beside))
 
 
 def refusal(found: Transformer, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Why a transformer, whose tensors in diffusers' layout have these `shapes`, is not one that works from
-    text alone; None if it is.
+    """Why jaxspd cannot run a transformer whose tensors in diffusers' layout have these `shapes`: it is not a
+    text-to-image or text-to-video model of its family. None if it can.
     """
     title = TITLES.get(found.family, found.family)
     for pattern, model in OTHERS.get(found.family, {}).items():
@@ -136,7 +140,7 @@ def three(names: Iterable[str]) -> str:
 
 
 def kind_of(keys: Iterable[str]) -> str | None:
-    """What tensors of these names are part of, if not a transformer: lora, vae or text_encoder; None if that
+    """What tensors of these names belong to, if not to a transformer: lora, vae or text_encoder. None if that
     is not known.
     """
     keys = list(keys)
@@ -146,11 +150,13 @@ def kind_of(keys: Iterable[str]) -> str | None:
 def _readings(
     keys: list[str], layouts: Mapping[str, tuple[Layout, ...]]
 ) -> Iterable[tuple[tuple, str, Layout, str]]:
-    """How much each prefix and layout makes of the names: how many it knows."""
+    """A score for each prefix and layout, followed by the family, the layout and the prefix. The score is
+    first the number of names that the layout knows.
+    """
     counts: dict[str, Counter] = {}
     for key in keys:
         for prefix in _prefixes(key):
-            # One name stands for all that differ in the layer's number.
+            # One name stands for all names that differ only in the layer's number.
             counts.setdefault(prefix, Counter())[NUMBER.sub("0", key[len(prefix) :], count=1)] += 1
     for prefix, forms in counts.items():
         for family, own in layouts.items():
@@ -165,7 +171,7 @@ def _readings(
 
 
 def _prefixes(key: str) -> Iterable[str]:
-    """What may stand in front of a name: nothing, or some of its first parts, which are no numbers."""
+    """Possible prefixes of a name: none, or some of its first parts, without numbers."""
     yield ""
     parts = key.split(".")
     for depth in range(1, min(DEPTH, len(parts))):

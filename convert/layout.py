@@ -1,15 +1,15 @@
-"""A layout of a transformer's weights other than diffusers': which of diffusers' tensors each of its tensors
-holds, as a table that is read both ways.
+"""A layout of a transformer's weights: a table of which of diffusers' tensors each stored tensor holds. The
+table works in both directions.
 
-Whatever has the shape of a stored tensor goes the same way as the tensor: a LoRA's ΔW, formed in the names
-that its file has, is cut and turned round by the same `Target`s as the weight. So a LoRA reads
+An array with the shape of a stored tensor is treated as that tensor. For example, a LoRA's ΔW is computed in
+the file's layout; then the `Target`s of the weight cut it and swap its halves:
 
     layout = layouts.find("flux1", "bfl")
     for target in layout.targets("double_blocks.0.img_attn.qkv.weight"):  # None: there is no such tensor
         changes[target.key] = target.take(change)                         # of to_q, to_k, to_v
 
-and `layout.sources(keys)`, with `keys` what diffusers calls the tensors of a whole model, lists the names
-that the layout has for them, among which flattened names (`double_blocks_0_img_attn_qkv`) are looked up.
+`layout.sources(keys)` lists the layout's names for a whole model, whose tensors diffusers calls `keys`.
+Flattened names (`double_blocks_0_img_attn_qkv`) are looked up in this list.
 """
 
 import re
@@ -21,16 +21,18 @@ import numpy as np
 
 from .errors import UsageError
 
-# A layer's number: the first number that is a whole part of a name. No model has a thousand layers.
+# The layer's number is the first number that is a whole part of a name. No model has a thousand layers.
 NUMBER = re.compile(r"(?<=\.)[0-9]{1,3}(?=\.|$)")
-# What follows a layer's name, the same in every layout.
+# Endings after a layer's name, which are the same in every layout.
 SUFFIXES = (".weight", ".bias")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor in diffusers' layout as rows of another: the rows are in `units` equal parts, of which `parts`
-    follow one another here.
+    """A tensor in diffusers' layout as rows of a tensor in another layout.
+
+    The rows of the other tensor are in `units` equal parts; this tensor consists of those numbered `parts`,
+    in this order.
     """
 
     key: str
@@ -39,11 +41,13 @@ class Target:
 
     @property
     def whole(self) -> bool:
-        """Whether it is the other tensor as it stands."""
+        """Whether it is the whole other tensor, unchanged."""
         return self.parts == tuple(range(self.units))
 
     def rows(self, length: int) -> list[slice]:
-        """Which of `length` rows, in order; UsageError if they are not in equal parts."""
+        """Its slices of `length` rows of the other tensor, in order. Raises UsageError if `units` does not
+        divide `length`.
+        """
         size, rest = divmod(length, self.units)
         if rest:
             raise UsageError(f"{self.key} is a part of {length} rows, which are not {self.units} equal parts")
@@ -56,13 +60,13 @@ class Target:
         return slices
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Its shape, for another tensor of `shape`; UsageError as from `rows`."""
+        """Its shape if the other tensor has the shape `shape`. Raises UsageError as `rows` does."""
         if self.whole:
             return shape
         return (sum(rows.stop - rows.start for rows in self.rows(shape[0] if shape else 1)), *shape[1:])
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """Its values, from those of the other tensor: a view wherever its rows lie together."""
+        """Its values, from the other tensor's `array`; a view if its rows are contiguous."""
         if self.whole:
             return array
         pieces = [array[rows] for rows in self.rows(len(array))]
@@ -71,8 +75,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Line:
-    """A layer of a layout, or a parameter without a layer, and the `targets` that it holds, none if nothing
-    reads it. A `{}` stands for the number of a layer.
+    """A layer of a layout, or a parameter without a layer, and the `targets` that it holds. It has no targets
+    if nothing reads it. `{}` stands for the number of a layer.
     """
 
     name: str
@@ -80,17 +84,19 @@ class Line:
 
 
 def whole(name: str, target: str) -> Line:
-    """The same tensor by another name."""
+    """A tensor that only has another name."""
     return Line(name, (Target(target),))
 
 
 def same(name: str) -> Line:
-    """The same tensor by the same name."""
+    """A tensor with the same name."""
     return whole(name, name)
 
 
 def split(name: str, *targets: str, shares: tuple[int, ...] = ()) -> Line:
-    """Several tensors, one below the other; the rows of each are a share of all, by default an equal one."""
+    """A tensor that holds several tensors, one after another along the rows. `shares` are proportional to
+    their numbers of rows; by default all are equal.
+    """
     shares = shares or (1,) * len(targets)
     starts = [sum(shares[:number]) for number in range(len(shares))]
     return Line(
@@ -103,12 +109,12 @@ def split(name: str, *targets: str, shares: tuple[int, ...] = ()) -> Line:
 
 
 def swap(name: str, target: str) -> Line:
-    """The same tensor with its halves the other way round: shift and scale, for scale and shift."""
+    """A tensor whose halves are in the other order: shift and scale instead of scale and shift."""
     return Line(name, (Target(target, (1, 0), 2),))
 
 
 def norm(name: str, target: str) -> Iterator[Line]:
-    """A norm whose weight is called `scale`, as its authors have it, or `weight`, as some have written it."""
+    """A norm whose weight is called `scale`, as by its authors, or `weight`, as in some files."""
     for suffix in ("weight", "scale"):
         yield whole(f"{name}.{suffix}", f"{target}.weight")
 
@@ -120,7 +126,7 @@ def unread(name: str) -> Line:
 
 @dataclass(frozen=True)
 class Layout:
-    """The names that a family's weights have in one kind of file. `name` is "diffusers", "bfl", …"""
+    """The names that a family's weights have in one kind of file. `name` is "diffusers", "bfl", …."""
 
     name: str
     lines: tuple[Line, ...]
@@ -134,7 +140,7 @@ class Layout:
         return {target.key: line.name for line in self.lines for target in line.targets}
 
     def targets(self, key: str) -> tuple[Target, ...] | None:
-        """What the tensor called `key` holds of diffusers' tensors; None if the layout has no such tensor."""
+        """The tensors of diffusers that the tensor `key` holds. None if the layout has no such tensor."""
         for name, suffix in _readings(key):
             for template, number in _templates(name):
                 if template in self._lines:
@@ -145,8 +151,8 @@ class Layout:
         return None
 
     def sources(self, keys: Iterable[str]) -> dict[str, tuple[Target, ...]]:
-        """The tensors that a file of this layout has, by name, of a model whose tensors diffusers calls
-        `keys`, by the authors' own names where there are several.
+        """The tensors of this layout, by name, that hold the tensors which diffusers calls `keys`. If a
+        tensor has several names, the authors' own is used.
         """
         found: dict[str, tuple[Target, ...]] = {}
         for key in keys:
@@ -159,7 +165,9 @@ class Layout:
 
 
 def _readings(key: str) -> Iterator[tuple[str, str]]:
-    """`key` as a parameter of its own, and as a layer's name and the suffix of its weight or bias."""
+    """`key` read in two ways: as a parameter's name, and as a layer's name with the suffix of its weight or
+    bias.
+    """
     yield key, ""
     for suffix in SUFFIXES:
         if key.endswith(suffix):
@@ -167,7 +175,7 @@ def _readings(key: str) -> Iterator[tuple[str, str]]:
 
 
 def _templates(name: str) -> Iterator[tuple[str, str]]:
-    """`name` as it may stand in a table, and the layer's number, if any."""
+    """Forms of `name` that a table may hold, each with the layer's number, or "" if there is none."""
     yield name, ""
     if number := NUMBER.search(name):
         yield f"{name[: number.start()]}{{}}{name[number.end() :]}", number[0]

@@ -1,7 +1,7 @@
-"""The layouts that each family's transformer is found in, beside diffusers' own.
+"""The layouts of each family's transformer, diffusers' own included.
 
 The tables follow the authors' code (black-forest-labs/flux and flux2: model.py; Wan-Video/Wan2.1:
-wan/modules/model.py) and what ComfyUI keeps of Z-Image. Qwen-Image's authors publish diffusers' layout.
+wan/modules/model.py) and ComfyUI's files of Z-Image. Qwen-Image's authors publish diffusers' layout.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from .layout import Layout, Line, norm, same, split, swap, unread, whole
 
 
 def joint(stream: str, projections: tuple[str, str, str], norms: tuple[str, str], out: str) -> Iterator[Line]:
-    """The attention of one stream of a double block, as Black Forest Labs name it."""
+    """The attention of one stream of a double block, in Black Forest Labs' names."""
     source, target = f"double_blocks.{{}}.{stream}_attn", "transformer_blocks.{}.attn"
     yield split(f"{source}.qkv", *(f"{target}.{name}" for name in projections))
     yield from norm(f"{source}.norm.query_norm", f"{target}.{norms[0]}")
@@ -96,7 +96,7 @@ WAN = (
             ("norm_k", "norm_k"),
         )
     ),
-    # The norm ahead of cross-attention, the only one with weights.
+    # The norm before cross-attention, the only one with weights.
     whole("blocks.{}.norm3", "blocks.{}.norm2"),
     whole("blocks.{}.ffn.0", "blocks.{}.ffn.net.0.proj"),
     whole("blocks.{}.ffn.2", "blocks.{}.ffn.net.2"),
@@ -106,7 +106,7 @@ WAN = (
 
 
 def z_image_block(stack: str) -> Iterator[Line]:
-    """A block of one of Z-Image's stacks, as ComfyUI names it."""
+    """A block of one of Z-Image's stacks, in ComfyUI's names."""
     attention = f"{stack}.{{}}.attention"
     yield split(f"{attention}.qkv", f"{attention}.to_q", f"{attention}.to_k", f"{attention}.to_v")
     yield whole(f"{attention}.out", f"{attention}.to_out.0")
@@ -133,16 +133,16 @@ Z_IMAGE = (
     *z_image_block("layers"),
     whole("final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"),
     whole("final_layer.linear", "all_final_layer.2-1.linear"),
-    unread("norm_final"),  # left over from the model that this one grew out of
+    unread("norm_final"),  # left over from the model's predecessor
 )
 
 
 def as_published(rules) -> Layout:
-    """Diffusers' own layout, of the family with these conversion rules."""
+    """Diffusers' own layout of the family with the conversion `rules`."""
     return Layout("diffusers", tuple(same(rule.official) for rule in rules))
 
 
-# What people call the families.
+# The families' names in messages.
 TITLES = {
     "flux1": "FLUX.1",
     "flux2": "FLUX.2",
@@ -160,5 +160,5 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
 
 
 def find(family: str, name: str) -> Layout:
-    """The layout called `name` of the family called `family`; KeyError if there is none."""
+    """The layout `name` of the family `family`. Raises KeyError if there is none."""
     return {layout.name: layout for layout in LAYOUTS[family]}[name]

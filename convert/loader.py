@@ -1,4 +1,6 @@
-"""Official weights into Flax parameters: strict, streamed, in the target dtype."""
+"""Loads official weights into Flax parameters in the target dtype. Names and shapes must match exactly, and a
+few tensors are read at a time.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +19,15 @@ from .errors import UsageError
 from .rounding import LARGEST, Quantized
 from .table import SCALE, Rule, official_keys
 
-# What puts an array where a sharding says.
+# A function that puts an array where a sharding says.
 Put = Callable[[np.ndarray, jax.sharding.Sharding | None], jax.Array]
 LISTED = 8
-# Arrays copied at the same time, since one alone waits for its file or for fresh memory.
+# Number of arrays that are copied at the same time: a single copy would wait for its file or for new memory.
 THREADS = min(8, os.cpu_count() or 1)
 
 
 def flat_parameters(parameters: nnx.State) -> dict[str, Any]:
-    """Parameters by dotted path, in the order of the tree's leaves."""
+    """The parameters by dotted path, in the order of the tree's leaves."""
     return {
         ".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(parameters)
     }
@@ -37,10 +39,10 @@ def assign(
     parameters: dict[str, Any],
     rules: Sequence[Rule],
 ) -> dict[str, str]:
-    """The official key of every parameter, after checking the match in full.
+    """The official key of every parameter, by path, after all names and shapes are checked.
 
-    Raises UsageError listing what is missing, left over or misshapen, unless every official key is
-    used once and every parameter filled once.
+    Every official key must be used once and every parameter filled once. Otherwise raises UsageError, which
+    lists missing keys, keys that are left over and tensors of the wrong shape.
     """
     table = official_keys(parameters, rules)
     missing, misshapen = [], []
@@ -65,7 +67,7 @@ def assign(
 
 
 def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str, str]:
-    """`assign` for the files of a checkpoint."""
+    """`assign` for a checkpoint's tensors. Its UsageError names the checkpoint."""
     try:
         return assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
     except UsageError as error:
@@ -73,7 +75,7 @@ def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str
 
 
 def quantized_keys(abstract: nnx.State, rules: Sequence[Rule]) -> dict[str, np.dtype]:
-    """The official keys of parameters that are wanted in 8 bits, and their dtypes."""
+    """The official keys of the parameters of `abstract` that are in 8 bits, with their dtypes."""
     parameters = flat_parameters(abstract)
     return {
         key: np.dtype(parameters[path].dtype)
@@ -83,14 +85,16 @@ def quantized_keys(abstract: nnx.State, rules: Sequence[Rule]) -> dict[str, np.d
 
 
 def quantized(checkpoint, abstract: nnx.State, rules: Sequence[Rule]):
-    """`checkpoint`, with the weights that `abstract` wants in 8 bits rounded to these as they are read."""
+    """`checkpoint`, whose weights are rounded to 8 bits while they are read if `abstract` has them in 8
+    bits.
+    """
     keys = quantized_keys(abstract, rules)
     return Quantized(checkpoint, keys) if keys else checkpoint
 
 
 def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[Rule]) -> bool:
-    """Whether every parameter of `abstract` is in the dtype its official tensors are stored in, or in
-    float32.
+    """Whether every parameter of `abstract` is in float32 or in the dtype in which its official tensor is
+    stored.
     """
     parameters = flat_parameters(abstract)
     table = match(checkpoint, parameters, rules)
@@ -102,7 +106,7 @@ def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[R
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A parameter that lies in its file: `fetch` brings it to where it belongs, in its dtype."""
+    """A parameter in its file. `fetch` reads it in the target dtype and puts it in its place."""
 
     checkpoint: Checkpoint
     key: str
@@ -121,15 +125,15 @@ class StoredWeight:
         return self.target.size * self.target.dtype.itemsize
 
     def fetch(self, put: Put = jax.device_put) -> jax.Array:
-        """Read on the host, in the target dtype, and handed to `put` with the target's sharding."""
+        """The array, read on the host in the target dtype and handed to `put` with the target's sharding."""
         array = empty(self.shape, self.dtype)
         copy(array, self.checkpoint.read(self.key))
         return jax.block_until_ready(put(array, self.target.sharding))
 
 
 def stored_parameters(checkpoint: Checkpoint, abstract: nnx.State, table: dict[str, str]) -> nnx.State:
-    """`abstract` (shapes, target dtypes and, where one is given, shardings) with a `StoredWeight` in place of
-    each array, by the `table` that `match` gives.
+    """A tree like `abstract` with a `StoredWeight` in place of each array. `abstract` gives shapes, target
+    dtypes and, where set, shardings; `table` is the result of `match`.
     """
     leaves = [
         StoredWeight(checkpoint, table[path], target) for path, target in flat_parameters(abstract).items()
@@ -140,9 +144,9 @@ def stored_parameters(checkpoint: Checkpoint, abstract: nnx.State, table: dict[s
 def load_parameters(
     checkpoint: Checkpoint, abstract: nnx.State, rules: Sequence[Rule], put: Put = jax.device_put
 ) -> nnx.State:
-    """Fills `abstract` from `checkpoint`.
+    """`abstract` filled from `checkpoint`.
 
-    A few arrays at a time are read, so the host holds no more than these beside what `put` keeps.
+    Only a few arrays are read at a time. So the host holds no more than these, besides what `put` keeps.
     """
     table = match(checkpoint, flat_parameters(abstract), rules)
     checkpoint.check_floats()
@@ -152,7 +156,7 @@ def load_parameters(
 def refetch(
     checkpoint, abstract: nnx.State, rules: Sequence[Rule], keys: set[str], put: Put = jax.device_put
 ) -> Iterator[tuple[tuple, jax.Array]]:
-    """The parameters of `abstract` that hold the tensors called `keys`, one after the other, by path."""
+    """Yields the path and the array of each parameter of `abstract` that holds a tensor of `keys`."""
     table = official_keys(flat_parameters(abstract), rules)
     tensors = quantized(checkpoint, abstract, rules)
     for path, variable in nnx.to_flat_state(abstract):
@@ -162,7 +166,7 @@ def refetch(
 
 
 def load(stored: nnx.State, put: Put = jax.device_put) -> nnx.State:
-    """A tree of `StoredWeight`, fetched."""
+    """A tree of `StoredWeight` with every array fetched."""
     leaves, structure = jax.tree.flatten(stored)
     with ThreadPoolExecutor(THREADS) as pool:
         return jax.tree.unflatten(structure, pool.map(lambda leaf: leaf.fetch(put), leaves))

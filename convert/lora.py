@@ -1,7 +1,8 @@
-"""LoRAs merged into weights as these are read: what each file adds to which tensor, in diffusers' names.
+"""Merges LoRAs into weights while these are read. Says what each file adds to which tensor, in diffusers'
+names.
 
-A file is read in its own naming. Its ΔW goes the way of the weight that it belongs to (`layout.Target`), so
-that what is fused there is cut here, and what is turned round is turned. All is checked by names and shapes,
+A file is read in its own names. Its ΔW is treated as the weight that it belongs to (`layout.Target`): parts
+that are fused in the file are cut, and swapped halves are swapped back. All names and shapes are checked
 before any weight is read.
 """
 
@@ -26,14 +27,14 @@ from .lora_forms import Form, flat
 from .lora_layers import names_of
 from .table import Rule
 
-# Numbers of a tensor above which one is merged at a time, since that is done in float32.
+# Tensors with more numbers than this are merged one at a time, since merging needs a float32 copy.
 LARGE = 1 << 26
-# Parts of names of layers that only Wan's image-to-video models have.
+# Parts of the names of layers that only Wan's image-to-video models have.
 IMAGE_TO_VIDEO = ("k_img", "v_img", "img_emb", "add_k_proj", "add_v_proj")
 
 
 class Change(NamedTuple):
-    """What one file adds to a tensor: the part `target` of `form`, times `strength`."""
+    """What one file adds to a tensor: the rows `target` of `form`, times `strength`."""
 
     form: Form
     target: Target
@@ -46,8 +47,10 @@ Found = tuple[str, tuple[Target, ...]] | None
 
 @dataclass(frozen=True)
 class Model:
-    """What LoRAs are merged into: `find` gives the layout and the targets of a layer's tensor, `modules` a
-    file's layers that are for it, with their names there. `family` is that of a transformer.
+    """A model into which LoRAs are merged.
+
+    `find` gives the layout and the targets of a layer's tensor. `modules` gives the layers in a file that
+    belong to this model, with their names. `family` is set for transformers only.
     """
 
     title: str
@@ -59,7 +62,7 @@ class Model:
 
 
 def transformer(family: str, tensors: Any, rules: Iterable[Rule] = ()) -> Model:
-    """The transformer of a family in `tensors`, which read like a `Checkpoint`."""
+    """The `Model` of a transformer of `family`. `tensors` read like a `Checkpoint`."""
     return Model(
         f"this transformer of {TITLES.get(family, family)}",
         tensors.keys(),
@@ -71,8 +74,8 @@ def transformer(family: str, tensors: Any, rules: Iterable[Rule] = ()) -> Model:
 
 
 def text_model(number: int, count: int, tensors: Any) -> Model:
-    """The text encoder in `tensors`, the `number`-th of a pipeline's `count`, from 1. Its layers are called
-    as transformers calls them, whatever stands in front.
+    """The `Model` of text encoder `number` of a pipeline with `count` of them, counted from 1. Its layers
+    have transformers' names, after any prefix.
     """
     keys = tensors.keys()
     known = {_bare(key.removesuffix(".weight")): key for key in keys if key.endswith(".weight")}
@@ -82,22 +85,22 @@ def text_model(number: int, count: int, tensors: Any) -> Model:
         return key and ("transformers", (Target(key),))
 
     def modules(file: LoraFile) -> list[tuple[str, Module]]:
-        # FLUX.1's second encoder has the number 3 in files that leave room for another.
+        # Some files give FLUX.1's second encoder the number 3, because they reserve number 2.
         return [pair for n, pairs in file.text_modules.items() if min(n, count) == number for pair in pairs]
 
     return Model(f"text encoder {number}", keys, tensors.shape, find, modules)
 
 
 def _bare(name: str) -> str:
-    """A layer's name with underscores, without the names of the models that it is a part of."""
+    """A layer's name with underscores, without the names of the modules around it."""
     return re.sub(
         r"^((base_model|text_model|language_model|transformer|model)_)+", "", name.replace(".", "_")
     )
 
 
 def changes(loras: Iterable[tuple[LoraFile, float]], model: Model) -> dict[str, list[Change]]:
-    """What `loras`, each with its strength, add to the tensors of `model`; UsageError for a file of which not
-    every tensor finds its place.
+    """The changes that `loras`, each with its strength, make to the tensors of `model`, by key. Raises
+    UsageError if a tensor of a file matches no layer.
     """
     found: dict[str, list[Change]] = defaultdict(list)
     for file, strength in loras:
@@ -110,7 +113,7 @@ def changes(loras: Iterable[tuple[LoraFile, float]], model: Model) -> dict[str, 
 
 
 def _placed(file: LoraFile, model: Model) -> list[tuple[Form, tuple[Target, ...]]]:
-    """Each form in `file` with the tensors that it is for, once each."""
+    """Each form in `file`, with the tensors that it changes. No tensor gets a form twice."""
     places, unmatched = [], []
     for name, module in model.modules(file):
         for suffix, form in module.forms:
@@ -127,8 +130,8 @@ def _placed(file: LoraFile, model: Model) -> list[tuple[Form, tuple[Target, ...]
 
 
 def _once(file: LoraFile, places: list) -> list:
-    """`places` without fused ones of which the file holds the parts as well; UsageError if two are for the
-    same tensor otherwise.
+    """`places` without fused layers whose parts the file holds too. Raises UsageError if two other layers
+    change the same tensor in the same way.
     """
     alone = {targets[0].key for _, _, targets in places if len(targets) == 1}
     kept = [p for p in places if len(p[2]) == 1 or not all(target.key in alone for target in p[2])]
@@ -144,7 +147,7 @@ def _once(file: LoraFile, places: list) -> list:
 
 
 def _unmatched(file: LoraFile, modules: list[Module], model: Model) -> UsageError:
-    """What to say of layers that the model has not."""
+    """The error for layers that the model does not have."""
     names = three(key for module in modules for key in module.keys)
 
     def known(find: Callable[[str, str], Found]) -> int:
@@ -161,11 +164,11 @@ def _unmatched(file: LoraFile, modules: list[Module], model: Model) -> UsageErro
             return UsageError(
                 f"{file.path} is a LoRA for Wan image-to-video ({names}); jaxspd runs Wan from text alone"
             )
-    return UsageError(f"{file.path} changes layers that {model.title} has not: {names}")
+    return UsageError(f"{file.path} changes layers that {model.title} does not have: {names}")
 
 
 def _check_shape(file: LoraFile, module: Module, form: Form, targets: tuple[Target, ...], model: Model):
-    """UsageError unless the form is as large as the tensors that it is for, one below the other."""
+    """Raises UsageError unless the rows of `form` for each target have the shape of its tensor."""
     for target in targets:
         wanted = flat(model.shape(target.key))
         try:
@@ -176,15 +179,15 @@ def _check_shape(file: LoraFile, module: Module, form: Form, targets: tuple[Targ
             made, fits = ("×".join(map(str, shape)) for shape in (form.shape, wanted))
             raise UsageError(
                 f"{file.path} does not fit {model.title}: {module.name} changes {made} "
-                f"numbers, of which {target.key} takes {fits}; it is for another model"
+                f"numbers, but {target.key} takes {fits}; it is for another model"
             )
 
 
 class Merged:
     """The tensors of `checkpoint` with `changes` added, in float32. Reads like a `Checkpoint`.
 
-    `keep` says whether there is room in memory for so many bytes; then the tensors that were changed stay as
-    they are without changes, so that `changes` may be set anew without reading them again.
+    `keep(size)` says whether there is memory for `size` bytes. If so, a changed tensor is also kept without
+    its changes. Then new `changes` need no second reading.
     """
 
     def __init__(self, checkpoint: Any, changes: Changes, keep: Callable[[int], bool] = lambda size: False):
@@ -206,9 +209,11 @@ class Merged:
         self._checkpoint.check_floats()
 
     def rows(self, key: str, indices: np.ndarray) -> np.ndarray:
-        """As `Checkpoint.rows`, of what nothing changes."""
+        """Some rows of a tensor, as from `Checkpoint.rows`. Raises UsageError if a LoRA changes the
+        tensor.
+        """
         if key in self.changes:
-            raise UsageError(f"a LoRA changes {key}, of which single rows are read; leave it out")
+            raise UsageError(f"a LoRA changes {key}, a table that is read row by row; leave the LoRA out")
         return self._checkpoint.rows(key, indices)
 
     def read(self, key: str) -> np.ndarray:
@@ -223,11 +228,11 @@ class Merged:
             return total
 
     def _base(self, key: str) -> np.ndarray:
-        """The tensor without changes."""
+        """The tensor without its changes."""
         if key in self._kept:
             return self._kept[key]
         weight = self._checkpoint.read(key)
         if self._keep(weight.nbytes):
-            # Not the file's own memory, which the system takes back as it likes.
+            # A copy, since the system may drop the file's own memory.
             self._kept[key] = weight = np.array(weight)
         return weight

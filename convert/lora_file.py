@@ -1,4 +1,4 @@
-"""A LoRA file: its layers, and the form of what each adds, by names, shapes and a few numbers."""
+"""A LoRA file: its layers and the forms of their changes, from names, shapes and a few numbers."""
 
 import json
 import re
@@ -19,9 +19,9 @@ from .lora_forms import Form, Hadamard, Kronecker, LowRank, Whole, flat
 from .lora_layers import role_of, text_encoder
 from .single_file import open_file, otherwise
 
-# Where PEFT's settings lie: in the file's metadata, as diffusers writes them, or beside the file.
+# PEFT's settings are in the file's metadata, if diffusers wrote it, or in a file beside it.
 METADATA, BESIDE = "lora_adapter_metadata", "adapter_config.json"
-# Forms that change weights in another way than by adding to them.
+# Forms that do more than add to weights of linear layers.
 DORA = "is a DoRA (it holds dora_scale), which rescales whole weights; jaxspd merges LoRA, LoHa and LoKr"
 CONTROL = (
     "adds to biases (lora_B.bias), as FLUX.1's Canny and Depth LoRAs do, which need a picture; jaxspd works "
@@ -32,8 +32,10 @@ TUCKER = "holds factors of convolutions (lora_mid, lokr_t2 or hada_t1), which no
 
 @dataclass
 class Module:
-    """A layer as the file names it: its tensors' keys by what they are to it, and for each of the layer's
-    tensors ("weight", "bias", or "" for a modulation) the form of what is added to it.
+    """A layer as the file names it.
+
+    `roles` maps each tensor's role in the layer to its key. `forms` says what is added to which of the
+    layer's tensors: "weight", "bias", or "" for a modulation.
     """
 
     name: str
@@ -46,9 +48,11 @@ class Module:
 
 
 class LoraFile:
-    """The LoRA in a file, or in a folder that holds one. Headers are read at once, of tensors only alphas.
+    """The LoRA in a file or a folder. Headers are read at once; the only tensors that are read with them are
+    alphas.
 
-    UsageError, in one line, for what is no LoRA, is half of one, or of a form that is not merged here.
+    Raises UsageError if the file is not a LoRA, lacks half of a layer's tensors, or has a form that cannot be
+    merged here.
     """
 
     def __init__(self, path: Path):
@@ -71,7 +75,7 @@ class LoraFile:
             raise UsageError(f"{path} is no LoRA: {otherwise(self._tensors.keys())}")
         self._refuse_forms(found)
         if strangers:
-            raise UsageError(f"{path} holds what is no part of a LoRA: {three(strangers)}")
+            raise UsageError(f"{path} holds tensors that are no part of a LoRA: {three(strangers)}")
         self._tensors.check_floats()
         for module in found.values():
             module.forms = list(self._forms(module))
@@ -84,7 +88,7 @@ class LoraFile:
 
     @cached_property
     def text_modules(self) -> dict[int, list[tuple[str, Module]]]:
-        """The layers of text encoders with their names there, by the encoder's number in the pipeline."""
+        """The layers of each text encoder with their names there, by the encoder's number in the pipeline."""
         found: dict[int, list[tuple[str, Module]]] = defaultdict(list)
         for module in self._all:
             if (named := text_encoder(module.name)) is not None:
@@ -102,7 +106,7 @@ class LoraFile:
                 raise UsageError(f"{self.path} {reason}")
 
     def _forms(self, module: Module) -> Iterator[tuple[str, Form]]:
-        """What is added to each tensor of a layer; UsageError for half a form."""
+        """What is added to each tensor of a layer. Raises UsageError if half a form is missing."""
         has = module.roles.keys()
         told = 0
         if {"down", "up"} & has:
@@ -138,7 +142,7 @@ class LoraFile:
         self._check_rank(module, a1[1], b1[0])
         self._check_rank(module, a2[1], b2[0])
         if (a1[0], b1[1]) != (a2[0], b2[1]):
-            raise UsageError(f"{self.path}: the two halves of {module.name} are not of one shape")
+            raise UsageError(f"{self.path}: the two halves of {module.name} have different shapes")
         return Hadamard(self._read, keys, self._factor(module, b1[0]), (a1[0], b1[1]))
 
     def _kronecker(self, module: Module) -> Kronecker:
@@ -156,7 +160,7 @@ class LoraFile:
                 raise self._half(module, name)
             sides.append(keys)
             shapes.append(shape)
-        # Where both are whole, alpha says nothing.
+        # If both factors are whole matrices, alpha has no meaning.
         factor = 1.0 if rank is None else self._factor(module, rank)
         (rows, columns), (more_rows, more_columns) = shapes
         shape = rows * more_rows, columns * more_columns
@@ -180,7 +184,7 @@ class LoraFile:
             )
 
     def _factor(self, module: Module, rank: int) -> float:
-        """What the product is multiplied by, beside the user's strength."""
+        """The number that multiplies the product, besides the user's strength."""
         if "alpha" not in module.roles:
             return self._adapter.factor(module.name, rank)
         key = module.roles["alpha"]
@@ -194,7 +198,7 @@ class LoraFile:
 
     @cached_property
     def _adapter(self) -> "Adapter":
-        """PEFT's settings, of the transformer where it says more."""
+        """PEFT's settings. If they cover several components, only the transformer's are used."""
         text = self._tensors.metadata.get(METADATA)
         beside = (self.path if self.path.is_dir() else self.path.parent) / BESIDE
         if text is None and (self.path.is_dir() or self.path.name.startswith("adapter_model")):
@@ -205,15 +209,18 @@ class LoraFile:
             settings = json.loads(text or "{}")
         if not isinstance(settings, dict):
             settings = {}
-        # Diffusers puts the component's name before each of them.
+        # Diffusers puts the component's name before each setting.
         own = {key.rpartition(".")[2]: value for key, value in settings.items() if "text_enc" not in key}
         return Adapter.of(own)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """PEFT's settings of a LoRA: alphas, of all layers and of those whose names end in a pattern, and whether
-    they are divided by the root of the rank (arXiv 2312.03732). Without alpha the product stands as it is.
+    """PEFT's settings of a LoRA.
+
+    `alpha` is for all layers, and `patterns` for layers whose names end in a pattern. If `rooted`, alpha is
+    divided by the root of the rank (arXiv 2312.03732), else by the rank. Without alpha, the product is not
+    scaled.
     """
 
     alpha: float | None = None
@@ -222,7 +229,7 @@ class Adapter:
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "Adapter":
-        """Of `adapter_config.json`'s fields; what is not of its type is left out."""
+        """The settings in the fields of `adapter_config.json`. Fields of a wrong type are ignored."""
 
         def number(value: Any) -> float | None:
             good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
@@ -237,7 +244,7 @@ class Adapter:
         )
 
     def factor(self, name: str, rank: int) -> float:
-        """For the layer called `name`, of that rank."""
+        """The factor for the layer `name`, whose rank is `rank`."""
         alpha = self.alpha
         for pattern, own in self.patterns:
             with suppress(re.error):

@@ -1,8 +1,8 @@
-"""What a LoRA file adds to one tensor, ΔW, in each of the forms that there are.
+"""The forms in which a LoRA file stores ΔW, the matrix that it adds to a tensor.
 
-Sources: LoRA, arXiv 2106.09685; LoHa, arXiv 2108.06098; LoKr, arXiv 2309.14859 (LyCORIS), of which factors
-divided by alpha are read as ComfyUI reads them. All is in float32, and formed as the file names and cuts it:
-`values` gives the rows of it that a `Target` stands for, flat behind the first axis.
+Sources: LoRA, arXiv 2106.09685; LoHa, arXiv 2108.06098; LoKr, arXiv 2309.14859 (LyCORIS). LoKr's alpha has
+the same meaning as in ComfyUI. All forms are computed in float32, in the layout of the file. `values` gives
+the rows of ΔW that a `Target` names; all axes but the first are flattened.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Read = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True)
 class LowRank:
-    """`factor · up @ down`; kernels are matrices, flat behind their first axis."""
+    """`factor · up @ down`. Kernels are matrices, with all axes but the first flattened."""
 
     read: Read
     down: str
@@ -47,7 +47,7 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """`factor · w1 ⊗ w2`, either of which may be a product of two matrices."""
+    """`factor · w1 ⊗ w2`. Each of them may be a product of two matrices."""
 
     read: Read
     left: tuple[str, ...]
@@ -80,10 +80,10 @@ Form = LowRank | Hadamard | Kronecker | Whole
 
 
 def matrix(array: np.ndarray) -> np.ndarray:
-    """`array` in float32, flat behind its first axis."""
+    """`array` in float32 as a matrix: all axes but the first are flattened."""
     return np.asarray(array, np.float32).reshape(len(array) if array.ndim else 1, -1)
 
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The shape of `matrix`'s result."""
+    """The shape of the result of `matrix` for an array of `shape`."""
     return (shape[0] if shape else 1), prod(shape[1:])

@@ -1,8 +1,8 @@
-"""How LoRA files name what they change: the last part of a key says what a tensor is, the rest names a layer.
+"""The names of layers in LoRA files. The last part of a key is the tensor's role; the rest names a layer.
 
-Layers are called as diffusers or as the model's authors call them, with dots or, where a program wrote
-underscores instead, without; something may stand in front. A name is looked up with underscores throughout,
-in the tables of `layouts`; where its dots were is never guessed.
+Layers have diffusers' names or those of the model's authors. Some programs write underscores instead of dots,
+and some add prefixes. So names are looked up in the tables of `layouts` with underscores everywhere, and dots
+are never guessed.
 """
 
 import re
@@ -13,7 +13,7 @@ from .layout import Layout, Line, Target, split, whole
 from .layouts import LAYOUTS, as_published
 from .table import Rule
 
-# What a tensor is, by the end of its key. PEFT puts the adapter's name before `weight`.
+# The role of a tensor, by the end of its key. PEFT puts the adapter's name before `weight`.
 ROLES = tuple(
     (role, re.compile(pattern + "$"))
     for role, pattern in (
@@ -33,15 +33,15 @@ ROLES = tuple(
         ("diff_m", r"\.diff_m"),
     )
 )
-# What may stand in front of a layer's name, with underscores, in any number.
+# Prefixes of layers' names, with underscores. Any number of them may follow each other.
 PREFIXES = ("base_model_", "model_", "diffusion_model_", "transformer_", "unet_", "lora_unet_")
 PREFIXES += ("lora_transformer_", "lycoris_", "lora_", "dit_", "net_")
-# What stands in front of a text encoder's, and which encoder of a pipeline it is, from 1.
+# Prefixes of text encoders' layers. They give the encoder's number in the pipeline, from 1.
 TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:lora_te(?P<kohya>\d?)[_.]|text_encoder(?:_(?P<diffusers>\d))?\.|te(?P<short>\d?)\.|"
     r"text_encoders\.(?P<comfy>\w+)\.(?:transformer\.)?)"
 )
-# Layers of XLabs' LoRAs of FLUX.1, which change what an attention's projections give (XLabs-AI/x-flux).
+# Layers of XLabs' LoRAs for FLUX.1, which change the outputs of an attention's projections (XLabs-AI/x-flux).
 XLABS = Layout(
     "xlabs",
     (
@@ -72,12 +72,14 @@ XLABS = Layout(
     ),
 )
 NUMBER = re.compile(r"(?<=_)[0-9]+(?=_|$)")
-# A modulation of Wan's blocks is no layer, but a parameter beside them.
+# A modulation of Wan's blocks is not a layer but a parameter of the block.
 BARE = ("_modulation", "_scale_shift_table")
 
 
 def role_of(key: str) -> tuple[str, str] | None:
-    """The name of the layer that a tensor is for and what it is to it; None if that is no part of a LoRA."""
+    """The name of the layer to which a tensor belongs, and the tensor's role there. None if it is not part of
+    a LoRA.
+    """
     for role, ending in ROLES:
         if found := ending.search(key):
             return key[: found.start()], role
@@ -85,7 +87,9 @@ def role_of(key: str) -> tuple[str, str] | None:
 
 
 def text_encoder(name: str) -> tuple[int, str] | None:
-    """Which of the pipeline's text encoders a layer is of, from 1, and its name there; None if of none."""
+    """The number of the text encoder to which a layer belongs, from 1, and the layer's name there. None if it
+    belongs to no text encoder.
+    """
     found = TEXT.match(name)
     if found is None:
         return None
@@ -96,10 +100,10 @@ def text_encoder(name: str) -> tuple[int, str] | None:
 
 
 class Names:
-    """The layers of a family, by all the names that LoRA files have for them."""
+    """The layers of a family, under all names that LoRA files use."""
 
     def __init__(self, layouts: Iterable[Layout]):
-        # Lines by their names with underscores, which no two that differ share.
+        # Lines by name with underscores. No two different lines share such a name.
         self._lines: dict[str, tuple[str, Line]] = {}
         for layout in layouts:
             for line in layout.lines:
@@ -107,8 +111,8 @@ class Names:
                     self._lines.setdefault(line.name.replace(".", "_"), (layout.name, line))
 
     def find(self, name: str, suffix: str) -> tuple[str, tuple[Target, ...]] | None:
-        """The layout that calls a layer so, and what its tensor `suffix` ("weight", "bias", or "" for a
-        modulation) holds of diffusers' tensors; None if the family has no such layer.
+        """The name of the layout that has the layer `name`, and diffusers' tensors in the layer's tensor
+        `suffix` ("weight", "bias", or "" for a modulation). None if the family has no such layer.
         """
         for flat in _readings(name.replace(".", "_")):
             for ending, added in _endings(suffix):
@@ -123,7 +127,7 @@ class Names:
 
 
 def names_of(family: str, rules: Iterable[Rule] = ()) -> Names:
-    """Those of a family, of which the conversion `rules` tell where no layouts are known."""
+    """The `Names` of a family. If its layouts are not known, they come from the conversion `rules`."""
     return _known(family) if family in LAYOUTS else Names([as_published(rules)])
 
 
@@ -133,7 +137,9 @@ def _known(family: str) -> Names:
 
 
 def _endings(suffix: str) -> Iterator[tuple[str, str]]:
-    """What to put after a layer's name to find its tensor in a table, and after what the table gives."""
+    """Pairs of endings: one after a layer's name to find its tensor in a table, the other after the key in
+    the table.
+    """
     if not suffix:
         yield from ((ending, "") for ending in BARE)
         return
@@ -144,7 +150,7 @@ def _endings(suffix: str) -> Iterator[tuple[str, str]]:
 
 
 def _readings(flat: str) -> Iterator[str]:
-    """`flat` without some of what may stand in front of a layer's name or within it."""
+    """`flat`, and `flat` without parts that may stand before a layer's name or within it."""
     yield flat
     if "_processor_" in flat:
         yield from _readings(flat.replace("_processor_", "_"))
@@ -158,7 +164,7 @@ def _readings(flat: str) -> Iterator[str]:
 
 
 def _templates(flat: str) -> Iterator[tuple[str, str]]:
-    """`flat` as it may stand in a table, and the layer's number, if any."""
+    """Forms of `flat` that a table may hold, each with the layer's number, or "" if there is none."""
     yield flat, ""
     if number := NUMBER.search(flat):
         yield f"{flat[: number.start()]}{{}}{flat[number.end() :]}", number[0]

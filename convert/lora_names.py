@@ -1,6 +1,6 @@
-"""Whose a LoRA is, told by the layers that it changes, and in which of the ways to write one.
+"""Identifies a LoRA's family and its dialect, the way in which it is written, by the layers that it changes.
 
-The same names of layers belong to several families: then the sizes decide, and how many blocks there are.
+Several families share names of layers. Then sizes and numbers of blocks decide.
 """
 
 import re
@@ -11,7 +11,7 @@ from .layout import Layout, Target
 from .layouts import LAYOUTS
 from .lora_layers import XLABS, Names, names_of, role_of, text_encoder
 
-# How many numbers of blocks the published models have.
+# Numbers of blocks of the published models.
 BLOCKS = {
     "flux1": {"transformer_blocks": {19}, "single_transformer_blocks": {38}},
     "flux2": {"transformer_blocks": {5, 8}, "single_transformer_blocks": {20, 24, 48}},
@@ -19,7 +19,7 @@ BLOCKS = {
     "wan": {"blocks": {30, 40}},
     "z_image": {"layers": {30}},
 }
-# How many outputs some layers have for each input, where the families differ.
+# Outputs per input of layers in which the families differ.
 WIDENING = {
     "flux1": {".proj_mlp": 4, ".ff.net.0.proj": 4},
     "flux2": {".to_qkv_mlp_proj": 9, ".ff.linear_in": 6, ".ff_context.linear_in": 6},
@@ -29,9 +29,11 @@ WIDENING = {
 
 @dataclass(frozen=True)
 class LoraNames:
-    """The layers of `family`'s transformer that a LoRA changes, by the names that it has for them, and the
-    key of each tensor by what it is to the layer. `layout` is whose names they are, `dialect` the way in
-    which they are written; `text` are keys of text encoders, `unmatched` those of no layer.
+    """The names in a LoRA file for a transformer of `family`.
+
+    `modules` are the changed layers, by their names in the file; each maps the role of a tensor to its key.
+    `layout` names the layout of the layers, and `dialect` the way in which the file is written. `text` are
+    keys of text encoders; `unmatched` are keys that belong to no layer.
     """
 
     family: str
@@ -43,7 +45,7 @@ class LoraNames:
 
 
 def parse(shapes: Mapping[str, tuple[int, ...]]) -> LoraNames | None:
-    """What a LoRA with tensors of these `shapes` changes; None if that is no family's transformer."""
+    """The names in a LoRA whose tensors have these `shapes`. None if it changes no family's transformer."""
     named: dict[str, dict[str, str]] = {}
     text, unmatched = [], []
     for key in sorted(shapes):
@@ -76,7 +78,7 @@ def parse(shapes: Mapping[str, tuple[int, ...]]) -> LoraNames | None:
 
 
 def _suffix(roles: Collection[str]) -> str:
-    """Which of a layer's tensors is changed: its weight, its bias alone, or a modulation."""
+    """Which of a layer's tensors is changed: "weight", "bias" if only that, or "" for a modulation."""
     if set(roles) == {"diff_m"}:
         return ""
     return "bias" if set(roles) == {"diff_b"} else "weight"
@@ -87,7 +89,7 @@ def _layouts(family: str) -> list[Layout]:
 
 
 def _known(layout: Layout, named: Mapping[str, Collection[str]]) -> int:
-    """How many of the layers a layout has: several layouts may have one, since some names are the same."""
+    """How many of the layers `named` a layout has. Layouts share some names."""
     find = Names([layout]).find
     return sum(find(name, _suffix(roles)) is not None for name, roles in named.items())
 
@@ -98,7 +100,7 @@ def _score(
     named: Mapping[str, Mapping[str, str]],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple:
-    """How well a family explains a LoRA: names first, then sizes, then numbers of blocks."""
+    """How well a family explains a LoRA: first names, then sizes, then numbers of blocks."""
     sizes, numbers = 0, {}
     for name, targets in found.items():
         up, down = (shapes.get(named[name].get(role, ""), ()) for role in ("up", "down"))
@@ -115,13 +117,13 @@ def _score(
     complete = sum(
         held == set(range(count)) for stack, held in numbers.items() for count in published.get(stack, ())
     )
-    # Lightning's LoRAs have no prefix, and the older names of the factors.
+    # Lightning's LoRAs have no prefix and use the older names of the factors.
     bare = any(re.match(r"transformer_blocks\.\d+\.attn\..*lora_down", key) for key in shapes)
     return len(found), sizes, -beyond, complete, bare and family == "qwen_image"
 
 
 def _dialect(modules: Iterable[str], keys: Iterable[str], unmatched: Iterable[str]) -> str:
-    """What the way in which a LoRA is written is called, by who writes so."""
+    """The name of a LoRA's dialect, after the programs that write it."""
     keys, modules = list(keys), list(modules)
 
     def some(pattern: str) -> bool:

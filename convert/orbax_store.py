@@ -1,5 +1,5 @@
-"""Converted weights kept as an Orbax checkpoint: `transformer/orbax` in a pipeline folder, arrays by the
-parameters' dotted paths.
+"""Converted weights as an Orbax checkpoint, `transformer/orbax` in a pipeline's folder. It holds arrays by
+the parameters' dotted paths.
 """
 
 from pathlib import Path
@@ -16,43 +16,43 @@ from .loader import Put, flat_parameters, holds_exactly, load_parameters, match,
 from .table import SCALE, official_keys
 
 NAME = "orbax"
-# The folder of a pipeline's transformer, or of its first.
+# The folder of a pipeline's transformer, or of the first of two.
 PART = "transformer"
 
 
 def check_transformer(folder: Path, abstract: nnx.State, rules, weights=None, part: str = PART) -> None:
-    """UsageError if `load_transformer` could not fill `abstract`, as far as names, shapes and dtypes tell."""
+    """Raises UsageError if names, shapes or dtypes show that `load_transformer` cannot fill `abstract`."""
     store = folder / part / NAME
     if weights is not None or not store.is_dir():
         checkpoint = weights or Checkpoint(folder / part)
-        # First, since what quantises weights adds keys of its own.
+        # This comes first, since `quantized` adds keys for scales.
         checkpoint.check_floats()
         match(quantized(checkpoint, abstract, rules), flat_parameters(abstract), rules)
         return
     found = {path: array[0] for path, array in _arrays(store).items()}
     wanted = {path: array.shape for path, array in flat_parameters(abstract).items()}
     for path in wanted.keys() - found.keys():
-        if path.endswith(SCALE):  # it follows from the weight
+        if path.endswith(SCALE):  # loading computes it from the weight
             del wanted[path]
     if odd := sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path)):
         raise UsageError(f"{store} does not fit its config.json ({odd[0]}); convert it again")
 
 
 def _arrays(store: Path) -> dict[str, tuple[tuple[int, ...] | None, Any]]:
-    """Shape and dtype of each array of `store`, by path; UsageError if it is damaged."""
+    """Shape and dtype of each array of `store`, by path. Raises UsageError if the store is damaged."""
     import orbax.checkpoint as ocp
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(store.absolute()).item_metadata.tree
-        # A folder of arrays, which has no shape, is how older conversions kept them.
+        # Older conversions kept folders of arrays, which have no shape.
         return {path: (getattr(a, "shape", None), getattr(a, "dtype", None)) for path, a in tree.items()}
-    except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
+    except Exception as error:  # Orbax has no exception for damaged checkpoints
         raise _damaged(store, error) from error
 
 
 class OrbaxWeights:
-    """The arrays of a converted transformer one by one, by their official keys, as `Checkpoint` has them."""
+    """The arrays of a converted transformer, by official key. Reads like a `Checkpoint`."""
 
     config = "its config.json"
 
@@ -67,12 +67,12 @@ class OrbaxWeights:
         return self._found[self._paths[key]][0]
 
     def dtype(self, key: str) -> str:
-        """As safetensors would name it."""
+        """The dtype as safetensors would name it."""
         dtype = self._found[self._paths[key]][1]
         return next((name for name, known in FLOATS.items() if known == dtype), str(dtype))
 
     def check_floats(self) -> None:
-        """Conversion writes nothing else."""
+        """Does nothing: conversion writes only floats."""
 
     def read(self, key: str) -> np.ndarray:
         import orbax.checkpoint as ocp
@@ -95,7 +95,7 @@ def _damaged(store: Path, error: Exception) -> UsageError:
 
 
 def stored_transformer(folder: Path, rules, part: str = PART):
-    """The tensors of a pipeline folder's transformer, official or converted, by their official keys."""
+    """The tensors of the transformer in a pipeline's folder, official or converted, by official key."""
     store = folder / part / NAME
     return OrbaxWeights(store, rules) if store.is_dir() else Checkpoint(folder / part)
 
@@ -103,15 +103,17 @@ def stored_transformer(folder: Path, rules, part: str = PART):
 def load_transformer(
     folder: Path, abstract: nnx.State, rules, weights=None, part: str = PART, put: Put = jax.device_put
 ) -> nnx.State:
-    """The transformer's parameters from a pipeline folder, official or converted, or from `weights`, read as
-    a `Checkpoint` is, in its place; on the first device or where the shardings of `abstract` say. `put`
-    brings there what is read one by one.
+    """The parameters of the transformer in a pipeline's folder, official or converted.
+
+    `weights`, if given, replace the folder's and read like a `Checkpoint`. Parameters are put where the
+    shardings of `abstract` say, by default on the first device. `put` puts arrays that are read one at a
+    time.
     """
     store = folder / part / NAME
     if weights is not None or not store.is_dir() or quantized_keys(abstract, rules):
         given = weights or stored_transformer(folder, rules, part)
         return load_parameters(quantized(given, abstract, rules), abstract, rules, put)
-    import orbax.checkpoint as ocp  # here, since most checkpoints need none of it and it takes a while
+    import orbax.checkpoint as ocp  # imported here: it is slow, and few need it
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {
@@ -121,15 +123,15 @@ def load_transformer(
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(store.absolute(), target)
-    except Exception as error:  # Orbax has no exception of its own for a damaged checkpoint
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # the host's or the device's
+    except Exception as error:  # Orbax has no exception for damaged checkpoints
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):  # of the host or the device
             raise
         raise _damaged(store, error) from error
     return jax.tree.unflatten(jax.tree.structure(abstract), [restored[path] for path in target])
 
 
 def write_store(folder: Path, checkpoint, family) -> None:
-    """Writes the transformer's parameters, read from `checkpoint`, as `folder`'s Orbax checkpoint, in the
+    """Writes the transformer's parameters from `checkpoint` as an Orbax checkpoint in `folder`, in the
     narrowest dtype that loses nothing.
     """
     import orbax.checkpoint as ocp
@@ -140,7 +142,7 @@ def write_store(folder: Path, checkpoint, family) -> None:
             for dtype in (jnp.bfloat16, jnp.float16)
             if holds_exactly(family.abstract_parameters(dtype), checkpoint, family.rules)
         ),
-        jnp.float32,  # which holds every other
+        jnp.float32,  # which holds the values of both exactly
     )
     parameters = load_parameters(
         checkpoint, family.abstract_parameters(dtype), family.rules, put=lambda array, _: array

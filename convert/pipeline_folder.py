@@ -1,4 +1,4 @@
-"""A pipeline's folder written anew, its transformer's weights in another format or from another file."""
+"""Writes a pipeline's folder anew, with its transformer's weights in another format or from another file."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from .orbax_store import NAME, write_store
 from .places import check_place, is_inside
 from .single_file import replaced_transformer
 
-# Bytes of a file of weights: what is gathered in memory before it is written.
+# The largest size of a file of weights in bytes. So much is gathered in memory before it is written.
 SHARD = 2e9
 
 
 def check_new(output: Path) -> None:
-    """UsageError if the folder to be written exists or cannot be made."""
+    """Raises UsageError if the folder `output` exists or cannot be made."""
     cure = "choose another output_path"
     check_place(output, cure)
     if os.path.lexists(output):
@@ -32,11 +32,13 @@ def check_new(output: Path) -> None:
 
 
 def convert_pipeline(family, output: Path, format: str = "orbax") -> None:
-    """Writes `family`'s pipeline folder anew with the transformer as Orbax checkpoint, or in diffusers'
-    layout where `format` is "safetensors"; its weights may come from another file.
+    """Writes `family`'s pipeline folder anew as `output`.
 
-    The weights keep the dtype they are stored in, and what is quantised gets one that loses nothing; every
-    other component is copied. The folder appears when it is complete, or not at all.
+    The transformer becomes an Orbax checkpoint, or safetensors in diffusers' layout if `format` is
+    "safetensors". Its weights may come from another file. They keep their stored dtype; quantised weights get
+    a dtype that loses nothing. All other components are copied.
+
+    The folder appears when it is complete, or not at all. Raises UsageError if it cannot be written.
     """
     source, replaced = family.folder / "transformer", replaced_transformer(family)
     if replaced is None and (source / NAME).is_dir():
@@ -77,20 +79,20 @@ def convert_pipeline(family, output: Path, format: str = "orbax") -> None:
         temporary.rename(output)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):  # a full disk, or a file that cannot be read
-            # When it copies, shutil gathers (source, target, reason) of every failure.
+        if isinstance(error, OSError):  # the disk is full, or a file cannot be read
+            # shutil.Error holds (source, target, reason) of every failed copy.
             reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
             raise UsageError(f"{output} cannot be written ({reason})") from None
         raise
 
 
 def _is_weights(name: str) -> bool:
-    """Whether an entry of the transformer's folder is its weights, or an index of them."""
+    """Whether an entry of the transformer's folder is its weights or an index of them."""
     return name == NAME or ".safetensors" in name or name.startswith(STEM)
 
 
 def write_shards(folder: Path, checkpoint, keys: list[str]) -> None:
-    """Writes the tensors called `keys` in diffusers' layout: one file, or several and an index."""
+    """Writes the tensors `keys` in diffusers' layout, as one file or as several files and an index."""
     shards: list[list[str]] = [[]]
     sizes = {}
     for key in keys:

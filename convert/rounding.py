@@ -1,4 +1,6 @@
-"""Weights rounded to 8 bits as they are read: `X.weight` in int8 or float8, `X.weight_scale` beside it."""
+"""Rounds weights to 8 bits while they are read: `X.weight` in int8 or float8, with its scales in
+`X.weight_scale`.
+"""
 
 from collections.abc import Mapping
 from threading import Lock
@@ -10,16 +12,18 @@ import numpy as np
 from .copying import copy, empty
 from .table import SCALE
 
-# The largest number of each type; int8's range is used evenly on both sides of 0.
+# The largest number of each type. Of int8 only the symmetric range is used.
 LARGEST = {np.dtype(np.int8): 127.0, np.dtype(ml_dtypes.float8_e4m3fn): 448.0}
-# Numbers worked on at a time, in float32.
+# How many numbers are rounded at a time, in float32.
 BLOCK = 1 << 22
 
 
 class Quantized:
-    """The tensors of `checkpoint`, those named in `dtypes` in these, with a scale for each row beside them.
+    """The tensors of `checkpoint`; those named in `dtypes` are rounded to these dtypes and have a scale per
+    row.
 
-    A tensor is read when the first of the two is asked for. The other waits, so each is to be asked for once.
+    The first request for a weight or its scales reads the tensor. The other array waits in memory until it is
+    requested, so each must be requested exactly once.
     """
 
     def __init__(self, checkpoint: Any, dtypes: Mapping[str, np.dtype]):
@@ -39,7 +43,7 @@ class Quantized:
         return self._checkpoint.shape(key)
 
     def dtype(self, key: str) -> str:
-        """As the file stores it."""
+        """The dtype as the file stores it; F32 for scales."""
         return "F32" if key in self._scales else self._checkpoint.dtype(key)
 
     def check_floats(self) -> None:
@@ -57,8 +61,8 @@ class Quantized:
 
 
 def round_rows(weight: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """`weight` `[rows, ...]` rounded to nearest in units `[rows]`, float32, in which the largest of each row
-    is the largest of `dtype`.
+    """`weight` `[rows, ...]` rounded to nearest in `dtype`, and the units `[rows]`, float32. The unit makes
+    the largest magnitude of a row the largest number of `dtype`.
     """
     values, units = empty(weight.shape, dtype), np.ones(len(weight), np.float32)
     step = max(1, BLOCK // max(1, weight[:1].size))
@@ -69,7 +73,7 @@ def round_rows(weight: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndar
         exact = exact.reshape(len(exact), -1)
         unit = np.abs(exact).max(axis=1, initial=0) / np.float32(LARGEST[np.dtype(dtype)])
         units[rows] = np.where(unit == 0, 1, unit)
-        with np.errstate(invalid="ignore"):  # weights that are not finite; their unit is not either
+        with np.errstate(invalid="ignore"):  # weights that are not finite have such a unit too
             exact /= units[rows, None]
             if dtype == np.int8:
                 np.rint(exact, out=exact)

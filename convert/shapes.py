@@ -1,16 +1,18 @@
-"""What the shapes of a transformer's tensors, named as diffusers does, say of its configuration."""
+"""Infers a transformer's configuration from the shapes of its tensors, which have diffusers' names."""
 
 from collections.abc import Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Of FLUX.2, by how wide the text is that it reads.
+# FLUX.2's models, by the width of the text that they read, and Wan's, by the number of blocks.
 FLUX2 = {7680: "FLUX.2 [klein] 4B", 12288: "FLUX.2 [klein] 9B", 15360: "FLUX.2 [dev]"}
 WAN = {30: "Wan 2.1 T2V 1.3B", 40: "Wan T2V 14B"}
 
 
 def config_of(family: str, shapes: Shapes) -> dict | None:
-    """The fields of `config.json` that the shapes tell; what else there is, such as how positions are turned,
-    is as in the official one. None where the tensors that tell it are missing or misshapen.
+    """The fields of `config.json` that the shapes determine. None if a tensor that they need is missing or
+    has the wrong number of axes.
+
+    Other fields, such as those of rotary positions, are as in the official file.
     """
     try:
         return CONFIGS[family](shapes)
@@ -19,7 +21,9 @@ def config_of(family: str, shapes: Shapes) -> dict | None:
 
 
 def variant_of(family: str, shapes: Shapes) -> str | None:
-    """Which of the published models has such tensors, as far as they tell; None if none has."""
+    """The published model whose tensors have such shapes, None if there is none. Shapes do not tell all
+    models apart.
+    """
     config = config_of(family, shapes)
     if config is None:
         return None
@@ -37,13 +41,13 @@ def variant_of(family: str, shapes: Shapes) -> str | None:
 
 
 def blocks(shapes: Shapes, stack: str) -> int:
-    """How many blocks of a stack there are."""
+    """The number of blocks in a stack."""
     numbers = {key.split(".")[1] for key in shapes if key.startswith(f"{stack}.")}
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
 def heads(shapes: Shapes, norm: str, width: int) -> dict:
-    """Their size, which is that of the norm over a head's channels, and their number."""
+    """The size and the number of heads. The size is that of the norm over a head's channels."""
     (size,) = shapes[norm]
     if width % size:
         raise KeyError(norm)
@@ -51,7 +55,7 @@ def heads(shapes: Shapes, norm: str, width: int) -> dict:
 
 
 def flux(shapes: Shapes) -> dict:
-    """What FLUX.1 and FLUX.2 have in common."""
+    """The fields that FLUX.1 and FLUX.2 have in common."""
     width, channels = shapes["x_embedder.weight"]
     return {
         "in_channels": channels,
@@ -88,7 +92,9 @@ def qwen_image(shapes: Shapes) -> dict:
 
 
 def wan(shapes: Shapes) -> dict:
-    """Wan's norms are over all heads, whose size is therefore the official one, where the width allows."""
+    """Wan's fields. Its norms span all heads, so they do not tell the size of a head; if the width allows, it
+    is the official 128.
+    """
     width, channels, *patch = shapes["patch_embedding.weight"]
     head = {"attention_head_dim": 128, "num_attention_heads": width // 128} if width % 128 == 0 else {}
     return {

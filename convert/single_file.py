@@ -1,5 +1,5 @@
-"""A transformer's weights from one file (or a folder of shards), in whatever layout and prefix, given as
-diffusers names and cuts them.
+"""A transformer's weights from one file or a folder of shards, in any layout and with any prefix. They are
+given in diffusers' layout.
 """
 
 from collections.abc import Sequence
@@ -17,24 +17,25 @@ from .layouts import LAYOUTS, TITLES, as_published
 from .table import Rule
 
 CONFIG = "the pipeline's transformer/config.json"
-# What to do with a file that is something else.
+# What to say of a file that holds something else.
 ELSEWHERE = {
-    "lora": "it is a LoRA, which changes a transformer and is none; give it as lora_path",
+    "lora": "it is a LoRA, which only changes a transformer; give it as lora_path",
     "vae": "it is a VAE",
     "text_encoder": "it is a text encoder",
 }
 
 
 def open_file(path: Path):
-    """The tensors of a file in safetensors or GGUF, of a folder's or of an index's shards, without what
-    quantisation added. UsageError for what is none of these; pickles are named, and never loaded.
+    """The tensors of a safetensors or GGUF file, or of the shards of a folder or an index, dequantised.
+
+    Raises UsageError if there are none. Pickles are recognised but never loaded.
     """
     if path.is_dir():
         names = file_names(path)
         entry = weight_entry(names) or weight_entry(names, "model") or _only(path, names)
         path = path / entry
     if not path.is_file():
-        raise UsageError(f"{path} does not exist or is no file; give a file of weights")
+        raise UsageError(f"{path} does not exist or is not a file; give a file of weights")
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -51,9 +52,10 @@ def open_file(path: Path):
 
 
 def open_transformer(path: Path, family: str, rules: Sequence[Rule] = ()) -> "Relaid":
-    """The transformer in `path`, for a pipeline of `family`, such as "flux1"; `rules` are its conversion
-    table, by which a family is known that has no other layout. UsageError unless the file holds such a
-    transformer; weights that are missing are found when it is matched.
+    """The transformer in `path`, for a pipeline of `family`, such as "flux1".
+
+    `rules` are the family's conversion table; they identify a family without other layouts. Raises UsageError
+    unless the file holds a transformer of this family. Missing weights are found later, by `loader.match`.
     """
     tensors = open_file(path)
     found = find_transformer(tensors.keys(), {family: (as_published(rules),)} | LAYOUTS)
@@ -73,25 +75,25 @@ def open_transformer(path: Path, family: str, rules: Sequence[Rule] = ()) -> "Re
 
 
 def replaced_transformer(family) -> "Relaid | None":
-    """The transformer that is to take the place of the one in the folder of `family`; None if none is."""
+    """The transformer that replaces the one in the folder of `family`; None if there is none."""
     path = family.transformer_weights_path
     return path and open_transformer(path, family.name, family.rules)
 
 
 def otherwise(keys: set[str]) -> str:
-    """What tensors are that are no transformer's."""
+    """What tensors that form no transformer are, for a message."""
     if not keys:
         return "it has no tensors"
     return ELSEWHERE.get(kind_of(keys), f"its tensors are {three(keys)}")
 
 
 class Relaid:
-    """The tensors of a transformer as diffusers names and cuts them. Reads like a `Checkpoint`."""
+    """The tensors of a transformer in diffusers' layout. Reads like a `Checkpoint`."""
 
     config = CONFIG
 
     def __init__(self, tensors: Dequantised, found: Transformer):
-        """UsageError if two stored tensors are one and the same, or one cannot be cut."""
+        """Raises UsageError if two stored tensors are the same tensor, or if one cannot be cut."""
         self.folder = tensors.folder
         self._tensors = tensors
         self._sources: dict[str, tuple[str, Target]] = {}
@@ -124,7 +126,7 @@ class Relaid:
         self._tensors.check_floats()
 
     def read(self, key: str) -> np.ndarray:
-        """The tensor; of the stored one only its rows are read, or made of what they are quantised to."""
+        """The tensor. Only its rows of the stored tensor are read and dequantised."""
         stored, target = self._sources[key]
         if target.whole:
             return self._tensors.read(stored)
@@ -133,7 +135,9 @@ class Relaid:
 
 
 def _only(folder: Path, names: list[str]) -> str:
-    """The only file of weights, or index of them, in a folder; UsageError if there is none, or several."""
+    """The only file of weights, or index of them, in a folder. Raises UsageError if there is none or
+    several.
+    """
     indexes = [name for name in names if name.endswith(".safetensors.index.json")]
     files = indexes or [name for name in names if Path(name).suffix.lower() in (".safetensors", ".gguf")]
     if len(files) == 1:
@@ -141,14 +145,12 @@ def _only(folder: Path, names: list[str]) -> str:
     pickles = [name for name in names if Path(name).suffix.lower() in PICKLES]
     if not files and pickles:
         raise UsageError(f"{folder} holds only {three(pickles)}, and pickles are never loaded")
-    raise UsageError(
-        f"{folder} holds {len(files)} files of weights ({STEM}.safetensors is none); give one file"
-    )
+    raise UsageError(f"{folder} holds {len(files)} files of weights and no {STEM}.safetensors; give one file")
 
 
 def _is_pickle(head: bytes) -> bool:
-    """Whether a file that begins so is a pickle, or PyTorch's archive of pickles: safetensors begin with the
-    length of their header, which is small.
+    """Whether a file with this beginning is a pickle or PyTorch's archive of pickles. A safetensors file
+    begins with the length of its header, which is small.
     """
     long = int.from_bytes(head, "little") > 2**32
     return head[:4] == b"PK\3\4" or (long and head[:1] == b"\x80" and head[1:2] <= b"\5")

@@ -1,4 +1,6 @@
-"""How a family's official keys correspond to its Flax parameters: a table of rules, read both ways."""
+"""The mapping between a family's official keys and its Flax parameters: a table of rules, which works in both
+directions.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,16 +8,16 @@ from dataclasses import dataclass
 
 # A layer's number in a parameter's path.
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-# What follows the name of a quantised weight, in files as in our parameters, where its scales lie.
+# The ending of the name of a quantised weight's scales, in files and in our parameters.
 SCALE = "_scale"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One official key and the parameter it fills, with an array of the same shape.
+    """One official key and the parameter that it fills, with an array of the same shape.
 
-    `official` is the key in the checkpoint, `path` the parameter's dotted path in the Flax module. A `{}` in
-    both stands for the number of a layer, the same in either.
+    `official` is the key in the checkpoint, `path` the parameter's dotted path in the Flax module. In both,
+    `{}` stands for the number of a layer, which is the same in both.
     """
 
     official: str
@@ -23,8 +25,8 @@ class Rule:
 
 
 def official_keys(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
-    """The official key of each parameter, by its path; TypeError if the rules leave one out. The scales of a
-    quantised weight follow from the weight's.
+    """The official key of each parameter, by path. The scales of a quantised weight need no rule of their
+    own. Raises TypeError if the rules leave a parameter out.
     """
     known = {rule.path: rule.official for rule in rules}
 
@@ -42,7 +44,7 @@ def official_keys(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]
 
 
 def _numbered(path: str, known: dict[str, str]) -> str | None:
-    """The official key of a layer's parameter."""
+    """The official key of a parameter whose path has a layer's number; None if no rule fits."""
     official = known.get(NUMBER.sub("{}", path))
     return official and official.format(*NUMBER.findall(path))
 
@@ -64,8 +66,8 @@ def scale(official: str, path: str) -> Iterator[Rule]:
 
 
 def joint_attention(official: str, path: str, layer: Callable[[str, str], Iterator[Rule]] = linear):
-    """The rules of an attention in which the streams `path.image` and `path.text` meet, as diffusers
-    names its parts; `layer` makes those of one projection.
+    """The rules of an attention over the two streams `path.image` and `path.text`, with diffusers' names.
+    `layer` makes the rules of one projection.
     """
     for stream, projections, norms, out in (
         ("image", ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"), "to_out.0"),

@@ -27,14 +27,15 @@ RULES = (
     *linear(f"{LAYER}.mlp.fc2", "blocks.{}.linear_2"),
     *norm("final_layer_norm", "norm"),
 )
-# What lies before the keys in all but the newest files.
+# The prefix of the keys in all but the newest files.
 PREFIX = "text_model."
-# Tensors beside the text model's: numbers of positions, what compares texts with pictures, the vision tower.
+# Beginnings of other keys: indices of positions, the projections that compare texts with pictures, the vision
+# tower.
 UNREAD = ("embeddings.position_ids", "text_projection.", "logit_scale", "visual_projection.", "vision_model.")
 
 
 def names(keys: Iterable[str]) -> dict[str, str]:
-    """Stored keys by the names that `RULES` know."""
+    """The stored key of each name in `RULES`."""
 
     def name_of(key: str) -> str | None:
         name = key.removeprefix(PREFIX)

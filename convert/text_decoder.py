@@ -22,15 +22,16 @@ RULES = (
     *matrix(f"{LAYER}.mlp.down_proj", "blocks.{}.mlp.down"),
     *scale("norm", "norm"),
 )
-# What lies before the keys: nothing, `model.`, or both in either order, since the names have changed.
+# The prefix of the keys: none, `model.`, `language_model.`, or both in either order, since the names have
+# changed.
 PREFIX = re.compile(r"(model\.|language_model\.)*")
-# What predicts the next token, and what sees.
+# The layers that predict the next token, and those that read pictures.
 UNREAD = ("lm_head.", "visual.", "vision_tower.", "multi_modal_projector.")
 
 
 def names(keys: Iterable[str], built: int, layers: int) -> dict[str, str]:
-    """Stored keys by the names that `RULES` know; of a model of `layers` only the first `built` are read, and
-    the last norm only after all.
+    """The stored key of each name in `RULES`. Of `layers` layers only the first `built` are read; the last
+    norm is read only with all of them.
     """
     numbers = range(built, layers)
     unread = (*UNREAD, *(f"{LAYER.format(number)}." for number in numbers), *(["norm."] if numbers else []))

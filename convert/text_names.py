@@ -1,4 +1,4 @@
-"""The names of text encoders' tensors, which differ from file to file, made those that the tables know."""
+"""Renames the tensors of text encoders, whose names differ from file to file, to the names in the tables."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -9,15 +9,16 @@ from .errors import UsageError
 
 
 class Renamed:
-    """The tensors of `checkpoint` that a text encoder reads, by the names that its table knows.
+    """The tensors of `checkpoint` that a text encoder reads, by their names in its table. Reads like a
+    `Checkpoint`.
 
-    `names_of` finds these among the stored keys, as the functions `names` of the tables do.
+    `names_of` finds them among the stored keys; it is a table's function `names`.
     """
 
     config = Checkpoint.config
 
     def __init__(self, checkpoint: Checkpoint, names_of: Callable[[set[str]], Mapping[str, str]]):
-        """UsageError if two stored tensors are one and the same."""
+        """Raises UsageError if two stored tensors have the same name in the table."""
         self.folder, self._checkpoint = checkpoint.folder, checkpoint
         try:
             self._stored = names_of(checkpoint.keys())
@@ -44,7 +45,9 @@ class Renamed:
 
 
 def rename(keys: Iterable[str], name_of: Callable[[str], str | None]) -> dict[str, str]:
-    """Stored keys by the names that `name_of` gives them; None leaves a key out."""
+    """The stored key of each name that `name_of` gives. Keys for which it gives None are left out. Raises
+    UsageError if two keys get the same name.
+    """
     stored = {}
     for key in sorted(keys):
         name = name_of(key)

@@ -9,7 +9,7 @@ BLOCK = "encoder.block.{}"
 BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
 RULES = (
     Rule("shared.weight", "embedding.embedding"),
-    # The first block's, which all share, or one of each
+    # The position bias: the first block's, which all blocks share, or one per block
     Rule(f"encoder.block.0.{BIAS}", "bias.table.embedding"),
     Rule(f"{BLOCK}.{BIAS}", "blocks.{}.bias.table.embedding"),
     *scale(f"{BLOCK}.layer.0.layer_norm", "blocks.{}.norm_attention"),
@@ -18,7 +18,7 @@ RULES = (
     *matrix(f"{BLOCK}.layer.0.SelfAttention.v", "blocks.{}.attention.v"),
     *matrix(f"{BLOCK}.layer.0.SelfAttention.o", "blocks.{}.attention.out"),
     *scale(f"{BLOCK}.layer.1.layer_norm", "blocks.{}.norm_mlp"),
-    # MLPs with gates, and without
+    # MLPs with gates and without
     *matrix(f"{BLOCK}.layer.1.DenseReluDense.wi_0", "blocks.{}.mlp.gate"),
     *matrix(f"{BLOCK}.layer.1.DenseReluDense.wi_1", "blocks.{}.mlp.up"),
     *matrix(f"{BLOCK}.layer.1.DenseReluDense.wo", "blocks.{}.mlp.down"),
@@ -41,19 +41,19 @@ WAN_RULES = (
     *matrix("blocks.{}.ffn.fc2", "blocks.{}.mlp.down"),
     *scale("norm", "norm"),
 )
-# The embedding's second name; files may hold it under both.
+# The embedding's second name. Files may hold it under both names.
 EMBEDDING, AGAIN = "shared.weight", "encoder.embed_tokens.weight"
-# The other half of a whole model.
+# The other half of a whole T5.
 UNREAD = ("decoder.", "lm_head.")
 
 
 def rules_for(keys: Iterable[str]) -> tuple[Rule, ...]:
-    """The table of the layout that `keys` are in."""
+    """The table of the layout to which `keys` belong."""
     return WAN_RULES if "token_embedding.weight" in keys else RULES
 
 
 def names(keys: Iterable[str]) -> dict[str, str]:
-    """Stored keys by the names that the tables know."""
+    """The stored key of each name in the tables."""
     stored = set(keys)
 
     def name_of(key: str) -> str | None:

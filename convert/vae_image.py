@@ -5,26 +5,26 @@ from collections.abc import Iterator
 from .checkpoint import Checkpoint
 from .table import Rule, linear
 
-# How often training renewed the statistics that latents are normalised with.
+# A counter of training steps, which nothing reads.
 UNREAD = {"bn.num_batches_tracked"}
 
 
 class ImageAutoencoderCheckpoint(Checkpoint):
-    """A checkpoint of which the one tensor that says nothing about pictures is left aside."""
+    """A checkpoint without the counter in `UNREAD`."""
 
     def keys(self) -> set[str]:
         return super().keys() - UNREAD
 
 
 def resnet(official: str, path: str) -> Iterator[Rule]:
-    """The rules of two convolutions, their norms, and the shortcut that some have."""
+    """The rules of two convolutions, their norms, and the shortcut that some resnets have."""
     for name in ("norm1", "conv1", "norm2", "conv2"):
         yield from linear(f"{official}.{name}", f"{path}.{name}")
     yield from linear(f"{official}.conv_shortcut", f"{path}.shortcut")
 
 
 def half(name: str, levels: str, resample: str, depth: int, length: int) -> Iterator[Rule]:
-    """The rules of encoder or decoder, of `depth` levels of `length` resnets."""
+    """The rules of the encoder or the decoder, with `depth` levels of `length` resnets."""
     yield from linear(f"{name}.conv_in", f"{name}.conv_in")
     yield from resnet(f"{name}.mid_block.resnets.0", f"{name}.middle.before")
     yield from resnet(f"{name}.mid_block.resnets.1", f"{name}.middle.after")
@@ -46,7 +46,9 @@ def half(name: str, levels: str, resample: str, depth: int, length: int) -> Iter
 
 
 def rules(levels: int, layers_per_block: int) -> tuple[Rule, ...]:
-    """The table for as many `levels` as there are `block_out_channels`."""
+    """The table for `levels` levels, one for each of `block_out_channels`, with `layers_per_block`
+    resnets.
+    """
     return (
         *linear("quant_conv", "quant_conv"),
         *linear("post_quant_conv", "post_quant_conv"),

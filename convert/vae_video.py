@@ -11,7 +11,7 @@ def norm(official: str, path: str) -> Iterator[Rule]:
 
 
 def resnet(official: str, path: str) -> Iterator[Rule]:
-    """The rules of two convolutions, their norms, and the shortcut that some have."""
+    """The rules of two convolutions, their norms, and the shortcut that some resnets have."""
     for number in (1, 2):
         yield from norm(f"{official}.norm{number}", f"{path}.norm{number}")
         yield from linear(f"{official}.conv{number}", f"{path}.conv{number}")
@@ -19,13 +19,13 @@ def resnet(official: str, path: str) -> Iterator[Rule]:
 
 
 def resample(official: str, path: str) -> Iterator[Rule]:
-    """The rules of a change of resolution, in time too where there is one."""
+    """The rules of a change of resolution, and of its change of frames if it has one."""
     yield from linear(f"{official}.resample.1", f"{path}.space.conv")
     yield from linear(f"{official}.time_conv", f"{path}.time")
 
 
 def ends(name: str) -> Iterator[Rule]:
-    """The rules of what encoder and decoder have beside their levels."""
+    """The rules of the layers of the encoder or the decoder outside their levels."""
     yield from linear(f"{name}.conv_in", f"{name}.conv_in")
     yield from resnet(f"{name}.mid_block.resnets.0", f"{name}.middle.before")
     yield from norm(f"{name}.mid_block.attentions.0.norm", f"{name}.middle.attention.norm")
@@ -37,7 +37,7 @@ def ends(name: str) -> Iterator[Rule]:
 
 
 def rules(levels: int, num_res_blocks: int) -> tuple[Rule, ...]:
-    """The table for as many `levels` as `dim_mult` has entries."""
+    """The table for `levels` levels, one for each entry of `dim_mult`, with `num_res_blocks` resnets."""
     table = [
         *linear("quant_conv", "quant_conv"),
         *linear("post_quant_conv", "post_quant_conv"),
@@ -45,7 +45,7 @@ def rules(levels: int, num_res_blocks: int) -> tuple[Rule, ...]:
         *ends("decoder"),
     ]
     for level in range(levels):
-        # The encoder's resnets and changes of resolution are counted in one row, level after level.
+        # The encoder's resnets and changes of resolution are numbered together, level after level.
         first = level * (num_res_blocks + 1)
         path = f"encoder.levels.{level}"
         for number in range(num_res_blocks):

@@ -6,7 +6,7 @@ from .table import Rule, linear, matrix, scale
 
 
 def blocks(official: str, path: str) -> Iterator[Rule]:
-    """The rules of a stack of blocks, without their modulation."""
+    """The rules of a stack of blocks, without modulation."""
     for theirs, ours in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
         yield from matrix(f"{official}.attention.{theirs}", f"{path}.{ours}")
     for theirs, ours in (
@@ -30,10 +30,10 @@ RULES = (
     Rule("cap_pad_token", "text_padding"),
     *linear("t_embedder.mlp.0", "time_in.linear_1"),
     *linear("t_embedder.mlp.2", "time_in.linear_2"),
-    # Image tokens alone
+    # Image tokens only
     *blocks("noise_refiner.{}", "image_blocks.{}"),
     *linear("noise_refiner.{}.adaLN_modulation.0", "image_blocks.{}.modulation"),
-    # Text tokens alone, whatever the noise level
+    # Text tokens only, independent of the noise level
     *blocks("context_refiner.{}", "text_blocks.{}"),
     # Both together
     *blocks("layers.{}", "blocks.{}"),

@@ -144,7 +144,7 @@ def test_layers_that_a_text_encoder_has_not_are_named(flux1_folder, tmp_path):
     name = "text_encoder.text_model.encoder.layers.90.mlp.fc1"
     tensors = {f"{name}.lora_A.weight": np.zeros((1, 4), np.float32)}
     save_file(tensors | {f"{name}.lora_B.weight": np.zeros((4, 1), np.float32)}, tmp_path / "a.safetensors")
-    with pytest.raises(UsageError, match=r"text encoder 1 has not: text_encoder\.text_model"):
+    with pytest.raises(UsageError, match=r"text encoder 1 does not have: text_encoder\.text_model"):
         DiffGenerator.from_pretrained(flux1_folder, lora_path=tmp_path / "a.safetensors")
 
 

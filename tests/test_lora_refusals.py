@@ -44,7 +44,7 @@ def test_layers_that_the_model_has_not_are_named(line, dim):
     for number in range(5):
         strange |= pair(f"transformer.transformer_blocks.{number + 90}.attn.to_q", dim, dim)
     told = line(pair(LAYER, dim, dim) | strange)
-    assert "has not: " in told
+    assert "does not have: " in told
     assert told.count("lora_") == 3
 
 
