@@ -1,4 +1,4 @@
-"""What the tests of both kinds of autoencoders share: official modules, and ours with their weights."""
+"""Helpers for tests of both kinds of autoencoders: diffusers' modules, and ours with the same weights."""
 
 import json
 from hashlib import md5
@@ -14,7 +14,7 @@ from jaxspd.convert.checkpoint import Checkpoint
 from jaxspd.convert.loader import load_parameters
 from jaxspd.models.vae import READERS, Coder, abstract_autoencoder
 
-# float32, relative to the largest value
+# for float32, relative to the largest value
 TOLERANCE = 1e-4
 
 
@@ -26,12 +26,12 @@ def rules_of(config) -> tuple:
 
 
 def read(config: dict):
-    """What ours makes of an official configuration."""
+    """Our configuration from the official one in `config`."""
     return READERS[config["_class_name"]](Path("vae/config.json"), config)
 
 
 def coder_of(vae: torch.nn.Module, folder: Path, dtype=jnp.float32, **options) -> Coder:
-    """Ours with the weights of diffusers' `vae`, by way of a checkpoint in `folder`."""
+    """Our `Coder` with the weights of diffusers' `vae`, which go through a checkpoint in `folder`."""
     vae.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     abstract = abstract_autoencoder(read(config), dtype)
@@ -42,13 +42,13 @@ def coder_of(vae: torch.nn.Module, folder: Path, dtype=jnp.float32, **options) -
 
 @torch.no_grad()
 def official_decode(vae: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
-    """Pixels `[B, (T,) H, W, 3]` in [-1, 1]."""
+    """Diffusers' pixels `[B, (T,) H, W, 3]` in [-1, 1]."""
     return vae.decode(torch.from_numpy(latents)).sample.clamp(-1, 1).movedim(1, -1).numpy()
 
 
 @torch.no_grad()
 def official_encode(vae: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
-    """The posterior's mode."""
+    """Diffusers' latents: the posterior's mode."""
     return vae.encode(torch.from_numpy(pixels).movedim(-1, 1)).latent_dist.mode().numpy()
 
 
@@ -58,11 +58,11 @@ def assert_near(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """In dB, of pixels in [-1, 1]."""
+    """The peak signal-to-noise ratio in dB of pixels in [-1, 1]."""
     return float(10 * np.log10(4 / np.mean(np.square(ours - theirs))))
 
 
 def key_list_md5(shapes: dict[str, tuple[int, ...]]) -> str:
-    """The hash by which a checkpoint's keys and shapes are known."""
+    """A hash that identifies a checkpoint's keys and shapes."""
     named = [f"{key}:{'_'.join(map(str, shape))}" for key, shape in shapes.items()]
     return md5(",".join(sorted([*shapes, *named])).encode()).hexdigest()

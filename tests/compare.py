@@ -1,4 +1,4 @@
-"""How far two arrays lie apart."""
+"""The distance between two arrays."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The components of a checkpoint beside its transformer, as tests use them."""
+"""Opens the components of a checkpoint other than its transformer."""
 
 from pathlib import Path
 
@@ -10,5 +10,5 @@ from jaxspd.families.base import BaseFamily
 
 
 def components(model: Path | BaseFamily, dtype=jnp.float32) -> Components:
-    """Of a folder or an opened family."""
+    """The components of a folder or of an opened family."""
     return Components(model if isinstance(model, BaseFamily) else open_family(model), dtype)

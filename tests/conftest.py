@@ -1,4 +1,4 @@
-"""What every test shares: the CPU, no network, and small checkpoints in the official layout."""
+"""What all tests share: the CPU, no network, and small checkpoints in the official layout."""
 
 import os
 
@@ -16,10 +16,10 @@ COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 def pytest_configure(config):
-    # Parity is asserted in float32 on the CPU; only a run of the `gpu` tests leaves it.
+    # Parity is asserted in float32 on the CPU. Only a run of the `gpu` tests uses other devices.
     if config.getoption("markexpr") != "gpu":
         jax.config.update("jax_platforms", "cpu")
-        # Tiny tensors gain nothing from more threads, and wait for them where cores are shared.
+        # Tiny tensors gain nothing from more threads, which would wait for shared cores.
         torch.set_num_threads(1)
 
 
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_compilation_cache(tmp_path_factory, worker_id):
-    """Tests neither read nor fill the user's cache, but share one among them, of however small programs."""
+    """Gives the tests their own compilation cache instead of the user's. It also keeps small programs."""
     base = tmp_path_factory.getbasetemp()
     cache = (base if worker_id == "master" else base.parent) / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -41,7 +41,7 @@ def _own_compilation_cache(tmp_path_factory, worker_id):
 
 @pytest.fixture
 def compiled():
-    """Grows by one whenever XLA compiles anything at all."""
+    """A list that grows by one whenever XLA compiles a program."""
     events = []
 
     def listen(event, duration, **_):
@@ -55,7 +55,7 @@ def compiled():
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Runs the command, checks the manner of the refusal, and returns its line."""
+    """Runs the command, checks that it refuses as it should, and returns its line."""
 
     def run(*flags, model=None, prompt="a lake"):
         out = tmp_path / "out"
@@ -75,7 +75,9 @@ def refused(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def toy_folder(tmp_path_factory):
-    """A model of the family that `tests/toy.py` adds meanwhile. Its programs compile in no time."""
+    """The folder of a model of the family in `tests/toy.py`, which is registered meanwhile. Its programs
+    compile quickly.
+    """
     with pytest.MonkeyPatch.context() as patch:
         toy.register(patch.setitem)
         yield toy.write_toy(tmp_path_factory.mktemp("toy"))

@@ -1,4 +1,4 @@
-"""A hub on 127.0.0.1 that answers what huggingface_hub asks, and remembers it."""
+"""A hub on 127.0.0.1 that answers huggingface_hub's requests and records them."""
 
 import hashlib
 import json
@@ -27,14 +27,16 @@ class Commit:
 
 @dataclass
 class Hub:
-    """Repositories by id, each with its branches; `refusals` are answers to whatever is asked of an id,
-    or with "/resolve" behind it to what is asked of its files: status, error code and message.
+    """Repositories by id, each with its branches.
+
+    `refusals` are answers with a status, an error code and a message: by id for all requests, or by id with
+    "/resolve" appended for requests of files.
     """
 
     repositories: dict[str, dict[str, Commit]] = field(default_factory=dict)
     refusals: dict[str, tuple[int, str, str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
-    fetched: list[str] = field(default_factory=list)  # "revision/path" of files that were sent
+    fetched: list[str] = field(default_factory=list)  # "revision/path" of each file that was sent
 
     def __enter__(self):
         hub = self
@@ -59,7 +61,7 @@ class Hub:
         self.stop()
 
     def stop(self) -> None:
-        """As if the network broke: nothing listens any more."""
+        """Closes the server, as if the network broke."""
         self.server.shutdown()
         self.server.server_close()
 
@@ -68,7 +70,7 @@ class Hub:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def add(self, model: str, source: Path | dict[str, bytes], branch: str = "main", **more: bytes) -> Commit:
-        """Commits a folder or files, and files beside by path, to `branch` of the repository `model`."""
+        """Commits a folder or files, and further files by path, to `branch` of the repository `model`."""
         if isinstance(source, Path):
             paths = [path for path in source.rglob("*") if path.is_file()]
             source = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
@@ -77,7 +79,7 @@ class Hub:
         return commit
 
     def names(self) -> set[str]:
-        """The files that were sent, without their revision."""
+        """The files that were sent, without their revisions."""
         return {name.partition("/")[2] for name in self.fetched}
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:

@@ -1,4 +1,6 @@
-"""A toy family of videos: `tests/toy.py`'s, whose frames are one tall picture to the transformer."""
+"""A toy family of videos, made from that in `tests/toy.py`. The transformer sees all frames as one tall
+picture.
+"""
 
 import json
 import operator
@@ -14,12 +16,12 @@ from einops import rearrange
 from jaxspd import families
 from tests import toy
 
-FRAMES = 4  # of a latent, but the first, which is of one
+FRAMES = 4  # per latent; the first latent has one
 
 
 @dataclass(frozen=True)
 class Squares(toy.Squares):
-    """The same for videos. Frames of one latent are alike."""
+    """The toy's autoencoder for videos. All frames of a latent are alike."""
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         batch = len(latents)
@@ -50,7 +52,7 @@ class Family(toy.Family):
 
 
 def write_film(folder: Path, put: Callable = operator.setitem) -> Path:
-    """A random one, of a family that `put` adds."""
+    """Writes a random model of a family that `put` registers."""
     put(sys.modules, "jaxspd.families.film", sys.modules[__name__])
     put(families.PIPELINES, "FilmPipeline", "film")
     toy.write_toy(folder)

@@ -1,4 +1,4 @@
-"""Files in safetensors whose tensors take no room: names, shapes and types are all that matters of them."""
+"""Safetensors files without room for their tensors' values: only names, shapes and types matter."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "I8": 1}
 
 
 def write_header(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype="BF16", others=None) -> Path:
-    """A file of tensors of `dtype`, or of that which `others` gives them."""
+    """Writes a file of tensors of `dtype`, except where `others` gives another dtype."""
     header, end = {}, 0
     for key, shape in shapes.items():
         kind = (others or {}).get(key, dtype)
@@ -38,8 +38,9 @@ def single_file(checkpoint: str, layout: str, prefix: str = "") -> Shapes:
 
 
 def lora(weights: Shapes, name_of, down: str, up: str, rank: int, alpha: bool = False) -> Shapes:
-    """Names and shapes of a LoRA of the matrices among `weights`, whose layers `name_of` calls as the file
-    does (None leaves one out); no rank is more than the outputs.
+    """Names and shapes of a LoRA for the matrices among `weights`.
+
+    `name_of` gives a layer's name in the file; None leaves it out. No rank exceeds the number of outputs.
     """
     shapes: Shapes = {}
     for key, shape in weights.items():

@@ -1,4 +1,4 @@
-"""Tensors in other layouts than diffusers', made of a model in diffusers' layout."""
+"""Rewrites a model's tensors from diffusers' layout to others."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from jaxspd.convert.layout import Layout
 
 
 def in_layout(layout: Layout, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of a file of `layout` that holds the model with these `tensors`: `Target.take` reversed."""
+    """The tensors of a file of `layout` that holds the model `tensors`: the reverse of `Target.take`."""
     made = {}
     for source, targets in layout.sources(tensors).items():
         if targets[0].whole:

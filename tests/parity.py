@@ -1,4 +1,4 @@
-"""Both sides of a comparison: our transformer or family, and what judges it."""
+"""Both sides of a comparison: our transformer or family, and its reference."""
 
 from dataclasses import asdict, replace
 
@@ -24,13 +24,13 @@ from jaxspd.spectral.spectrum import Spectrum
 from tests.compare import relative
 from tests.components import components
 
-# Steep enough that 4×6, 8×12 and 16×24 latents all get several of a dozen steps.
+# Steep enough that the grids of 4×6, 8×12 and 16×24 latents each get several of a dozen steps.
 STEEP = (20.0, 3.0)
 
 
 def flax_transformer(model_class, config_class, rules, pipeline, dtype=jnp.float32, static=()):
-    """`(config, call)`: our transformer of the pipeline's `transformer` folder as a compiled function;
-    `static` numbers the arguments that are no arrays.
+    """`(config, call)` of the pipeline's `transformer` folder; `call` is our compiled transformer. `static`
+    are the indices of the arguments that are not arrays.
     """
     config = read_transformer_config(pipeline, config_class)
     abstract = model_class(config, dtype=dtype)
@@ -43,9 +43,10 @@ def flax_transformer(model_class, config_class, rules, pipeline, dtype=jnp.float
 
 
 class Loop:
-    """The denoising of one tiny checkpoint, here and in its `reference` of torch_ref. Latents are `latent`
-    in size, videos of `frames` frames; `texts(prompts)` makes the reference's arguments. `text_tokens` pads
-    texts to less than the family's length.
+    """The denoising of one tiny checkpoint, here and in torch_ref's `reference`.
+
+    `latent` is the size of latents; videos have `frames` frames. `texts(prompts)` makes the reference's
+    arguments. `text_tokens` pads texts to less than the family's length.
     """
 
     def __init__(self, folder, reference, latent=(16, 24), frames=1, texts=None, text_tokens=None):
@@ -56,7 +57,7 @@ class Loop:
         abstract = self.family.abstract_parameters(jnp.float32)
         self.parameters = load_parameters(Checkpoint(folder / "transformer"), abstract, self.family.rules)
         velocity, combine = self.family.velocity_function(jnp.float32), self.family.combine
-        # Shared, so that each resolution compiles once for all comparisons.
+        # Shared, so that each resolution is compiled only once for all comparisons.
         self.programs = {
             (grid, name): Programs(
                 guide(velocity, combine, batched=True), forecasting(solver), expansion=expansion
@@ -70,7 +71,9 @@ class Loop:
         return self.request(steps, mode=mode, delta=delta, **settings)
 
     def request(self, steps, forecast=None, **settings):
-        """The plan of a request with `settings`, which are those whose names start in `progressive`."""
+        """The plan of a request with `settings`: options whose names start with `progressive_`, here without
+        that prefix.
+        """
         height, width = (side * self.family.pixels_per_latent for side in self.latent)
         params = SamplingParams(
             num_inference_steps=steps,
@@ -84,9 +87,10 @@ class Loop:
         return plan_request(self.family, params)
 
     def both(self, plan, prompts, negatives, guidance, seeds=(5, 6), grid=None, scheduler=None, **growth):
-        """Latents of `plan`, ours and the reference's, from the same noise and text. `grid` is the one that
-        grows, where the family has several; `scheduler` replaces the checkpoint's solver; `growth` tells the
-        reference what the plan does not.
+        """Our latents of `plan` and the reference's, from the same noise and text.
+
+        `grid` names the grid that grows, if the family has several. `scheduler` replaces the checkpoint's
+        solver. `growth` are the reference's arguments that the plan does not hold.
         """
         scheduler = scheduler or default_solver(self.family.scheduler)
         grids = [stage.latent for stage in plan.stages]
@@ -115,7 +119,9 @@ class Loop:
 
 
 def assert_matters(call, inputs, position, change=lambda x: 0.5 * x):
-    """`change` to one input of the second batch element moves what it gives, and nothing of the first's."""
+    """Asserts that a `change` to one input of the second batch element changes its result, and not the
+    first's.
+    """
     before = np.asarray(call(*inputs))
     changed = inputs[position].copy()
     changed[1] = change(changed[1])
@@ -125,7 +131,7 @@ def assert_matters(call, inputs, position, change=lambda x: 0.5 * x):
 
 
 def assert_each_within(tolerance, ours, theirs):
-    """Every batch element by itself, so that none hides behind another."""
+    """Asserts the tolerance for every batch element separately, so that none hides behind another."""
     assert len(ours) == len(theirs)
     for one, expected in zip(ours, theirs, strict=True):
         assert relative(one, expected) <= tolerance

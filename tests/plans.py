@@ -1,10 +1,12 @@
-"""Plans as most tests want them: one schedule, and δ."""
+"""The plans that most tests need: one schedule, and δ."""
 
 from jaxspd.spectral.plan import activation_thresholds, make_plan
 
 
 def plan_of(levels, sigmas, spectrum, *, mode, delta, tokens, respace=False):
-    """The plan of the full grid's schedule `sigmas` for all `levels`, growing where `spectrum` and δ say."""
+    """The plan of the full grid's schedule `sigmas` through all `levels`. It grows where `spectrum` and δ
+    say.
+    """
     return make_plan(
         levels,
         [sigmas] * len(levels),

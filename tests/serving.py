@@ -1,4 +1,4 @@
-"""A server in this process, for tests, and how to ask it."""
+"""Runs a server in this process for tests, and sends it requests."""
 
 import io
 import time
@@ -15,7 +15,7 @@ from jaxspd.server.app import make_app
 from jaxspd.server.limits import Limits
 from jaxspd.server.run import bound, configured
 
-# A request that is made at once.
+# A request that takes almost no time.
 SMALL = {"num_inference_steps": 4, "seed": 5}
 GENERATIONS = "/v1/images/generations"
 
@@ -27,7 +27,7 @@ class Served:
         self.app, self.engine, self.url = app, app.state.service.engine, url
 
     def openai(self, api_key="none"):
-        """OpenAI's client, of this server."""
+        """OpenAI's client for this server."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
 
     def get(self, path):
@@ -39,7 +39,7 @@ class Served:
 
 @contextmanager
 def serving(generator, name="tiny", api_key=None, hosts=(), **limits):
-    """Serves `generator` meanwhile."""
+    """Serves `generator` while the context is open."""
     app = make_app(generator, name, Limits.of(generator.family, **limits), api_key, hosts=hosts)
     listening = bound("127.0.0.1", 0)
     server = uvicorn.Server(configured(app))
@@ -56,7 +56,7 @@ def serving(generator, name="tiny", api_key=None, hosts=(), **limits):
 
 
 class Held:
-    """`generator`, which after the first step of each output waits until it is to `go`."""
+    """`generator`, which waits after the first step of each output until `go` is set."""
 
     def __init__(self, generator):
         self._generator, self.family = generator, generator.family
@@ -72,7 +72,7 @@ class Held:
 
 
 def pixels(content):
-    """Of a file's bytes."""
+    """The pixels of a file's bytes."""
     return np.asarray(Image.open(io.BytesIO(content)))
 
 

@@ -1,5 +1,7 @@
-"""What simulated devices compute together, beside what one of them computes. A process of its own, since JAX
-counts its devices once: `python -m tests.spread NAME=FOLDER…` prints a line of JSON for each of `CASES`.
+"""Compares results of simulated devices with those of one device.
+
+It runs in its own process, since JAX counts its devices only once: `python -m tests.spread NAME=FOLDER…`
+prints a line of JSON for each of `CASES`.
 """
 
 import json
@@ -16,14 +18,14 @@ from jaxspd.sampling.loop import denoise
 
 REQUEST = {
     "prompt": "a lake",
-    "height": 96,  # 6×10 tokens, 3×5 of the coarse stage
+    "height": 96,  # 6×10 tokens, and 3×5 in the coarse stage
     "width": 160,
     "num_inference_steps": 3,
     "scheduler": "euler",
     "progressive_mode": "dct_rewind",
     "progressive_delta": 0.1,
 }
-# The model, how it is spread, and what else is asked.
+# The model, its sharding, and other settings.
 CASES = {
     "ulysses": ("flux1", {"num_gpus": 8}, {}),
     "cfg and ulysses": ("klein-base", {"num_gpus": 8}, {"negative_prompt": "haze"}),
@@ -36,13 +38,13 @@ CASES = {
         {"guidance_scale": 1.0, "height": 80, "width": 112, "progressive_mode": "fullres"},
     ),
 }
-# A matrix that is gathered, unlike vectors of one or two samples.
+# Matches a gathered matrix, but not vectors of one or two samples.
 WEIGHTS = re.compile(r"= f32\[([3-9]|\d{2,}),\d+\]\S* all-gather")
 
 
 def environment(devices: int) -> dict[str, str]:
-    """This process's, for another that has so many devices. Nothing there is run often enough for optimised
-    code to be worth its making.
+    """This process's environment, changed for a process with `devices` simulated devices. Little code runs
+    often there, so its compilation is not optimised.
     """
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {
@@ -52,8 +54,8 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def make(folder: str, spread: dict, request: dict, components=None):
-    """The frames that are made, the velocity of each stage's noise, and the generator, which may take over
-    another's text encoders and autoencoder.
+    """The frames of an output, the velocity of each stage's noise, and the generator. `components` are
+    another generator's text encoders and autoencoder, if they are to be shared.
     """
     velocities, made_by = [], DiffGenerator.from_pretrained(folder, compilation_cache=False, **spread)
     made_by._components = components or made_by._components
@@ -64,7 +66,7 @@ def make(folder: str, spread: dict, request: dict, components=None):
         for noise, stage in zip(noises, plan.stages, strict=True):
             latents, sigma = np.asarray(noise), np.float32(stage.sigmas[0])
             state = put(programs.solver.init(latents))
-            # An Euler step by -1 takes the velocity away once.
+            # An Euler step of -1 subtracts the velocity once.
             after, _ = programs.step(leaves, put(latents), state, sigma, sigma - 1, put(conditioning))
             velocities.append(latents - np.asarray(after))
         return denoise(programs, plan, parameters, conditioning, noises, tell, take)
@@ -75,7 +77,7 @@ def make(folder: str, spread: dict, request: dict, components=None):
 
 
 def collectives(made_by: DiffGenerator) -> dict[str, int]:
-    """Programs of layers, and how many exchange tokens for heads, or gather weights."""
+    """The number of layer programs, and how many of them exchange tokens for heads or gather weights."""
     [programs] = made_by._denoiser._programs.values()
     steps = (future.result() for future in programs._programs.values())
     pieces = (piece for step in steps if isinstance(step, Layerwise) for piece in step._pieces)

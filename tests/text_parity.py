@@ -1,4 +1,6 @@
-"""Both sides of a comparison of text encoders: transformers' own, and ours from the folder that it wrote."""
+"""Both sides of a comparison of text encoders: transformers' own, and ours from the folder that transformers
+wrote.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ transformers.utils.logging.set_verbosity_error()
 
 
 def write(model, folder: Path, seed: int = 0, dtype=torch.float32) -> Path:
-    """A folder with `model`, whose parameters are drawn anew."""
+    """Writes `model` with random parameters to a folder."""
     randomise(model, seed)
     model.to(dtype).save_pretrained(folder)
     return folder
@@ -39,17 +41,17 @@ def reopen(model_class, folder: Path, dtype=torch.float32):
 
 
 def clip(folder: Path):
-    """How to build CLIP's text model of `folder`, the names of its tensors, and its table."""
+    """How to build CLIP's text model from `folder`, the names of its tensors, and its table."""
     return partial(ClipTextModel, ClipTextConfig.from_folder(folder)), text_clip.names, text_clip.RULES
 
 
 def t5(folder: Path):
-    """The same of T5's or UMT5's encoder."""
+    """The same for T5's or UMT5's encoder."""
     return partial(T5Encoder, T5Config.from_folder(folder)), text_t5.names, text_t5.RULES
 
 
 def decoder(folder: Path, states=(-1,)):
-    """The same of a decoder-only model whose hidden `states` are read."""
+    """The same for a decoder-only model from which the hidden `states` are read."""
     config = DecoderConfig.from_folder(folder)
     layers = config.num_hidden_layers
     names = partial(text_decoder.names, built=max(resolve(states, layers)), layers=layers)
@@ -62,7 +64,7 @@ def split(make, dtype=jnp.float32):
 
 
 def ours(opened, folder: Path, dtype=jnp.float32):
-    """Our model as a compiled function, its weights from `folder`."""
+    """Our model as a compiled function, with the weights in `folder`."""
     make, names, rules = opened
     graph, state = split(make, dtype)
     parameters = load_parameters(Renamed(Checkpoint(folder, "model"), names), state, rules)
@@ -71,7 +73,7 @@ def ours(opened, folder: Path, dtype=jnp.float32):
 
 
 def layer_programs(make, ids) -> tuple[int, int]:
-    """How many layers a model of `make` runs, and of how many programs."""
+    """The number of layers that a model of `make` runs, and the number of their programs."""
     graph, state = split(make)
     jaxpr = jax.make_jaxpr(lambda p: nnx.merge(graph, p)(ids, np.ones_like(ids)))(state)
     layers = [e.params["jaxpr"].jaxpr for e in jaxpr.jaxpr.eqns if e.params.get("name") == LAYER]
@@ -79,7 +81,7 @@ def layer_programs(make, ids) -> tuple[int, int]:
 
 
 def random_ids(vocabulary: int, lengths, tokens: int, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids `[B, T]` and the mask of texts of `lengths`, padded on the right or the left."""
+    """Token ids `[B, T]` and the mask of texts of `lengths` tokens, padded on the right or the left."""
     ids = np.random.default_rng(len(lengths)).integers(4, vocabulary, (len(lengths), tokens))
     mask = np.arange(tokens) < np.array(lengths)[:, None]
     return ids, (mask[:, ::-1] if left else mask).astype(np.int64)
@@ -90,7 +92,7 @@ def numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def assert_equal(states, reference: torch.Tensor, tolerance: float = 1e-5) -> None:
-    """Every text's states by themselves, by the largest value of the reference's."""
+    """Asserts that each text's states agree, relative to the reference's largest value."""
     theirs = numpy(reference)
     assert states.shape == theirs.shape
     for one, expected in zip(np.asarray(states), theirs, strict=True):
@@ -98,6 +100,6 @@ def assert_equal(states, reference: torch.Tensor, tolerance: float = 1e-5) -> No
 
 
 def assert_as_near(states, reference: torch.Tensor, half: torch.Tensor) -> None:
-    """`states` in bfloat16 are as near to the `reference` in float32 as PyTorch's `half` is."""
+    """Asserts that `states` in bfloat16 are as near to the `reference` in float32 as PyTorch's `half` is."""
     error, allowed = (relative(each, numpy(reference)) for each in (states.astype(jnp.float32), numpy(half)))
     assert 1e-4 < error <= 1.2 * allowed

@@ -1,6 +1,6 @@
-"""A toy family, made as CONTRIBUTING.md tells: the least that `jaxspd generate` needs of a family.
+"""A toy family, made as CONTRIBUTING.md describes. It has the least that `jaxspd generate` needs of a family.
 
-Its pictures are 3-channel latents at half the resolution, its text encoder counts letters.
+Its latents have 3 channels and half the resolution. Its text encoder counts letters.
 """
 
 import json
@@ -46,7 +46,7 @@ class ToyConfig:
 
 
 class Block(nnx.Module):
-    """One layer, steered by text and time."""
+    """One layer, modulated by text and time."""
 
     def __init__(self, config: ToyConfig, *, dtype):
         self.layer = Linear(config.dim, config.dim, dtype=dtype)
@@ -56,7 +56,7 @@ class Block(nnx.Module):
 
 
 class ToyTransformer(nnx.Module):
-    """Velocity of `[B, C, h, w]`, pixel by pixel."""
+    """Velocity of latents `[B, C, h, w]`, pixel by pixel."""
 
     def __init__(self, config: ToyConfig, *, dtype=jnp.float32):
         self.dim = config.dim
@@ -88,13 +88,13 @@ RULES = (
 
 @dataclass(frozen=True)
 class Squares:
-    """An autoencoder and its configuration in one: a latent is a square of 2×2 pixels."""
+    """An autoencoder that is also its configuration. A latent is a square of 2×2 pixels."""
 
     channels: int = 3
     pixels_per_latent: int = 2
 
     def prepare(self, shape: tuple[int, ...]) -> None:
-        """There is nothing to compile."""
+        """Does nothing: there is nothing to compile."""
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         pixels = repeat(latents, "b c h w -> b 1 (h 2) (w 2) c")
@@ -115,7 +115,7 @@ class Family(BaseFamily):
     transformer: ClassVar = ToyTransformer
     parts: ClassVar = ("scheduler", "transformer")
     patch: ClassVar = (1, 1)
-    # It has no text encoders, and an autoencoder without weights.
+    # The toy has no text encoders, and its autoencoder has no weights.
     texts: ClassVar = ()
     weights: ClassVar = {}
 
@@ -140,7 +140,7 @@ class Family(BaseFamily):
         return flow_match_sigmas(override_shift(self.scheduler, flow_shift), steps, tokens)
 
     def live_channels(self, tokens: int) -> float:
-        """As if a layer held all its tokens four times."""
+        """As if a layer kept all its tokens four times."""
         return 4 * tokens * self.config.dim
 
     def forward_flops(self, tokens: int) -> float:
@@ -163,7 +163,7 @@ class Family(BaseFamily):
 
 
 def register(put: Callable = operator.setitem) -> None:
-    """Makes the module a family's, and names it to the registry."""
+    """Makes this module a family's and adds the family to the registry."""
     put(sys.modules, "jaxspd.families.toy", sys.modules[__name__])
     put(families.PIPELINES, "ToyPipeline", "toy")
 
@@ -172,7 +172,7 @@ def register(put: Callable = operator.setitem) -> None:
 
 
 def write_toy(folder: Path) -> Path:
-    """A random toy in the official layout."""
+    """Writes a random toy in the official layout."""
     (folder / "scheduler").mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))

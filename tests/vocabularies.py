@@ -1,7 +1,8 @@
-"""Small parts of real vocabularies, with the real numbers: what one prompt is split into, and the way there.
+"""Small parts of real vocabularies with their real ids. They hold the pieces of one prompt and the pieces
+that lead to them.
 
-In merges, the number is that of the two pieces together; in T5's pieces it is followed by the score. Letters
-have the numbers of `LETTERS`, in the real vocabularies too.
+In a list of merges, the number is the id of the merged piece. In T5's pieces, the score follows the id.
+Letters have the ids in `LETTERS`, as in the real vocabularies.
 """
 
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from tests.tiny import common
 
-# What bytes are written as: those that can be seen as they are, the others from 256 on.
+# The characters that stand for bytes. Printable bytes stand for themselves; the others are numbered from 256.
 SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LETTERS = [chr(byte) for byte in SEEN] + [chr(256 + n) for n in range(256 - len(SEEN))]
 
@@ -48,19 +49,19 @@ T5_PIECES = (
     "▁mou 13102 -11.99  shore 13303 -12.01  unta 14016 -12.07  lake 16948 -12.30  ▁Sno 25566 -12.95"
 )
 
-# Of Qwen2.5 and Qwen3, between which only the tokens from 151657 on differ.
+# Tokens of Qwen2.5 and Qwen3, which differ only from 151657 on.
 QWEN_ADDED = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
 QWEN_THINK = {"<think>": 151667, "</think>": 151668}
 
 
 def merged(merges: str) -> tuple[dict[str, int], list[str]]:
-    """Pieces with their numbers, and the lines of merges."""
+    """Pieces with their ids, and the lines of merges."""
     parts = [part.split(" ") for part in merges.split(", ")]
     return {a + b: int(number) for a, b, number in parts}, [f"{a} {b}" for a, b, _ in parts]
 
 
 def write_bpe(folder: Path, pieces: dict[str, int], merges: list[str], **config) -> Path:
-    """A folder with `vocab.json`, `merges.txt` and `tokenizer_config.json`; returns it."""
+    """Writes `vocab.json`, `merges.txt` and `tokenizer_config.json` to a folder; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(pieces), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
@@ -69,13 +70,13 @@ def write_bpe(folder: Path, pieces: dict[str, int], merges: list[str], **config)
 
 
 def added(tokens: dict[str, int]) -> dict[str, dict]:
-    """`added_tokens_decoder` of special tokens."""
+    """The `added_tokens_decoder` of special tokens."""
     flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
     return {str(number): {"content": text, **flags, "special": True} for text, number in tokens.items()}
 
 
 def write_clip(folder: Path) -> Path:
-    """Of the tokenizer of CLIP, as FLUX.1 has it."""
+    """Writes the tokenizer of CLIP, as FLUX.1 has it."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     pieces, merges = merged(CLIP_MERGES)
     letters = LETTERS + [letter + "</w>" for letter in LETTERS]
@@ -85,8 +86,10 @@ def write_clip(folder: Path) -> Path:
 
 
 def write_qwen(folder: Path, chat: str | None = None, think: bool = False) -> Path:
-    """Of the tokenizer of Qwen2.5, or of Qwen3's with its tokens to think between, and the template `chat`.
-    All added tokens are in the vocabulary here, so that it need not hold those before them.
+    """Writes the tokenizer of Qwen2.5, or that of Qwen3 with its tokens around thoughts, and the template
+    `chat`.
+
+    All added tokens are in the vocabulary, so that it need not hold the tokens before them.
     """
     pieces, merges = merged(QWEN_MERGES)
     tokens = QWEN_ADDED | (QWEN_THINK if think else {})
@@ -103,7 +106,7 @@ def write_qwen(folder: Path, chat: str | None = None, think: bool = False) -> Pa
 
 
 def write_t5(folder: Path) -> Path:
-    """Of the tokenizer of T5 v1.1, as FLUX.1 has it, with stand-ins for the other pieces."""
+    """Writes the tokenizer of T5 v1.1, as FLUX.1 has it, with stand-ins for the other pieces."""
     rows = [[f"<{n}>", -100.0] for n in range(32100)]
     rows[:3] = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0]]
     parts = iter(T5_PIECES.split())
@@ -128,7 +131,7 @@ def write_t5(folder: Path) -> Path:
     return folder
 
 
-# Whole ones, of single characters, as tiny checkpoints have them.
+# Whole tokenizers of single characters, as tiny checkpoints have them.
 TINY = {
     "clip": common.clip_tokenizer,
     "t5": lambda folder: common.t5_tokenizer(folder, 32),
@@ -138,6 +141,6 @@ TINY = {
 
 
 def write_tiny(folder: Path, name: str) -> Path:
-    """Writes one of `TINY` into a folder of its name, as pipelines do; returns that."""
+    """Writes one of `TINY` into a folder with its name, as pipelines do; returns the folder."""
     TINY[name](folder / "files").save_pretrained(folder / name)
     return folder / name

@@ -1,7 +1,8 @@
-"""Small random checkpoints in the official layout, for tests: real structure, no knowledge.
+"""Small random checkpoints in the official layout for tests. They have the real structure but no trained
+weights.
 
-Widths are chosen to differ wherever the official ones do, so that two axes cannot be mistaken
-for each other, and no parameter keeps the zeros or ones that diffusers initialises it with.
+Their widths differ wherever the official ones do, so that no two axes can be confused. No parameter keeps the
+zeros or ones with which diffusers initialises it.
 """
 
 from tests.tiny.common import (

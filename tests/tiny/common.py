@@ -1,4 +1,4 @@
-"""What the tiny checkpoints share: random parameters, and tokenizers of single characters."""
+"""Parts of the tiny checkpoints: random parameters, and tokenizers of single characters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer, T5TokenizerFast
 
 CLIP_LENGTH = 77
-# Tests of the command look at what it writes, in which libraries' progress has no place.
+# Tests read the command's output, which must not contain libraries' progress bars.
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
     library.utils.logging.set_verbosity_error()
@@ -21,11 +21,11 @@ for library in (diffusers, transformers):
 
 @torch.no_grad()
 def randomise(module: torch.nn.Module, seed: int) -> None:
-    """Draws every parameter anew: matrices by fan-in, norm weights around 1, biases around 0.
+    """Draws every parameter anew: matrices scaled by fan-in, norm weights around 1, biases around 0.
 
-    A bias of zero, or a norm weight of one, would let a converter that drops it pass. Two of
-    Wan's parameters have axes without being matrices: the VAE's norm weights ``gamma``
-    ``[D, 1, 1(, 1)]``, and ``scale_shift_table`` ``[1, n, D]``, offsets to scale, shift and gate.
+    With biases of zero or norm weights of one, a converter that drops them would pass. Two of Wan's
+    parameters have several axes but are not matrices. These are the VAE's norm weights ``gamma`` ``[D, 1, 1(,
+    1)]``, and ``scale_shift_table`` ``[1, n, D]``, whose offsets are added to scale, shift and gate.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -41,7 +41,7 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 
 def assert_randomised(pipeline) -> None:
-    """No parameter of ``pipeline`` is as its class initialises it."""
+    """Asserts that no parameter of ``pipeline`` has its initial value."""
     for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         for name, parameter in module.named_parameters():
             assert not (parameter == 0).any(), name
@@ -50,11 +50,12 @@ def assert_randomised(pipeline) -> None:
 
 
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte-level tokenizer with one token a byte, written to ``folder`` as vocabulary files."""
+    """A byte-level tokenizer with one token per byte, written to ``folder`` as vocabulary files."""
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    # One merge, so that merging happens at all; the end token has the largest id, as officially.
+    # There is one merge, so that merging is tested. The end token has the largest id, as in the official
+    # files.
     tokens += ["th", "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -63,7 +64,7 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def t5_tokenizer(folder: Path, text_length: int) -> T5TokenizerFast:
-    """Unigram tokenizer with one token an ASCII character, written to ``folder``."""
+    """A Unigram tokenizer with one token per ASCII character, written to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(c, -3.0) for c in string.ascii_letters + string.digits + string.punctuation]
@@ -77,14 +78,15 @@ def t5_tokenizer(folder: Path, text_length: int) -> T5TokenizerFast:
     return T5TokenizerFast.from_pretrained(folder, extra_ids=0, model_max_length=text_length)
 
 
-# The words before a prompt in Qwen-Image's template: officially 34 tokens, of which these are one each.
+# The words before a prompt in Qwen-Image's template. Officially they are 34 tokens; here each word is one
+# token.
 QWEN_WORDS = (
     "system Describe user assistant Ġthe Ġimage Ġby Ġdetailing Ġcolor Ġshape Ġsize Ġtexture Ġquantity Ġtext "
     "Ġspatial Ġrelationships Ġof Ġobjects Ġand Ġbackground"
 )
 
 
-# Qwen's way of writing a conversation, without tools: what `enable_thinking` changes is an empty thought.
+# Qwen's chat template without tools. `enable_thinking` only adds or leaves out an empty thought.
 QWEN_CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -99,7 +101,7 @@ MISTRAL_CHAT = (
 
 
 def mistral_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer with one token a byte, padded on the left as Mistral's is."""
+    """A byte-level tokenizer with one token per byte, padded on the left as Mistral's is."""
     special = ["<unk>", "<s>", "</s>", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "<pad>"]
     special += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"]
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -107,7 +109,7 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # As Mistral's: a second beginning, where the chat template has written one already.
+    # As in Mistral's, a second begin token is added after that of the chat template.
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.add_special_tokens(special)
     return PreTrainedTokenizerFast(
@@ -122,8 +124,8 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
-    """Byte-level tokenizer with one token a byte, and one for each word of the official template, written
-    to ``folder``.
+    """A byte-level tokenizer, written to ``folder``, with one token per byte and one per word of the official
+    template.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokens, merges = sorted(pre_tokenizers.ByteLevel.alphabet()), []

@@ -36,7 +36,7 @@ def flux1_transformer(
 
 
 def flux1_vae(*, seed: int = 0) -> AutoencoderKL:
-    """Autoencoder with FLUX.1's settings: 4 latent channels, 8 times down."""
+    """An autoencoder with FLUX.1's settings: 4 latent channels, downsampling by 8."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -55,7 +55,7 @@ def flux1_vae(*, seed: int = 0) -> AutoencoderKL:
 
 
 def flux1_scheduler(*, schnell: bool = False) -> FlowMatchEulerDiscreteScheduler:
-    """The official scheduler of FLUX.1-dev, or of FLUX.1-schnell."""
+    """The official scheduler of FLUX.1-dev or of FLUX.1-schnell."""
     return FlowMatchEulerDiscreteScheduler(
         shift=1.0 if schnell else 3.0,
         use_dynamic_shifting=not schnell,
@@ -80,9 +80,9 @@ def write_flux1(
 ) -> Path:
     """Writes a tiny FLUX.1 to ``folder``, for ``FluxPipeline.from_pretrained``; returns it.
 
-    ``guidance_embeds`` is, unless given, what the model has: true for dev, false for schnell.
-    ``text_length`` is the T5 tokenizer's ``model_max_length`` (officially 512); a
-    ``shard_size`` such as ``"100KB"`` splits larger weight files.
+    ``guidance_embeds`` is by default that of the model: true for dev, false for schnell. ``text_length`` is
+    the T5 tokenizer's ``model_max_length`` (officially 512). A ``shard_size`` such as ``"100KB"`` splits
+    larger weight files.
     """
     folder = Path(folder)
     tokenizer = clip_tokenizer(folder / "tokenizer")
@@ -102,7 +102,7 @@ def write_flux1(
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=CLIP_LENGTH,
-            # The official values, wrong as they are: 2 means "pool at the largest token id".
+            # The official values. They are wrong: 2 means "pool at the largest token id".
             bos_token_id=0,
             eos_token_id=2,
         )

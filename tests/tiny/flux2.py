@@ -21,7 +21,7 @@ from transformers import (
 
 from tests.tiny.common import mistral_tokenizer, qwen_tokenizer, randomise
 
-HIDDEN = 12  # three layers' states make the transformer's text, 36 wide
+HIDDEN = 12  # the transformer reads the states of three layers, 36 channels
 
 
 def flux2_transformer(
@@ -55,7 +55,9 @@ def flux2_transformer(
 
 
 def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
-    """Autoencoder with FLUX.2's settings: 4 latent channels, 8 times down, statistics of 16 patchified."""
+    """An autoencoder with FLUX.2's settings: 4 latent channels, downsampling by 8, statistics of 16
+    patchified channels.
+    """
     vae = AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -64,7 +66,7 @@ def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
         latent_channels=4,
         norm_num_groups=2,
         sample_size=1024,
-        batch_norm_eps=0.1,  # officially 1e-4, too little for a grey level to tell
+        batch_norm_eps=0.1,  # officially 1e-4, which would change no grey level
     )
     randomise(vae, seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -74,12 +76,12 @@ def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
 
 
 def flux2_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The official scheduler: what its shift is, the pipeline decides."""
+    """The official scheduler. The pipeline decides its shift."""
     return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
 
 def qwen3(vocabulary: int, hidden: int, layers: int, seed: int) -> Qwen3ForCausalLM:
-    """Qwen3 at a width of ``hidden``."""
+    """Qwen3 with the width ``hidden``."""
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary,
@@ -97,7 +99,7 @@ def qwen3(vocabulary: int, hidden: int, layers: int, seed: int) -> Qwen3ForCausa
 
 
 def mistral3(vocabulary: int, seed: int) -> Mistral3ForConditionalGeneration:
-    """Mistral Small 3 with 31 layers, of which FLUX.2 [dev] reads the 10th, 20th and 30th."""
+    """Mistral Small 3 with 31 layers. FLUX.2 [dev] reads the 10th, 20th and 30th."""
     model = Mistral3ForConditionalGeneration(
         Mistral3Config(
             text_config={
@@ -137,8 +139,8 @@ def write_flux2(
 ) -> Path:
     """Writes a tiny FLUX.2 to ``folder``; returns it.
 
-    ``klein`` chooses [klein], for ``Flux2KleinPipeline``, which is ``distilled`` or the base model; else it
-    is [dev], for ``Flux2Pipeline``.
+    If ``klein``, it is [klein], for ``Flux2KleinPipeline``, either ``distilled`` or the base model. Otherwise
+    it is [dev], for ``Flux2Pipeline``.
     """
     folder = Path(folder)
     parts = {
@@ -153,7 +155,8 @@ def write_flux2(
             **parts, tokenizer=tokenizer, text_encoder=encoder, is_distilled=distilled
         )
     else:
-        # Officially a processor of text and pictures, which needs torchvision; on text it does the same.
+        # Officially a processor of text and pictures, which needs torchvision. On text the tokenizer does the
+        # same.
         tokenizer = mistral_tokenizer()
         encoder = mistral3(len(tokenizer), seed + 1)
         pipeline = Flux2Pipeline(**parts, tokenizer=tokenizer, text_encoder=encoder)

@@ -35,7 +35,7 @@ def qwen_image_transformer(*, num_layers: int = 2, seed: int = 0, **overrides) -
 
 
 def qwen_image_vae(seed: int = 0) -> AutoencoderKLQwenImage:
-    """Autoencoder with Qwen-Image's structure: 4 latent channels, 8 times down."""
+    """An autoencoder with Qwen-Image's structure: 4 latent channels, downsampling by 8."""
     vae = AutoencoderKLQwenImage(
         base_dim=4,
         z_dim=4,

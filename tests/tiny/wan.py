@@ -1,4 +1,4 @@
-"""A tiny Wan 2.1, text to video."""
+"""A tiny Wan 2.1 text-to-video model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wan_transformer(*, num_layers: int = 2, seed: int = 0, **overrides) -> WanTr
     """
     arguments = {
         "num_attention_heads": 3,
-        # 8 of 16 turn with time, 4 with the row and 4 with the column.
+        # Of 16 channels, 8 are rotated by time, 4 by the row and 4 by the column.
         "attention_head_dim": 16,
         "in_channels": 4,
         "out_channels": 4,
@@ -39,7 +39,7 @@ def wan_transformer(*, num_layers: int = 2, seed: int = 0, **overrides) -> WanTr
 
 
 def wan_vae(seed: int = 0) -> AutoencoderKLWan:
-    """Autoencoder with Wan's structure: 4 latent channels, 8 times down in space, 4 in time."""
+    """An autoencoder with Wan's structure: 4 latent channels, downsampling by 8 in space and by 4 in time."""
     vae = AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
@@ -66,7 +66,7 @@ def wan_scheduler(flow_shift: float = 3.0) -> UniPCMultistepScheduler:
 
 
 def store_as(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
-    """Casts ``transformer``, except for the modules that diffusers keeps in float32."""
+    """Casts ``transformer`` to a dtype, except the modules that diffusers keeps in float32."""
     kept = set(transformer._keep_in_fp32_modules)
     for name, parameter in transformer.named_parameters():
         if kept.isdisjoint(name.split(".")):
@@ -87,11 +87,11 @@ def write_wan(
 ) -> Path:
     """Writes a tiny Wan to ``folder``, for ``WanPipeline.from_pretrained``; returns it.
 
-    With a ``boundary_ratio`` it is a Wan 2.2, of a second transformer too (officially 0.875).
+    With a ``boundary_ratio`` (officially 0.875) it is a Wan 2.2, which has a second transformer.
 
-    ``text_length`` is the tokenizer's ``model_max_length`` (officially the pipeline pads to
-    512); ``scheduler`` replaces the official one with ``flow_shift``; a ``shard_size`` such as
-    ``"100KB"`` splits larger weight files. The VAE stays in float32, as officially.
+    ``text_length`` is the tokenizer's ``model_max_length``; the official pipeline pads to 512. ``scheduler``
+    replaces the official one with ``flow_shift``. A ``shard_size`` such as ``"100KB"`` splits larger weight
+    files. The VAE stays in float32, as in the official files.
     """
     folder = Path(folder)
     tokenizer = t5_tokenizer(folder / "tokenizer", text_length)

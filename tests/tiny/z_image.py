@@ -59,6 +59,6 @@ def write_z_image(
         transformer=z_image_transformer(n_layers=n_layers, seed=seed),
     )
     pipeline.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
-    # Officially a whole language model's files, of which the pipeline loads all but the head.
+    # Official folders hold a whole language model. The pipeline loads all of it but the head.
     text_encoder.to(dtype).save_pretrained(folder / "text_encoder")
     return folder
