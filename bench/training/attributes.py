@@ -1,11 +1,11 @@
 """Finds time of day, ground and snow in pictures, to check that samples follow their prompts.
 
-A linear (ridge) classifier on colours, colour histograms and local contrast.  Colours depend
-on the time of day, so ground and snow have their own weights for every time.
+It is a linear (ridge) classifier on colours, colour histograms and local contrast. Colours depend on the time
+of day, so ground and snow have separate weights for every time.
 
     python -m training.attributes --vae checkpoint/vae
 
-fits the weights that ship beside this file and prints how often they are right.
+This fits the weights that ship beside this file and prints how often they are right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.landscapes import GROUNDS, TIMES, Scene, sample
 
 WEIGHTS = Path(__file__).with_name("attributes.npz")
 _BINS = 6
-# Rows (in eighths of the height) whose colours are counted: peaks, slopes and ground.
+# Bands of rows, in eighths of the height, whose colours are counted: peaks, slopes and ground.
 _BANDS = ((1, 3), (2, 4), (3, 5), (4, 6), (6, 8))
 
 
@@ -37,7 +37,7 @@ def _histogram(x: np.ndarray) -> np.ndarray:
     scale = brightness + 0.15
     warmth = np.clip(0.5 + 0.5 * (x[..., 2] - x[..., 0]) / scale, 0, 1)
     green = np.clip(0.5 + (x[..., 1] - (x[..., 0] + x[..., 2]) / 2) / scale, 0, 1)
-    # Square root: more bins where night pictures have their tones.
+    # The square root gives more bins to the dark tones of night pictures.
     axes = (np.sqrt(np.clip(brightness, 0, 1)), warmth, green)
     # Triangular membership in evenly spaced bins, so that counts change smoothly.
     centres = np.linspace(0, 1, _BINS, dtype=np.float32)
@@ -57,10 +57,10 @@ def features(pictures: np.ndarray) -> np.ndarray:
     ]
     parts.append(_pool(x, 8).reshape(len(x), -1))
     grey = x.mean(-1, keepdims=True)
-    for axis in (1, 2):  # horizontal ripples and upright grass differ in direction
+    for axis in (1, 2):  # tells horizontal ripples from upright grass
         change = np.abs(np.diff(grey, axis=axis, append=np.take(grey, [-1], axis)))
         parts.append(np.log(_pool(change, 8).reshape(len(x), -1) + 3e-3))
-    # Mirror symmetry around candidate horizons: water repeats what stands above it.
+    # Mirror symmetry around possible horizons: water reflects what is above it.
     for horizon in range(36, 45, 2):
         above, below = grey[:, horizon - 14 : horizon][:, ::-1], grey[:, horizon : horizon + 14]
         above = above - above.mean((1, 2), keepdims=True)
@@ -71,7 +71,7 @@ def features(pictures: np.ndarray) -> np.ndarray:
 
 
 def _labels(scenes) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the time [N], and lake-or-meadow and snow as -1 or 1 [N, 2]."""
+    """The index of the time [N], and ground and snow as -1 or 1 [N, 2]: -1 is a lake and no snow."""
     time = np.array([TIMES.index(scene.time) for scene in scenes])
     rest = [[2 * GROUNDS.index(scene.ground) - 1, 2 * scene.snow - 1] for scene in scenes]
     return time, np.array(rest, np.float32)
@@ -86,7 +86,7 @@ def _ridge(x, y, strength):
 
 
 def fit(pictures: np.ndarray, scenes: list[Scene], strength: float = 3e-3) -> dict:
-    """Fits the classifier on uint8 [N, 256, 256, 3]; returns its arrays."""
+    """Fits the classifier to pictures uint8 [N, 256, 256, 3]; returns its arrays."""
     x = np.concatenate([features(pictures[i : i + 64]) for i in range(0, len(pictures), 64)])
     mean, std = x.mean(0), x.std(0) + 1e-3
     x = ((x - mean) / std).astype(np.float64)
@@ -108,7 +108,7 @@ def _shipped() -> dict:
 
 
 def detect(pictures: np.ndarray, weights: dict | None = None) -> list[Scene]:
-    """The scene that each of the pictures uint8 [N, 256, 256, 3] shows."""
+    """The scene in each of the pictures uint8 [N, 256, 256, 3]."""
     weights = _shipped() if weights is None else weights
     scenes = []
     for start in range(0, len(pictures), 64):
@@ -122,7 +122,7 @@ def detect(pictures: np.ndarray, weights: dict | None = None) -> list[Scene]:
 
 
 def accuracy(pictures: np.ndarray, scenes: list[Scene], weights: dict | None = None) -> dict:
-    """Share of pictures with each attribute right, and with all of them right."""
+    """The share of pictures with each attribute right, and with all of them right."""
     found = detect(pictures, weights)
     names = ("time", "ground", "snow")
     right = [[getattr(a, n) == getattr(b, n) for n in names] for a, b in zip(found, scenes, strict=True)]
@@ -134,7 +134,7 @@ def accuracy(pictures: np.ndarray, scenes: list[Scene], weights: dict | None = N
 
 
 def _worsened(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blurred, noisy, and a little brighter or darker, as samples of a small model may be."""
+    """The pictures blurred, with noise, and a little brighter or darker, like samples of a small model."""
     from scipy.ndimage import gaussian_filter
 
     out = np.empty_like(pictures)
@@ -161,7 +161,8 @@ def main() -> None:
     drawn = [sample(args.first_seed + i) for i in range(args.count + 400)]
     pictures = np.stack([picture for picture, _, _ in drawn])
     scenes = [scene for _, _, scene in drawn]
-    # Every fourth picture, and all that are tested on, also as the autoencoder renders them.
+    # Every fourth picture of the fit, and all pictures of the test, are also used as the autoencoder decodes
+    # them.
     some = [*range(0, args.count, 4), *range(args.count, args.count + 400)]
     decoded = decode(vae, encode(vae, pictures[some], batch=4), batch=4)
     fitted, tested = pictures[: args.count], pictures[args.count :]

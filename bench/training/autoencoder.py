@@ -4,13 +4,13 @@
     cd bench && python -m training.autoencoder --state DIR --steps 10000 --adversarial
     cd bench && python -m training.autoencoder --state DIR --steps 15000 --adversarial --decoder-only
 
-Training goes on from the state in DIR, to the step that `--steps` names. With `--adversarial` a small patch
-discriminator is trained beside it, which sees what losses by pixel do not: ragged rims and blocks. With
-`--decoder-only` latents keep their meaning, so that the transformer can be trained meanwhile.
+Training goes on from the state in DIR to step `--steps`. With `--adversarial`, a small patch discriminator is
+trained too. It sees faults that pixel losses miss, such as ragged edges and blocks. With `--decoder-only`,
+latents keep their meaning, so the transformer can be trained at the same time.
 
-Besides reconstructing pictures, the decoder learns to turn low-passed latents into small pictures.
-Progressive-resolution sampling decodes and grows such latents, and the term also makes the latents'
-spectrum fall off with frequency as that of the pictures does.
+The decoder learns to reconstruct pictures, and to turn low-passed latents into small pictures.
+Progressive-resolution sampling decodes and grows such latents. This second task also makes the latents'
+spectrum fall off with frequency like that of the pictures.
 """
 
 import argparse
@@ -30,35 +30,37 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from training import landscapes
 
-# Sides of the crops in pixels and how many make a batch, by turns. Crops are cheap; full pictures make the
-# group norms' statistics fit what the model will be used on.
+# Sides of the crops in pixels and crops per batch, used in turn. Small crops are cheap. Full pictures give
+# the group norms the statistics that the model will be used with.
 CROPS = ((64, 16), (128, 4), (128, 4), (256, 1))
-# Weight of the small pictures: more of it makes them better and the full ones worse.
+# Weight of the small pictures. A larger weight makes them better and the full pictures worse.
 SMALL_WEIGHT = 0.15
-# Weight of the texture term. Pixels alone ask for the mean of all grass that fits, which is felt.
+# Weight of the texture term. The pixel loss alone prefers the mean of all possible grass, which looks like
+# felt.
 TEXTURE_WEIGHT = 0.08
 KL_WEIGHT = 5e-5
-# Squares beside absolute values: these ask for the median, in which rare flowers are grass.
+# Weight of squares beside absolute values. Absolute values alone prefer the median, which replaces rare
+# flowers by grass.
 SQUARE_WEIGHT = 8.0
-# Weight of the differences of neighbours by their place modulo 8, in which a decoder's blocks show.
+# Weight of the differences of neighbours by their place modulo 8, which show the decoder's blocks.
 BLOCK_WEIGHT = 0.1
 BLOCK = 8
-# Share of the gradient at the decoder's last layer that the discriminator has, of the other losses' (as
-# VQGAN weighs it, arXiv 2012.09841, section 3.1), and the weight of matching its features.
+# The discriminator's gradient at the decoder's last layer, as a share of the other losses' gradient (as in
+# VQGAN, arXiv 2012.09841, section 3.1), and the weight of matching its features.
 ADVERSARIAL_SHARE = 0.3
 FEATURE_WEIGHT = 0.02
 ADVERSARY_RATE = 1e-3
 WINDOW = 32
-# Power of rounding to 8 bits under the window; below it there is nothing to see.
+# Power of rounding to 8 bits within a window. Nothing below it is visible.
 TEXTURE_FLOOR = 3e-3
-# Luminance, and two differences of colours, of which the eye asks less.
+# Luminance, and two differences of colours, to which the eye is less sensitive.
 OPPONENT = torch.tensor([[0.2126, 0.7152, 0.0722], [0.5, -0.5, 0.0], [-0.25, -0.25, 0.5]])
 OPPONENT_WEIGHTS = torch.tensor([1.0, 0.4, 0.4])
-FRESH = 2_000_000  # first seed of pictures that are only looked at
+FRESH = 2_000_000  # first seed of pictures that are not used in training
 
 
 def half_precision() -> torch.autocast:
-    """Computes in bfloat16 where the CPU can; one that must emulate it would take eighty times as long."""
+    """Computes in bfloat16 if the CPU supports it. Emulating it would take eighty times as long."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -85,7 +87,7 @@ def _picture(seed: int) -> np.ndarray:
 
 
 def draw_pictures(path: Path, count: int, first_seed: int, workers: int = 2) -> np.ndarray:
-    """Draws uint8 [count, 256, 256, 3] into `path` unless it is there; returns it mapped."""
+    """Draws uint8 [count, 256, 256, 3] into the file `path` unless it exists; returns it as a memory map."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npy")
@@ -120,17 +122,17 @@ def _dct_matrix(n: int) -> torch.Tensor:
 
 
 def halve(latents: torch.Tensor) -> torch.Tensor:
-    """Low-passes [N, C, H, W] to half the side by truncating the DCT; constants are kept."""
+    """Low-passes latents [N, C, H, W] to half the side by truncating the DCT. Constants are kept."""
     for dim in (-2, -1):
         n = latents.shape[dim]
-        # One side's share of the division by 2 that keeps the mean is 1 / sqrt(2).
+        # Keeping the mean takes a division by 2; each of the two sides divides by sqrt(2).
         matrix = _dct_matrix(n // 2).T @ _dct_matrix(n)[: n // 2] / math.sqrt(2)
         latents = torch.einsum("...n,mn->...m", latents.movedim(dim, -1), matrix).movedim(-1, dim)
     return latents
 
 
 def pixel_loss(output, target, scales):
-    """L1 and squares on the values and, at several scales, L1 on the differences of neighbours."""
+    """L1 and squared error of the values, plus L1 of the differences of neighbours at `scales` scales."""
     loss = F.l1_loss(output, target) + SQUARE_WEIGHT * F.mse_loss(output, target)
     error = output - target
     for scale in range(scales):
@@ -143,12 +145,14 @@ def pixel_loss(output, target, scales):
 
 
 def _rings() -> torch.Tensor:
-    """Which ring of frequencies each coefficient of a window's FFT lies in, one-hot and averaging."""
+    """The ring of frequencies to which each coefficient of a window's FFT belongs, as a matrix that averages
+    each ring.
+    """
     fy = torch.fft.fftfreq(WINDOW)[:, None] * WINDOW
     fx = torch.fft.rfftfreq(WINDOW)[None] * WINDOW
     ring = torch.hypot(fy, fx).round().long().flatten()
     matrix = F.one_hot(ring.clamp(max=WINDOW // 2)).float()
-    # What the window smears of the mean says nothing of texture.
+    # The first two rings hold the mean, which the window spreads. They tell nothing about texture.
     matrix = matrix[:, 2:]
     return matrix / matrix.sum(0)
 
@@ -158,10 +162,10 @@ _HANN = torch.hann_window(WINDOW)[:, None] * torch.hann_window(WINDOW)
 
 
 def ring_powers(x: torch.Tensor, offset: tuple[int, int]) -> torch.Tensor:
-    """Log power [windows, 3, rings] of opponent colours of pictures [N, 3, H, W] in overlapping windows.
+    """The log power [windows, 3, rings] of opponent colours of pictures [N, 3, H, W] in overlapping windows.
 
-    The windows overlap by half and start at `offset`: fixed blocks would not see their own borders, and
-    the decoder learns to hide errors there.
+    The windows overlap by half and start at `offset`. Fixed blocks would not see their own borders, where the
+    decoder would learn to hide errors.
     """
     x = torch.einsum("oc,nchw->nohw", OPPONENT, x[:, :, offset[0] :, offset[1] :])
     windows = x.unfold(2, WINDOW, WINDOW // 2).unfold(3, WINDOW, WINDOW // 2)
@@ -170,7 +174,7 @@ def ring_powers(x: torch.Tensor, offset: tuple[int, int]) -> torch.Tensor:
 
 
 def texture_loss(output, target, rng) -> torch.Tensor:
-    """Mean absolute difference of log power by window, ring of frequency and colour."""
+    """The mean absolute difference of log power over windows, rings of frequency and colours."""
     room = min(WINDOW // 2, output.shape[-1] - WINDOW + 1)
     offset = tuple(rng.integers(room, size=2))
     difference = (ring_powers(output, offset) - ring_powers(target, offset)).abs().mean((0, 2))
@@ -178,8 +182,8 @@ def texture_loss(output, target, rng) -> torch.Tensor:
 
 
 def block_loss(output, target) -> torch.Tensor:
-    """Mean log ratio of the differences of neighbours, by their place modulo 8 in each picture, after taking
-    off what all places share, which is texture's.
+    """The mean log ratio of the differences of neighbours, by their place modulo 8 in a picture. The part
+    that all places share is subtracted, since it belongs to texture.
     """
 
     def differences(x, axis):
@@ -195,7 +199,7 @@ def block_loss(output, target) -> torch.Tensor:
 
 
 class Discriminator(torch.nn.Module):
-    """Tells patches of drawings from decoded ones; returns its verdicts and what its layers saw."""
+    """Tells patches of drawings from decoded patches; returns its verdicts and its layers' features."""
 
     def __init__(self, widths=(32, 64, 96)):
         super().__init__()
@@ -258,17 +262,17 @@ class Training:
         os.replace(part, self.file)
 
     def freeze_encoder(self) -> None:
-        """From now on the encoder is the average of its weights so far."""
+        """Fixes the encoder at the average of its weights so far."""
         if self.frozen_at is None:
             self.frozen_at = self.step
             self.vae.encoder.load_state_dict(self.average.encoder.state_dict())
         self.vae.encoder.requires_grad_(False)
 
     def run(self, pictures, steps: int, cooldown: int, peak_rate: float, adversarial: bool) -> None:
-        """Steps up to `steps`, over the last `cooldown` of which the rate falls to 0."""
+        """Trains to step `steps`. Over the last `cooldown` steps the learning rate falls to 0."""
         recent, begin = [], time.time()
         while self.step < steps:
-            # What is random depends on the step alone, so that a resumed run is the same run.
+            # Random numbers depend on the step alone, so a resumed run equals an uninterrupted one.
             rng = np.random.default_rng([0, self.step])
             torch.manual_seed(self.step)
             rate = peak_rate * min(1, (self.step + 1) / 100, (steps - self.step) / max(cooldown, 1))
@@ -285,7 +289,7 @@ class Training:
         self.save()
 
     def _step(self, x, rng, adversarial: bool) -> dict[str, float]:
-        # bfloat16 convolutions take 0.6 of float32's time on a CPU that has them.
+        # On a CPU that supports bfloat16, its convolutions take 0.6 of float32's time.
         with half_precision():
             with torch.set_grad_enabled(self.frozen_at is None):
                 posterior = DiagonalGaussianDistribution(self.vae.encoder(x).float())
@@ -346,7 +350,7 @@ class Training:
 
 @torch.no_grad()
 def encode(vae, pictures, batch=8) -> torch.Tensor:
-    """Posterior means float32 [N, 16, 32, 32] of uint8 [N, 256, 256, 3], not normalised."""
+    """The posterior's means float32 [N, 16, 32, 32], not normalised, of pictures uint8 [N, 256, 256, 3]."""
     parts = range(0, len(pictures), batch)
     return torch.cat([vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean for i in parts])
 
@@ -359,8 +363,8 @@ def decode(vae, latents, batch=8) -> np.ndarray:
 
 
 def export(vae: AutoencoderKL, pictures: np.ndarray, out: Path) -> AutoencoderKL:
-    """Writes `vae` in float16, with the scale and shift that make its latents of `pictures` unit; returns
-    what the folder holds.
+    """Writes `vae` in float16 to `out` and returns the model that the folder holds. Its scale and shift give
+    the latents of `pictures` mean 0 and variance 1.
     """
     latents = encode(vae, pictures)
     vae.register_to_config(
@@ -381,7 +385,7 @@ def main() -> None:
         "--cooldown", type=int, default=1000, help="last steps, over which the rate falls to 0"
     )
     parser.add_argument("--adversarial", action="store_true", help="train against a patch discriminator")
-    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder as it is from now on")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder fixed from now on")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,13 +1,13 @@
 """Procedural landscapes with captions: the data the demo checkpoint is trained on.
 
-A picture is drawn from back to front (sky, sun or moon, clouds, ridges, ground) with analytic
-edge coverage, so it is anti-aliased without drawing at a higher resolution.  Everything is a
-function of the NumPy generator that is passed in.  Images in here are float32 [H, W, 3] in
-[0, 1], row 0 on top; lengths along x and y are in fractions of the picture's side.
+A picture is drawn from back to front (sky, sun or moon, clouds, ridges, ground) with analytic edge coverage,
+so it is anti-aliased without drawing at a higher resolution. The given NumPy generator alone determines it.
+Images in this module are float32 [H, W, 3] in [0, 1], with row 0 on top. Lengths along x and y are fractions
+of the picture's side.
 
     cd bench && python -m training.landscapes --out drawings --count 1000
 
-writes pictures as PNG files, each called after its seed.
+This writes pictures as PNG files, each named by its seed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GROUNDS = ("lake", "meadow")
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows."""
+    """The attributes of a picture."""
 
     time: str
     ground: str
@@ -38,7 +38,7 @@ class Palette:
 
     sky: tuple  # zenith, middle, horizon
     cloud: tuple  # lit side, shaded side
-    light: tuple  # colour of direct light on the land
+    light: tuple  # colour of direct light on land
     ambient: tuple  # colour of light in the shade
     disc: tuple  # sun or moon
     glow: float  # strength of the halo around the disc
@@ -86,13 +86,13 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def sample(seed: int, size: int = 256) -> tuple[np.ndarray, str, Scene]:
-    """The picture uint8 [size, size, 3], caption and scene that belong to an integer seed."""
+    """The picture uint8 [size, size, 3], the caption and the scene of an integer seed."""
     scene, text, rng = describe(seed)
     return draw(scene, rng, size), text, scene
 
 
 def describe(seed: int) -> tuple[Scene, str, np.random.Generator]:
-    """Scene and caption of an integer seed, and the generator its picture is drawn with."""
+    """The scene and caption of an integer seed, and the generator that draws its picture."""
     rng = np.random.default_rng(seed)
     scene = random_scene(rng)
     return scene, caption(scene, rng), rng
@@ -104,7 +104,7 @@ def _smoothstep(low, high, value):
 
 
 def _noise2d(rng, size, slope, stretch=1.0):
-    """Periodic noise [size, size] of unit variance with amplitude ~ frequency**-slope.
+    """Periodic noise [size, size] of unit variance, with an amplitude proportional to frequency**-slope.
 
     ``stretch`` > 1 elongates the features along x.
     """
@@ -120,7 +120,9 @@ def _noise2d(rng, size, slope, stretch=1.0):
 
 
 def _noise1d(rng, length, slope, lowest=1):
-    """Periodic noise [length] of unit variance, amplitude ~ frequency**-slope from ``lowest``."""
+    """Periodic noise [length] of unit variance, from frequency ``lowest`` on, with an amplitude proportional
+    to frequency**-slope.
+    """
     k = np.arange(length // 2 + 1, dtype=np.float32)
     gain = np.where(k >= lowest, np.maximum(k, 1) ** -slope, 0)
     phase = rng.random(k.shape) * 2 * np.pi
@@ -135,12 +137,12 @@ def _mix(image, colour, alpha):
 
 
 def _coverage(crest, size):
-    """Share of each pixel [size, size] below ``crest`` (y per sub-column [4 * size])."""
+    """The share of each pixel [size, size] that lies below ``crest`` (y of each sub-column [4 * size])."""
     crest = crest.astype(np.float32) * size
     first, last = max(int(crest.min()), 0), min(int(crest.max()) + 1, size)
     cover = np.zeros((size, size), np.float32)
     cover[last:] = 1
-    # Every sub-column has its own coverage, so steep spikes (trees) come out smooth too.
+    # Every sub-column has its own coverage, so steep spikes (trees) are smooth too.
     rows = np.arange(first, last, dtype=np.float32)[:, None] + 1
     for k in range(4):
         cover[first:last] += np.clip(rows - crest[None, k::4], 0, 1) / 4
@@ -195,7 +197,7 @@ def _clouds(image, rng, palette, xs, ys, horizon, sun_x):
 
 
 def _ridge_line(rng, length, height, roughness):
-    """Crest height [length] above the base: broad peaks with rough detail."""
+    """The height [length] of a crest above its base: broad peaks with rough detail."""
     x = np.linspace(0, 1, length, dtype=np.float32)
     crest = np.zeros(length, np.float32)
     for _ in range(int(rng.integers(3, 6))):
@@ -206,7 +208,7 @@ def _ridge_line(rng, length, height, roughness):
 
 
 def _mountains(canvas, rng, palette, scene, all_ys, horizon, sun_x, haze, layers):
-    """Ridges from far to near; the light comes from the side the sun is on."""
+    """Draws ridges from far to near. The light comes from the sun's side."""
     size = len(canvas)
     light = np.asarray(palette.light, np.float32)
     ambient = np.asarray(palette.ambient, np.float32)
@@ -223,8 +225,8 @@ def _mountains(canvas, rng, palette, scene, all_ys, horizon, sun_x, haze, layers
         crest = height.reshape(size, 4).mean(1)
         texture = _noise2d(rng, size, 1.6)[rows]
         depth = np.maximum(ys - (horizon - crest[None]), 0)  # below the crest
-        # Faces: the crest's slope, read at a column that wanders off as one goes down the
-        # slope, so that spurs run down from every peak.
+        # Faces have the crest's slope, read at a column that drifts further away down the slope. So spurs run
+        # down from every peak.
         kernel = np.hanning(size // 14 + 3)
         slope = np.convolve(np.pad(np.gradient(crest) * size, len(kernel), "edge"), kernel, "same")
         slope = (slope / kernel.sum())[len(kernel) : -len(kernel)].astype(np.float32)
@@ -242,7 +244,7 @@ def _mountains(canvas, rng, palette, scene, all_ys, horizon, sun_x, haze, layers
         albedo *= 1 + 0.07 * texture[..., None]
         if scene.snow:
             line = top * rng.uniform(0.42, 0.6)
-            # What counts is the altitude, with less snow on the faces in the shade.
+            # Snow depends on the altitude, with less of it on faces in the shade.
             altitude = horizon - ys + 0.02 * texture
             cap = _smoothstep(line - 0.022, line + 0.022, altitude + 0.018 * (lit - 0.5))
             cap = np.maximum(cap, _smoothstep(0.075, 0.03, below) * (0.95 - 0.2 * near))
@@ -255,7 +257,7 @@ def _mountains(canvas, rng, palette, scene, all_ys, horizon, sun_x, haze, layers
 
 
 def _whiten(shade, amount):
-    """Takes colour out of light that falls on snow, which the eye sees as white, in place."""
+    """Removes colour, in place, from light that falls on snow, which the eye sees as white."""
     _mix(shade, shade.max(-1, keepdims=True), amount)
 
 
@@ -265,7 +267,7 @@ def _horizon_colour(palette):
 
 
 def _trees(image, rng, palette, ys, horizon):
-    """A dark belt of conifers along part of the far edge of the ground."""
+    """Draws a dark belt of conifers along a part of the far edge of the ground."""
     size = len(image)
     x = np.arange(4 * size, dtype=np.float32) / (4 * size)
     belt = np.clip(0.35 + 0.75 * _noise1d(rng, 4 * size, 1.6), 0, 1.5)
@@ -283,7 +285,7 @@ def _trees(image, rng, palette, ys, horizon):
 
 
 def _lake(image, rng, palette, xs, ys, horizon, sun_x):
-    """Water below the horizon that mirrors what is above it."""
+    """Draws water below the horizon that mirrors the picture above it."""
     size = len(image)
     first = round(horizon * size)
     water = ys[first:] - horizon  # [rows, 1], grows toward the viewer
@@ -306,19 +308,19 @@ def _lake(image, rng, palette, xs, ys, horizon, sun_x):
 
 
 def _meadow(image, rng, palette, scene, ys, horizon):
-    """Rolling grass, with flowers in summer and patches of snow in winter."""
+    """Draws rolling grass, with flowers in summer and patches of snow in winter."""
     size = len(image)
     crest = horizon + 0.012 * _noise1d(rng, 4 * size, 2.0)
     cover = _coverage(crest, size)
     first = max(int((horizon - 0.06) * size), 0)
     down = np.clip(ys[first:] - horizon, 0.004, None)
-    # Perspective: a ground texture is read at columns x / z and rows 1 / z.
+    # Perspective: the ground's texture is read at columns x / z and rows 1 / z.
     patch = _noise2d(rng, size, 2.0)
     zoom = 0.09 / (down + 0.03)
     column = ((np.arange(size)[None] - size / 2) * (0.25 + zoom) + size / 2).astype(np.int32) % size
     row = (zoom * size * 0.9).astype(np.int32) % size
     patch = patch[row, column]
-    # Tufts rather than single blades: noise down to the pixel would be more than a small decoder carries.
+    # The texture shows tufts, not single blades: a small decoder could not carry noise down to the pixel.
     blades = _noise2d(rng, size, 1.25, stretch=0.4)[first:]
     near = np.clip(down / 0.3, 0, 1)
     light = np.asarray(palette.light, np.float32)
@@ -402,7 +404,9 @@ _OPENINGS = ("", "", "", "a photo of ", "a view of ")
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption in one of many wordings, e.g. "a serene mountain lake at golden hour with snow"."""
+    """A caption of the scene in one of many wordings, e.g. "a serene mountain lake at golden hour with
+    snow".
+    """
 
     def pick(words):
         return words[rng.integers(len(words))]
@@ -427,11 +431,11 @@ _TIME_KEYS = (
 
 
 def parse(text: str) -> Scene:
-    """Reads the scene back from a caption; raises ValueError where an attribute is missing."""
+    """The scene that a caption describes. Raises ValueError if an attribute is missing."""
     lower = text.lower()
     times = [time for time, keys in _TIME_KEYS if any(key in lower for key in keys)]
     grounds = [ground for ground in GROUNDS if ground in lower]
-    # "at noon" and "under the moon" do not contain one another, so one match is expected.
+    # No wording contains another ("at noon", "under the moon"), so exactly one match is expected.
     if len(times) != 1 or len(grounds) != 1:
         raise ValueError(f"cannot read a scene from {text!r}")
     return Scene(times[0], grounds[0], "snow" in lower and "without snow" not in lower)

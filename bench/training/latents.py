@@ -1,11 +1,11 @@
-"""Draws what the demo's transformer is trained on, and encodes it.
+"""Draws and encodes the pictures on which the demo's transformer is trained.
 
     cd bench && python -m training.latents --state DIR --shards 16
 
-writes `latents/0000.npy` and so on below DIR, each with the latents of 1,000 drawings and of their mirror
-images as float16 [2000, 16, 32, 32], normalised as (mean - shift) * scale; and, once, `text.npz` with the
-features of every caption. The encoder is the one in DIR/vae, or where there is none the demo's. Shards that
-are there are kept.
+This writes shards `latents/0000.npy`, … below DIR. Each holds the latents of 1,000 drawings and of their
+mirror images as float16 [2000, 16, 32, 32], normalised as (mean - shift) * scale. It also writes `text.npz`,
+once, with the features of every caption. The encoder is the one in DIR/vae, or the demo's if there is none.
+Existing shards are kept.
 """
 
 import argparse
@@ -24,11 +24,13 @@ from training.text import encode_text
 
 SHARD = 1000  # drawings
 FIRST_SEED = 0
-SEEDS = 100_000  # whose captions have features: more than will be drawn
+SEEDS = 100_000  # captions of these seeds get features: more than will be drawn
 
 
 def write_text(out: Path) -> None:
-    """Writes `text.npz`: the unique captions, the empty one first, and their T5 states and CLIP vectors."""
+    """Writes `text.npz`: the unique captions, with the empty one first, their T5 states and their CLIP
+    vectors.
+    """
     captions = ["", *sorted({landscapes.describe(FIRST_SEED + i)[1] for i in range(SEEDS)})]
     states, pooled = encode_text(DEMO, captions)
     part = out / "text.part.npz"

@@ -1,7 +1,7 @@
 """Tiny, frozen text encoders and tokenizers in FLUX.1's layout for the demo checkpoint.
 
-The encoders keep their random weights.  A caption here is one of a few thousand sentences over
-a small vocabulary, so a fixed random embedding of its words is all the transformer needs.
+The encoders keep their random weights. A caption is one of a few thousand sentences over a small vocabulary,
+so the transformer needs no more than a fixed random embedding of its words.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def clip_tokenizer(captions, vocab_size=1024) -> CLIPTokenizer:
-    """Byte-pair tokenizer trained on ``captions``; it has a token for every single byte."""
+    """A byte-pair tokenizer trained on ``captions``. It has a token for every single byte."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -50,7 +50,7 @@ def clip_tokenizer(captions, vocab_size=1024) -> CLIPTokenizer:
     merges = [tuple(pair) for pair in _merges(tokenizer)]
     tokens = alphabet + [letter + "</w>" for letter in alphabet]
     tokens += dict.fromkeys("".join(pair) for pair in merges)
-    # The end token comes last: pooling finds it as the largest id, as in OpenAI's vocabulary.
+    # The end token comes last, because pooling finds it as the largest id, as in OpenAI's vocabulary.
     vocab = {token: index for index, token in enumerate([*tokens, _BOS, _EOS])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
 
@@ -61,22 +61,22 @@ def _merges(tokenizer):
 
 
 def t5_tokenizer(captions, text_length=32) -> T5TokenizerFast:
-    """Unigram tokenizer with one piece per word of ``captions`` and one per ASCII character."""
+    """A Unigram tokenizer with one piece per word of ``captions`` and one per ASCII character."""
     words = sorted({word for caption in captions for word in caption.split()})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [("▁" + word, -2.0) for word in words]
     known = {piece for piece, _ in pieces}
-    # Characters cost more than any word, so words that are known stay whole.
+    # Characters cost more than any word, so known words stay whole.
     letters = ["▁", *(string.ascii_letters + string.digits + string.punctuation)]
     pieces += [(letter, -10.0) for letter in letters if letter not in known]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=text_length)
 
 
 def write_text_components(folder, captions, hidden=128, layers=2, text_length=32, seed=0) -> None:
-    """Writes tokenizer(_2) and text_encoder(_2) below ``folder``, loadable by FluxPipeline.
+    """Writes tokenizer(_2) and text_encoder(_2) below ``folder``, which FluxPipeline can load.
 
-    ``hidden`` is the width of both encoders (a multiple of 4 heads); ``text_length`` the number
-    of T5 tokens.  Weights are random, fixed by ``seed``, and stored as float32.
+    ``hidden`` is the width of both encoders (a multiple of 4 heads). ``text_length`` is the number of T5
+    tokens. Weights are random, fixed by ``seed``, and stored as float32.
     """
     folder, captions = Path(folder), list(captions)
     clip, t5 = clip_tokenizer(captions), t5_tokenizer(captions, text_length)
@@ -108,7 +108,7 @@ def write_text_components(folder, captions, hidden=128, layers=2, text_length=32
         torch.manual_seed(seed)
         clip_model, t5_model = CLIPTextModel(clip_config), T5EncoderModel(t5_config)
     clip.save_pretrained(folder / "tokenizer")
-    # The slow form too, which is what the layout is known by.
+    # The slow form is written too, because it identifies the layout.
     clip.backend_tokenizer.model.save(str(folder / "tokenizer"))
     t5.save_pretrained(folder / "tokenizer_2")
     clip_model.save_pretrained(folder / "text_encoder")
@@ -142,10 +142,10 @@ def write_layout(folder) -> None:
 
 @torch.no_grad()
 def encode_text(folder, captions, text_length=32, batch=256):
-    """Features as FluxPipeline computes them, from the components below ``folder``.
+    """The features of texts as FluxPipeline computes them, with the components below ``folder``.
 
-    Returns float32 T5 states [M, text_length, hidden] of all positions (padding is not masked)
-    and CLIP's pooled states [M, hidden].
+    Returns float32 T5 states [M, text_length, hidden] of all positions (padding is not masked) and CLIP's
+    pooled states [M, hidden].
     """
     folder, captions = Path(folder), list(captions)
     clip = CLIPTokenizer.from_pretrained(folder / "tokenizer")

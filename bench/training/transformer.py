@@ -1,14 +1,14 @@
-"""Trains the demo's transformer: FLUX.1's architecture, by diffusers' class.
+"""Trains the demo's transformer, which has FLUX.1's architecture, with diffusers' class.
 
     cd bench && python -m training.transformer --state DIR --steps 20000 --cooldown 4000
 
-goes on from the state in DIR to step 20,000, the learning rate falling to zero over the last 4,000 of them,
-and writes the average of the weights to DIR/transformer now and then. `training.latents` makes the data;
-shards that appear meanwhile are taken up. Without a state it goes on from the demo that ships, an earlier
+This goes on from the state in DIR to step 20,000. The learning rate falls to zero over the last 4,000 steps.
+The average of the weights is written to DIR/transformer now and then. `training.latents` makes the data; new
+shards are used as soon as they appear. Without a state, training goes on from the shipped demo, an earlier
 run's average.
 
-Each step sees latents at full, half or quarter resolution, the coarser ones being their low DCT frequencies
-at unchanged amplitude: exactly what the staged sampler hands the transformer before it grows the grid
+Each step sees latents at full, half or quarter resolution. The coarser ones are the low DCT frequencies at
+unchanged amplitude. The staged sampler gives the transformer exactly such latents before it grows the grid
 (arXiv 2605.18736).
 """
 
@@ -40,16 +40,15 @@ CONFIG = {
     "guidance_embeds": False,
     "axes_dims_rope": (4, 14, 14),
 }
-# Halvings of the grid, samples of a step (all cost about the same), the exponential shift of their σ, and
-# how often it is their turn at first and in the end. A coarse grid is only ever used at high noise, so that
-# is where its lessons are; composition is learnt there cheaply, so it comes first.
+# For each grid: how often it is halved, samples per step (all steps cost about the same), the exponential
+# shift of σ, and the share of steps, first and last. Sampling uses coarse grids only at high noise, so
+# training uses mostly high noise there. They teach composition cheaply, so their steps come first.
 GRIDS = ((0, 24, 0.7, (0.3, 0.7)), (1, 72, 1.6, (0.6, 0.25)), (2, 96, 2.3, (0.1, 0.05)))
-TURN_STEPS = 2800  # over which the turns go from the first shares to the last
+TURN_STEPS = 2800  # over these the shares change from first to last
 EMPTY_PROMPT_SHARE = 0.05
 WARM_STEPS = 200
-BEGINNING, BEGUN = DEMO / "transformer", 2525  # and the steps that it has seen
-# The average of the weights reaches back over about a tenth of all steps so far, as Karras et al.
-# (arXiv 2312.02696) let it grow with training.
+BEGINNING, BEGUN = DEMO / "transformer", 2525  # and its number of training steps
+# The average of the weights spans about the last tenth of all steps, as in Karras et al. (arXiv 2312.02696).
 AVERAGE_POWER = 9
 SAVE_STEPS = 25
 
@@ -61,7 +60,7 @@ def image_ids(side: int) -> torch.Tensor:
 
 
 def build() -> FluxTransformer2DModel:
-    """The untrained transformer: gates and output start at zero, as in DiT (arXiv 2212.09748)."""
+    """The untrained transformer. Gates and output start at zero, as in DiT (arXiv 2212.09748)."""
     torch.manual_seed(0)
     model = FluxTransformer2DModel(**CONFIG)
     for name, parameter in model.named_parameters():
@@ -77,7 +76,7 @@ def is_modulation(name: str) -> bool:
 
 
 def optimisers(model) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices but modulations, AdamW for the rest."""
+    """Muon for the blocks' matrices except modulations, AdamW for the rest."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         inside = name.startswith(("transformer_blocks.", "single_transformer_blocks."))
@@ -100,7 +99,7 @@ class Data:
         self.look()
 
     def look(self) -> None:
-        """Takes up the shards that have appeared; waits for the first."""
+        """Opens new shards; waits until there is at least one."""
         while True:
             files = [p for p in sorted(self.folder.glob("[0-9]*.npy")) if ".part" not in p.name]
             for file in files[len(self.shards) :]:
@@ -113,7 +112,7 @@ class Data:
             time.sleep(20)
 
     def batch(self, count: int, rng: np.random.Generator):
-        """Latents [count, 16, 32, 32], T5 states and CLIP vectors, float32."""
+        """Random latents [count, 16, 32, 32] with their T5 states and CLIP vectors, float32."""
         shards = rng.integers(len(self.shards), size=count)
         rows = rng.integers(len(self.shards[0]), size=count)
         latents = np.stack([self.shards[s][r] for s, r in zip(shards, rows, strict=True)])
@@ -132,7 +131,7 @@ class Training:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model)
         self.velocity = self.model
-        # The learning rate warms up over the first steps, and over those without the optimisers' past.
+        # The learning rate warms up at the first steps, and again if the optimisers start without a state.
         self.step = self.first = 0
         if self.file.exists():
             saved = torch.load(self.file, weights_only=True)
@@ -164,7 +163,7 @@ class Training:
         recent: dict[int, list[float]] = {halvings: [] for halvings, *_ in GRIDS}
         begin = time.time()
         while self.step < steps:
-            # What is random depends on the step alone, so that a resumed run goes on as if never stopped.
+            # Random numbers depend on the step alone, so a resumed run goes on as if never stopped.
             rng = np.random.default_rng([1, self.step])
             torch.manual_seed(self.step)
             warm = (self.step + 1 - self.first) / WARM_STEPS
@@ -183,13 +182,13 @@ class Training:
         self.save()
 
     def _step(self, batch, halvings: int, shift: float, rate: float) -> float:
-        """One step on the flow-matching loss, the mean of (v - (ε - x_0))²."""
+        """Trains one step on the flow-matching loss, the mean of (v - (ε - x_0))²; returns the loss."""
         clean, t5, clip = batch
         for _ in range(halvings):
             clean = halve(clean)
         n, side = len(clean), clean.shape[-1] // 2
         noise = torch.randn_like(clean)
-        # One σ from each of n equal slices, so that every step sees all noise levels.
+        # One σ comes from each of n equal slices, so every step sees all noise levels.
         uniform = (torch.arange(n) + torch.rand(n)) / n
         factor = float(np.exp(shift))
         sigma = factor * uniform / (1 + (factor - 1) * uniform)
@@ -230,7 +229,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     training = Training(args.state)
-    # Each grid's program takes minutes to compile; its steps take two thirds of the time.
+    # Each grid's program takes minutes to compile, but its steps take two thirds of the time.
     training.velocity = torch.compile(training.model, dynamic=False)
     training.run(Data(args.state), args.steps, args.cooldown, args.rate)
 
