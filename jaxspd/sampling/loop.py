@@ -78,8 +78,8 @@ def denoise(
         if not np.isfinite(after).all():
             raise UsageError(
                 f"the latents are NaN or infinite after stage {stage + 1} of {len(plan.stages)}, step "
-                f"{step + 1} of {plan.steps} (σ {levels[0]:.4f} to {levels[1]:.4f}); lower guidance_scale, "
-                f"or if others fail too, download the transformer's weights again"
+                f"{step + 1} of {plan.steps} (σ {levels[0]:.4f} to {levels[1]:.4f}); lower guidance_scale; "
+                f"if other requests fail too, download the transformer's weights again"
             )
         progress(Step(stage, step, *levels, before, after))
 

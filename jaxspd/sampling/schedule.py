@@ -132,7 +132,7 @@ def _shifted(config: dict, sigmas: np.ndarray, mu: float = 0.0) -> np.ndarray:
     if terminal := config.get("shift_terminal"):
         if len(sigmas) == 1:
             # The official scheduler divides by zero here, and its pictures are black.
-            raise UsageError("the schedule has a first level and a last, the terminal; use 2 steps or more")
+            raise UsageError("one step is too few for a schedule with shift_terminal; use 2 steps or more")
         # The distance to 1 is scaled so that the last step starts at `terminal`.
         sigmas = 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
     return sigmas

@@ -91,7 +91,7 @@ def fit_spectrum(power: np.ndarray) -> Calibration:
     ring, ratio, power_inside = ring[inside], omega[inside] / ring[inside], power[inside]
     count = np.bincount(ring)[1:]
     if (np.bincount(ring, power_inside)[1:] / count <= ROUNDING * power.max()).any():
-        raise UsageError("the latents do not vary, as those of pictures in one colour; use other pictures")
+        raise UsageError("the latents do not vary, as if the pictures had one colour; use other pictures")
     exponent = 0.0
     for _ in range(50):
         means = np.bincount(ring, power_inside * ratio**exponent)[1:] / count
