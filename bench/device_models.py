@@ -46,12 +46,26 @@ MODELS = (
     Model("Qwen-Image at 1664×928", "qwen_image", size(928, 1664, 50, guidance_scale=4.0), ()),
 )
 # What a card of 24, 32 or 48 GB holds in 8 bits.
-LARGE = ("FLUX.1-dev", "FLUX.2-dev", "Wan2.1-T2V-14B", "Qwen-Image")
+LARGE = ("FLUX.1-dev", "FLUX.2-dev", "Wan2.1-T2V-14B", "Wan2.1-T2V-14B at 720p", "Qwen-Image")
 MODELS += tuple(
     replace(model, name=f"{model.name} in {kind}", quantize=kind)
     for kind in ("int8", "fp8")
     for model in MODELS
     if model.name in LARGE
+)
+# Devices side by side, and what is compiled for them: steps, whose weights are whole on each device, and of
+# large models sharded too.
+MESHES = ("h100-2", "h100-4", "h100-8", "a6000-4", "v6e-8")
+SPREAD = (
+    "FLUX.1-dev",
+    "FLUX.2-klein-4B",
+    "FLUX.2-dev",
+    "FLUX.2-dev in int8",
+    "Wan2.1-T2V-1.3B",
+    "Wan2.1-T2V-14B at 720p",
+    "Wan2.1-T2V-14B at 720p in int8",
+    "Z-Image",
+    "Qwen-Image",
 )
 # The code that a program of a kind is made of, beside the transformer's own module.
 CODE = {
@@ -84,16 +98,19 @@ CODE = {
 @dataclass(frozen=True)
 class Program:
     """One program: `kind` is a key of `CODE`, `what` the latents' grid or the pipeline's folder of a text
-    encoder, `forwards` how many a guided step runs, one after the other.
+    encoder, `forwards` how many a guided step runs, one after the other. Of several devices each has a part
+    of the weights where they are `sharded`.
     """
 
     kind: str
     what: str
     forwards: int = 1
+    sharded: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.what}" + (f", {self.forwards} forwards" if self.forwards > 1 else "")
+        ways = f", {self.forwards} forwards" if self.forwards > 1 else ""
+        return f"{self.kind} {self.what}{ways}" + (", weights sharded" if self.sharded else "")
 
 
 @dataclass(frozen=True)
@@ -135,12 +152,21 @@ class Published:
         """The programs that no other model has: of one in 8 bits, the steps."""
         return tuple(p for p in self.programs if p.kind == "denoise" or not self.model.quantize)
 
+    def on(self, card: str) -> tuple[Program, ...]:
+        """The programs that are compiled for a card, or a mesh."""
+        if card not in MESHES:
+            return self.own
+        if self.model.name not in SPREAD:
+            return ()
+        ways = (False, True) if self.model.name in LARGE else (False,)
+        return tuple(Program("denoise", grid, sharded=way) for way in ways for grid in self.grids)
+
     @property
     def whole(self) -> str:
         """The name of the model whose other programs these are."""
         return self.model.name.removesuffix(f" in {self.model.quantize}")
 
-    def digest(self, program: Program, target: str) -> str:
+    def digest(self, program: Program, target: str, mesh: bool = False) -> str:
         """Of all that makes the program what it is: the code, the configuration, the compilers, the card."""
         family = self.family
         parts = [target, program.name, *map(repr, asdict(self.request).items()), *versions()]
@@ -156,6 +182,8 @@ class Published:
             parts += [repr(text) for text in family.texts if text.part == program.what]
         else:
             parts += [repr(family.vae), repr(family.vae_dtype)]
+        if mesh:
+            files += [ROOT / "jaxspd" / name for name in ("devices.py", "target.py")]
         parts += map(meaning, files)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

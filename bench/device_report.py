@@ -1,5 +1,7 @@
 """The table of `bench/devices.py`, in Markdown."""
 
+from device_meshes import markdown as of_meshes
+from device_meshes import table
 from device_models import MODELS, Published
 
 TITLES = {"a6000": "RTX A6000, 48 GB", "h100": "H100, 80 GB"} | {
@@ -23,6 +25,7 @@ one level, δ 0.05, text as long as the model reads. "In int8" and "in fp8" are 
 - *decode*: the VAE alone with its weights, without tiles; of a video one chunk after the other.
 - *in all*: the most that the card holds: weights and encoding, denoising in the leaner way, or weights and
   decoding. Less memory than that still decodes, in tiles.
+- *compile s*: on one core, which other work shared.
 """
 
 
@@ -83,17 +86,17 @@ def markdown(answers: dict) -> str:
         head = ["model", "weights", "encode", "denoise, coarse/full", "decode", "in all"]
         head += ["layers with fused attention", "TFLOP a step", "compile s, both grids"]
         head += ["ms a step by cycles, kernels left out"] if card in CLOCK else []
-        lines += [f"## {title}", "", row(head), row(["---"] * len(head))]
-        lines += [row(cells) for cells in rows(card, answers[card])]
-        errors = [
-            f"- {model}, {program}: {found['error']}"
-            for model, programs in answers[card].items()
-            for program, found in programs.items()
-            if "error" in found
-        ]
-        lines += ["", *(["Not compiled:", "", *errors, ""] if errors else [])]
-    return "\n".join(lines).rstrip() + "\n"
+        lines += [f"## {title}", "", *table(head, rows(card, answers[card]))]
+        lines += failures(answers[card])
+    return "\n".join([*lines, *of_meshes(answers)]).rstrip() + "\n"
 
 
-def row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def failures(answers: dict) -> list[str]:
+    """What did not compile, and why."""
+    errors = [
+        f"- {model}, {program}: {found['error']}"
+        for model, programs in answers.items()
+        for program, found in programs.items()
+        if "error" in found
+    ]
+    return ["Not compiled:", "", *errors, ""] if errors else []

@@ -11,17 +11,20 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from device_models import MODELS, Program, Published
+from device_collectives import in_all
+from device_models import MESHES, MODELS, Program, Published
 from flax import nnx
 from jax.experimental import topologies
 
 from jaxspd.components.text_encoder import KINDS, encoding, without_table
+from jaxspd.devices import Degrees, spread_over
 from jaxspd.errors import first_line
 from jaxspd.models.vae import Coder, abstract_autoencoder
 from jaxspd.models.vae.coder import parameter_bytes, program_bytes
@@ -32,7 +35,9 @@ from jaxspd.sampling.solvers import SOLVERS
 from jaxspd.target import Target
 
 TARGETS = Path(__file__).parent / "targets"
-TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v6e-8": "v6e:2x4"}
+# Of one device, in bytes; JAX may take nine tenths.
+MEMORY = {"a6000": 48 * 2**30, "h100": 80 * 2**30, "v6e": 32 * 2**30}
 # By platform, how a program's text tells that there is a fused attention kernel in it.
 FUSED = {"gpu": "__cudnn$fmha", "tpu": "tpu_custom_call"}
 
@@ -59,14 +64,30 @@ def described(card: str, topology: str = "1x1x1") -> Any:
     )
 
 
-def target_of(card: str) -> Target:
-    """A card's, or for "cpu" this machine's."""
+def devices_of(card: str) -> list[jax.Device]:
+    """A card, the devices of a mesh, or for "cpu" this machine's."""
     if card == "cpu":
-        return Target(jax.devices("cpu")[0])
+        return jax.devices("cpu")
     if card in TOPOLOGIES:
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[card])
-        return Target(slice_.devices[0])
-    return Target(described(card).devices[0])
+        found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[card]).devices
+        return found if card in MESHES else found[:1]
+    kind, _, count = card.partition("-")
+    return described(kind, f"1x1x{count or 1}").devices
+
+
+def target_of(card: str) -> Target:
+    """The first of a card's devices."""
+    return Target(devices_of(card)[0])
+
+
+def spread_target(card: str, published: Published, sharded: bool | None) -> Target:
+    """The devices of a mesh, over which the model is spread as jaxspd does it; whether weights are sharded it
+    chooses where nothing is said.
+    """
+    devices, family = devices_of(card), published.family
+    limit = round(0.9 * MEMORY[card.partition("-")[0]])
+    degrees = Degrees(len(devices), fsdp=sharded)
+    return spread_over(Target(devices[0]), family, jnp.bfloat16, degrees, devices, limit)
 
 
 def denoise(published: Published, program: Program, target: Target) -> Layerwise:
@@ -138,6 +159,10 @@ def answer(published: Published, program: Program, target: Target) -> dict:
         layers = [id(piece) for piece in pieces if LAYER in texts[id(piece)].partition("\n")[0]]
         found["layers"] = len(layers)
         found["fused_layers"] = sum(FUSED.get(platform, "none such") in texts[key] for key in layers)
+        if target.mesh is not None:
+            weights = jax.tree.leaves(family.abstract_parameters(jnp.bfloat16, target))
+            found["held"] = sum(prod(w.sharding.shard_shape(w.shape)) * w.dtype.itemsize for w in weights)
+            found |= in_all(texts[id(piece)] for piece in pieces)
     return found
 
 
@@ -158,12 +183,16 @@ def estimate(runs: Iterable[tuple[jax.stages.Compiled, int]], platform: str) -> 
 def main(card: str, name: str, *names: str) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     [model] = (model for model in MODELS if model.name == name)
-    published, target = Published(model), target_of(card)
-    for program in published.programs:
+    published, mesh = Published(model), card in MESHES
+    for program in published.on(card):
         if program.name not in names:
             continue
         try:
+            target = spread_target(card, published, program.sharded) if mesh else target_of(card)
             found = answer(published, program, target)
+            if mesh:
+                chosen = spread_target(card, published, None)
+                found["chosen"] = chosen.shard_weights == program.sharded
         except Exception as error:
             found = {"error": first_line(error)[:300]}
         print(json.dumps({"program": program.name, **found}, default=np.ndarray.item), flush=True)

@@ -3,6 +3,7 @@
     pip install "jax[cuda12]" libtpu    # NVIDIA's libraries are 5 GB
     python bench/devices.py             # all of it: an hour or two. What is known is not compiled again
     python bench/devices.py --card a6000 --model FLUX.1-dev
+    python bench/devices.py --card h100-8    # eight H100s that share the work of a step
     python bench/devices.py --report    # the table, from the answers that are there
 
 XLA compiles for CUDA on any x86 machine that has the libraries, by a description of the card in `targets/`;
@@ -18,11 +19,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from device_models import MODELS, Published
+from device_models import MESHES, MODELS, Published
 from device_report import markdown
 from machine import RESULTS, environment
 
-CARDS = ("a6000", "h100", "v6e", "v5e")
+CARDS = ("a6000", "h100", "v6e", "v5e", *MESHES)
 WORKER, TARGETS = Path(__file__).with_name("device_worker.py"), Path(__file__).parent / "targets"
 FOLDER = RESULTS / "devices"
 # Of the compiling processes: they run nothing, and none is to ask the network which TPU this is.
@@ -52,14 +53,16 @@ def write(folder: Path, answers: dict) -> None:
 
 
 def described(card: str) -> str:
-    """What a program for the card depends on, beside the program."""
-    file = TARGETS / f"{card}.txtpb"
-    return file.read_text() if file.exists() else card
+    """What a program for the card, or the mesh, depends on, beside the program."""
+    kind, _, count = card.partition("-")
+    file = TARGETS / f"{kind}.txtpb"
+    return file.read_text() + count if file.exists() else card
 
 
 def missing(known: dict, card: str, published: Published) -> dict[str, str]:
     """The programs that are to be compiled, and their digests."""
-    digests = {p.name: published.digest(p, described(card)) for p in published.own}
+    mesh = card in MESHES
+    digests = {p.name: published.digest(p, described(card), mesh) for p in published.on(card)}
     return {name: digest for name, digest in digests.items() if known.get(name, {}).get("digest") != digest}
 
 

@@ -1,6 +1,7 @@
 """Which devices a model is spread over, and how. Names are those of `sglang generate`."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,22 +72,30 @@ class Degrees:
         )
 
 
-def spread_over(target: Target, family: Any, dtype: Any, degrees: Degrees) -> Target:
-    """`target` for as many devices as are asked for; says how it spreads `family`, run in `dtype`.
+def spread_over(
+    target: Target,
+    family: Any,
+    dtype: Any,
+    degrees: Degrees,
+    devices: Sequence[jax.Device] | None = None,
+    limit: int | None = None,
+) -> Target:
+    """`target` for as many devices as are asked for, the first of `devices`, by default JAX's; says how it
+    spreads `family`, run in `dtype`. Each has `limit` bytes, by default what JAX may take of it.
 
     Of two predictions of guidance each is made by half of the devices: that exchanges the least. Their tokens
     are spread over the rest. Weights are whole where they fit, since gathering them takes as long on a coarse
     grid as on the finest, and growing would gain little. UsageError for what the devices cannot do.
     """
     samples, tokens = degrees.shape()
-    count, devices = degrees.num_gpus, jax.devices()
+    count, devices = degrees.num_gpus, jax.devices() if devices is None else devices
     if count > len(devices):
         raise UsageError(f"num_gpus is {count}, and JAX sees {len(devices)}; use {len(devices)} or fewer")
     if count == 1:
         if degrees.fsdp:
             raise UsageError("fsdp shards weights over devices; it needs num_gpus 2 or more")
         return target
-    size, limit = parameter_bytes(family.abstract_parameters(dtype)), memory_limit(target.device)
+    size, limit = parameter_bytes(family.abstract_parameters(dtype)), limit or memory_limit(target.device)
     fits = family.streamed or size <= WEIGHTS_SHARE * limit
     sharded = not fits if degrees.fsdp is None else degrees.fsdp
     guided = family.guided(family.default_guidance)

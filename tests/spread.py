@@ -38,6 +38,7 @@ CASES = {
         {"guidance_scale": 1.0, "height": 80, "width": 112, "progressive_mode": "fullres"},
     ),
 }
+EXCHANGES = re.compile(r" all-to-all(?:-start)?\(")
 # Matches a gathered matrix, but not vectors of one or two samples.
 WEIGHTS = re.compile(r"= f32\[([3-9]|\d{2,}),\d+\]\S* all-gather")
 
@@ -76,8 +77,10 @@ def make(folder: str, spread: dict, request: dict, components=None):
     return output.frames.astype(int), velocities, made_by
 
 
-def collectives(made_by: DiffGenerator) -> dict[str, int]:
-    """The number of layer programs, and how many of them exchange tokens for heads or gather weights."""
+def collectives(made_by: DiffGenerator) -> dict[str, int | list[int]]:
+    """The number of layer programs, how often each of them exchanges tokens for heads or back, and how many
+    gather weights.
+    """
     [programs] = made_by._denoiser._programs.values()
     steps = (future.result() for future in programs._programs.values())
     pieces = (piece for step in steps if isinstance(step, Layerwise) for piece in step._pieces)
@@ -85,7 +88,7 @@ def collectives(made_by: DiffGenerator) -> dict[str, int]:
     layers = [text for text in texts if LAYER in text.partition("\n")[0]]
     return {
         "layers": len(layers),
-        "exchanging": sum("all-to-all" in text for text in layers),
+        "exchanges": [len(EXCHANGES.findall(text)) for text in layers],
         "gathering": sum(bool(WEIGHTS.search(text)) for text in layers),
     }
 

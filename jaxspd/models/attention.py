@@ -3,6 +3,7 @@ encoders use masks.
 """
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 
 import jax
@@ -42,12 +43,34 @@ def attention(
     given once; if the user forced it, UsageError is raised. On several devices each device computes some of
     the heads.
     """
-    spec = layout(len(query))
+    [out] = joint_attention([query], [key], [value], key_lengths)
+    return out
+
+
+def joint_attention(
+    queries: Sequence[jax.Array],
+    keys: Sequence[jax.Array],
+    values: Sequence[jax.Array],
+    key_lengths: jax.Array | None = None,
+) -> list[jax.Array]:
+    """`attention` over one sequence that is given in parts `[B, N, heads, head_dim]`, in their order; returns
+    `[B, N, heads * head_dim]` for each part of the queries.
+
+    Several devices share each part. A sequence that the caller concatenates has to be shared out again.
+    """
+    spec = layout(len(queries[0]))
     if spec is None:
-        out = _attention(query, key, value, key_lengths)
+        outs = _joined(queries, keys, values, key_lengths)
     else:
-        out = by_heads(_attention, query, key, value, key_lengths, spec)
-    return rearrange(out, "b n h d -> b n (h d)")
+        outs = by_heads(_joined, queries, keys, values, key_lengths, spec)
+    return [rearrange(out, "b n h d -> b n (h d)") for out in outs]
+
+
+def _joined(queries, keys, values, key_lengths: jax.Array | None) -> list[jax.Array]:
+    """`joint_attention` on one device; returns `[B, N, heads, head_dim]` for each part."""
+    query, key, value = (jnp.concatenate(parts, axis=1) for parts in (queries, keys, values))
+    ends = np.cumsum([part.shape[1] for part in queries])
+    return jnp.split(_attention(query, key, value, key_lengths), ends[:-1], axis=1)
 
 
 def _attention(

@@ -22,7 +22,7 @@ from jaxspd.models.layers import (
     sinusoidal_embedding,
 )
 from jaxspd.models.mmdit import MLP_RATIO, DoubleBlock, Modulation, SelfAttentionInputs
-from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
+from jaxspd.models.rotary import Turns, cut, grid_turns, rotate_pairs
 
 ROPE_THETA = 10_000.0
 TIME_CHANNELS = 256
@@ -127,8 +127,9 @@ class Flux1Transformer(nnx.Module):
 
         image = self.image_in(image.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
+        of_streams = cut(turns, image.shape[1])
         for block in self.double_blocks:
-            image, text = layer(block, (image, text), vector, turns)
+            image, text = layer(block, (image, text), vector, of_streams)
         joined = jnp.concatenate([image, text], axis=1)
         for block in self.single_blocks:
             joined = layer(block, joined, vector, turns)

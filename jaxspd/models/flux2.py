@@ -24,7 +24,7 @@ from jaxspd.models.layers import (
     sinusoidal_embedding,
 )
 from jaxspd.models.mmdit import JointBlock, Modulation
-from jaxspd.models.rotary import Turns, grid_turns, rotate_pairs
+from jaxspd.models.rotary import Turns, cut, grid_turns, rotate_pairs
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,9 @@ class Flux2Transformer(nnx.Module):
 
         image = self.image_in(image.astype(self.dtype))
         text = self.text_in(text.astype(self.dtype))
+        of_streams = cut(turns, image.shape[1])
         for block in self.double_blocks:
-            image, text = layer(block, (image, text), *modulations, turns)
+            image, text = layer(block, (image, text), *modulations, of_streams)
         joined = jnp.concatenate([image, text], axis=1)
         modulation = self.single_modulation(vector)
         for block in self.single_blocks:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from jaxspd.models.attention import attention
+from jaxspd.models.attention import joint_attention
 from jaxspd.models.layers import LayerNorm, Linear, Mlp, RMSNorm, gelu_tanh, modulate
 from jaxspd.models.rotary import Turns, rotate_pairs
 
@@ -91,25 +91,22 @@ class JointBlock(nnx.Module):
         carry: tuple[jax.Array, jax.Array],
         image_vectors: Sequence[jax.Array],
         text_vectors: Sequence[jax.Array],
-        turns: Turns,
+        turns: tuple[Turns, Turns],
         lengths: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the new `carry`, which is (image `[B, N, D]`, text `[B, T, D]`).
 
         Each stream's vectors `[B, D]` are shift, scale and gate of the attention, then of the MLP. `turns`
-        are those of all `N + T` positions. `lengths` `[B]` counts the tokens of both streams without padding.
+        are the image's and the text's. `lengths` `[B]` counts the tokens of both streams without padding.
         """
         image, text = carry
-        query, key, value = (
-            jnp.concatenate(pair, axis=1)
-            for pair in zip(
-                self.image.attend(image, *image_vectors[:2]),
-                self.text.attend(text, *text_vectors[:2]),
-                strict=True,
-            )
+        streams = (
+            self.image.attend(image, *image_vectors[:2]),
+            self.text.attend(text, *text_vectors[:2]),
         )
-        attended = attention(rotate_pairs(query, turns), rotate_pairs(key, turns), value, lengths)
-        attended_image, attended_text = jnp.split(attended, [image.shape[1]], axis=1)
+        queries, keys, values = zip(*streams, strict=True)
+        queries, keys = ([*map(rotate_pairs, some, turns)] for some in (queries, keys))
+        attended_image, attended_text = joint_attention(queries, keys, values, lengths)
         image = self.image.finish(image, attended_image, *image_vectors[2:])
         text = self.text.finish(text, attended_text, *text_vectors[2:])
         return image, text
@@ -128,7 +125,7 @@ class DoubleBlock(JointBlock):
         self.image_modulation = Modulation(dim, 6, dtype=dtype)
         self.text_modulation = Modulation(dim, 6, dtype=dtype)
 
-    def __call__(self, carry, vector: jax.Array, turns: Turns, lengths: jax.Array | None = None):
+    def __call__(self, carry, vector: jax.Array, turns: tuple[Turns, Turns], lengths=None):
         """Like `JointBlock`, with modulation from the conditioning vector `[B, D]`."""
         return super().__call__(
             carry, self.image_modulation(vector), self.text_modulation(vector), turns, lengths

@@ -21,7 +21,7 @@ from jaxspd.models.layers import (
     sinusoidal_embedding,
 )
 from jaxspd.models.mmdit import DoubleBlock, Modulation
-from jaxspd.models.rotary import grid_turns
+from jaxspd.models.rotary import cut, grid_turns
 
 ROPE_THETA = 10_000.0
 TIME_CHANNELS = 256
@@ -80,7 +80,7 @@ class QwenImageTransformer(nnx.Module):
         `sigma` is `[B]`.
         """
         positions = position_ids(grid, text.shape[1])
-        turns = grid_turns(positions, self.config.axes_dims_rope, ROPE_THETA)
+        turns = cut(grid_turns(positions, self.config.axes_dims_rope, ROPE_THETA), image.shape[1])
         # The official model embeds σ times 1000.
         vector = self.time_in(sinusoidal_embedding(1000 * sigma, TIME_CHANNELS).astype(self.dtype))
         text = self.text_in(self.text_norm(text.astype(self.dtype)))

@@ -40,6 +40,11 @@ def text_turns(tokens: int, head_dim: int, theta: float) -> Turns:
     return _turns_by(np.outer(np.arange(tokens, dtype=np.float32), 1 / periods))
 
 
+def cut(turns: Turns, tokens: int) -> tuple[Turns, Turns]:
+    """The turns of the first `tokens` positions, and the turns of the other positions."""
+    return Turns(*(x[:, :tokens] for x in turns)), Turns(*(x[:, tokens:] for x in turns))
+
+
 def rotate_pairs(x: jax.Array, turns: Turns) -> jax.Array:
     """Rotates pairs of neighbouring channels of `x` `[B, N, heads, head_dim]`, in float32."""
     even, odd = jnp.moveaxis(rearrange(x, "b n h (d two) -> b n h d two", two=2), -1, 0)
