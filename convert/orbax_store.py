@@ -51,6 +51,11 @@ def _arrays(store: Path) -> dict[str, tuple[tuple[int, ...] | None, Any]]:
         raise _damaged(store, error) from error
 
 
+def is_store(folder: Path) -> bool:
+    """Whether `folder` is an Orbax checkpoint."""
+    return (folder / "_METADATA").is_file()
+
+
 class OrbaxWeights:
     """The arrays of a converted transformer, by official key. Reads like a `Checkpoint`."""
 

@@ -1,17 +1,19 @@
 """What a file or folder is, for people and machines: from headers and configurations, without any weights."""
 
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from jaxspd.convert.checkpoint import STEM, weight_entry
-from jaxspd.convert.contents import Contents, describe, layers
+from jaxspd.convert.contents import RULES, Contents, describe, expected, layers
 from jaxspd.convert.errors import printable
+from jaxspd.convert.identify import three
 from jaxspd.convert.layouts import TITLES
 from jaxspd.convert.loader import assign, flat_parameters
-from jaxspd.convert.orbax_store import NAME, OrbaxWeights
-from jaxspd.convert.shapes import variant_of
+from jaxspd.convert.orbax_store import NAME, OrbaxWeights, is_store
+from jaxspd.convert.shapes import config_of, variant_of
 from jaxspd.convert.single_file import open_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import family_class, open_family, pipeline_family
@@ -29,7 +31,8 @@ def inspect(given: str) -> dict[str, Any]:
     path = user_path(given)
     if (path / INDEX).is_file():
         return inspect_pipeline(path)
-    found = describe(path)
+    store = next((folder for folder in (path / NAME, path) if is_store(folder)), None)
+    found = describe(path) if store is None else identified(store)
     report = asdict(found) | {"path": str(path)}
     if found.kind == "transformer" and found.refused is None:
         report["refused"] = misfit(found)
@@ -43,7 +46,10 @@ def misfit(found: Contents) -> str | None:
     """Why a transformer's tensors do not fit together in size, though none is missing; None if they do."""
     family = family_class(found.family)
     try:
-        tensors = open_transformer(found.path, found.family)
+        if found.layout == NAME:
+            tensors = OrbaxWeights(found.path, family.rules)
+        else:
+            tensors = open_transformer(found.path, found.family)
         config = {name: tuple(v) if isinstance(v, list) else v for name, v in (found.config or {}).items()}
         if found.family == "wan" and "attention_head_dim" not in config:  # which changes no shape
             width = tensors.shape("patch_embedding.weight")[0]
@@ -81,7 +87,7 @@ def inspect_pipeline(folder: Path) -> dict[str, Any]:
         "layout": transformer.layout if transformer else "diffusers",
         "variant": transformer and transformer.variant,
         "parameters": sum(part.parameters for part in parts.values()),
-        "dtype": ", ".join(dict.fromkeys(part.dtype for part in parts.values())),
+        "dtype": ", ".join(dict.fromkeys(kind for part in parts.values() for kind in part.dtype.split(", "))),
         "matched": sum(part.matched for part in parts.values()),
         "unmatched": [f"{name}/{key}" for name, part in parts.items() for key in part.unmatched],
         "missing": missing + [f"{name}/{key}" for name, part in parts.items() for key in part.missing],
@@ -97,9 +103,10 @@ def converted(store: Path, family: type) -> Contents:
     """The transformer of a family that an Orbax checkpoint holds."""
     try:
         weights = OrbaxWeights(store, family.rules)
-    except TypeError:  # a parameter that the family has not
+    except TypeError:  # the family lacks a parameter
         raise UsageError(f"{store} is no transformer of {family.title}; convert it again") from None
     shapes = {key: weights.shape(key) or () for key in sorted(weights.keys())}
+    missing = sorted(set(expected(family.rules, shapes)) - shapes.keys())
     return Contents(
         store,
         "transformer",
@@ -109,8 +116,24 @@ def converted(store: Path, family: type) -> Contents:
         dtype=", ".join(sorted({weights.dtype(key) for key in shapes})),
         matched=len(layers(shapes)),
         unmatched=[],
+        missing=missing,
         variant=variant_of(family.name, shapes),
+        config=config_of(family.name, shapes),
+        refused=f"{len(missing)} tensors are missing: {three(missing)}" if missing else None,
     )
+
+
+def identified(store: Path) -> Contents:
+    """The contents of an Orbax checkpoint that lies outside a pipeline. Raises UsageError if it holds no
+    transformer of a known family.
+    """
+    readings = []
+    for name in RULES:
+        with suppress(UsageError):
+            readings.append(converted(store, family_class(name)))
+    if not readings:
+        raise UsageError(f"{store} is no transformer of a model that jaxspd runs; convert it again")
+    return min(readings, key=lambda found: len(found.missing))
 
 
 def _refused(folder: Path) -> str | None:

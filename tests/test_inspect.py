@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from jaxspd.cli import main
@@ -215,6 +216,29 @@ def test_a_converted_pipeline(inspect, flux1_folder, tmp_path):
     assert (ours["layout"], ours["refused"], ours["missing"]) == ("orbax", None, [])
     for field in ("family", "parameters", "dtype", "matched", "unmatched"):
         assert ours[field] == theirs[field]
+    # The transformer alone, by either of its folders.
+    part = tmp_path / "new" / "transformer"
+    alone = inspect(part)
+    assert (alone["kind"], alone["family"], alone["layout"]) == ("transformer", "flux1", "orbax")
+    assert (alone["unmatched"], alone["refused"]) == ([], None)
+    assert alone["parameters"] == ours["components"]["transformer"]["parameters"]
+    assert inspect(part / "orbax") | {"path": None} == alone | {"path": None}
+
+
+@pytest.mark.parametrize("name", ["klein", "qwen_image", "wan", "z_image"])
+def test_a_converted_transformer_tells_its_family(inspect, request, tmp_path, name):
+    family = open_family(request.getfixturevalue(f"{name}_folder"))
+    convert_pipeline(family, tmp_path / "new")
+    alone = inspect(tmp_path / "new" / "transformer")
+    assert (alone["family"], alone["refused"]) == (family.name, None)
+
+
+def test_a_store_of_something_else(inspect, tmp_path):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "store", {"a": np.zeros(2, np.float32)})
+    assert "is no transformer of a model that jaxspd runs" in inspect(tmp_path / "store", code=2)
 
 
 def test_what_a_pipeline_lacks(inspect, flux1_folder, tmp_path):
