@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 SEED ?= 3
 PROMPT ?= a serene mountain lake at golden hour with snow
 
-.PHONY: demo test parity lint
+.PHONY: demo test parity lint docs
 
 demo: $(VENV)/installed
 	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --speed fast --seed $(SEED) --output-path outputs --output-file-name demo.png
@@ -23,6 +23,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, in site/. The variable keeps an advertisement of MkDocs' theme away.
+docs: $(VENV)/installed-docs
+	$(BIN)/python docs/pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
@@ -31,4 +36,8 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@

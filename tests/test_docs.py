@@ -1,10 +1,12 @@
 """The documentation: its links lead somewhere, and the commands that it shows are commands."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jaxspd.cli import build_parser
 
@@ -34,15 +36,20 @@ def commands(page):
             yield shlex.split(shown.rstrip("& "), comments=True)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
-    for link in LINK.findall(text(page)):
+def links(page):
+    """How many links `page` has to files and headings, all of which are there."""
+    inside = [link for link in LINK.findall(text(page)) if not link.startswith("https://")]
+    for link in inside:
         target, _, anchor = link.partition("#")
-        if target.startswith("https://"):
-            continue
-        there = (page.parent / target).resolve() if target else page
+        there = page.parent / target if target else page
         assert there.exists(), link
         assert not anchor or anchor in anchors(there), link
+    return len(inside)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links(page)
 
 
 def test_the_commands_shown_are_commands():
@@ -57,3 +64,16 @@ def test_the_readme_is_short_and_names_what_ci_runs():
     assert len(readme.split()) < 900
     assert "\nmake test\n" in readme
     assert "\nmake test\n" in text(ROOT / ".ci" / "run")
+
+
+def test_every_page_is_in_the_sites_navigation():
+    entries = yaml.safe_load(text(ROOT / "mkdocs.yml"))["nav"]
+    listed = set(re.findall(r"[\w/-]+\.md", str(entries)))
+    own = {page.relative_to(ROOT).as_posix().removeprefix("docs/") for page in PAGES[1:]}
+    assert listed == own | {"index.md", "notebook.md", "bench/NOTES.md"}
+
+
+def test_the_sites_pages_find_each_other(tmp_path):
+    """As `make docs` lays them out, before MkDocs makes them HTML."""
+    runpy.run_path(str(ROOT / "docs" / "pages.py"))["lay_out"](tmp_path)
+    assert sum(links(page) for page in tmp_path.rglob("*.md")) > 60
