@@ -7,13 +7,21 @@ TORCH ?= torch==2.13.0
 SEED ?= 3
 PROMPT ?= a serene mountain lake at golden hour with snow
 
-.PHONY: demo test parity lint docs
+.PHONY: demo test test-matrix parity lint docs
 
 demo: $(VENV)/installed
 	$(BIN)/jaxspd generate --prompt "$(PROMPT)" --speed fast --seed $(SEED) --output-path outputs --output-file-name demo.png
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# What needs no PyTorch, on the Pythons of pyproject.toml that the machine has, with the newest JAX of each. On 3.11 that
+# is the oldest JAX which pyproject.toml allows, and `test` runs with it.
+MATRIX ?= 3.12 3.13
+test-matrix: $(MATRIX:%=test-on-%)
+
+test-on-%:
+	VENV=$(VENV) .ci/matrix $*
 
 # On a GPU, install PyTorch and JAX (`pip install --editable ".[cuda]"`) for it first.
 parity: $(VENV)/installed-test

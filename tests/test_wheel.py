@@ -1,6 +1,7 @@
 """The wheel as people install it: what is in it, what it says of itself, and that it works alone."""
 
 import email
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import jaxspd
+from jaxspd.yaml_core import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -83,6 +85,12 @@ def run(room: Path, folder: Path, *command: str) -> str:
     return ran.stdout
 
 
+def test_the_citation_is_of_this_version():
+    citation = parse_yaml((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == jaxspd.__version__
+    assert citation["license"] == PROJECT["license"]
+
+
 def test_the_sdist_holds_what_is_installed_and_nothing_else(sdist):
     with tarfile.open(sdist) as archive:
         files = {member.name.removeprefix(f"{NAME}/") for member in archive if member.isfile()}
@@ -131,7 +139,9 @@ def test_what_is_installed_draws_a_picture_by_itself(room, tmp_path):
     for file in run(room, tmp_path, "python", "-c", where).splitlines():
         assert Path(file).is_relative_to(room)
     assert run(room, tmp_path, "jaxspd", "--version") == f"jaxspd {jaxspd.__version__}\n"
-    small = ["--num-inference-steps", "2", "--height", "64", "--width", "64"]
-    run(room, tmp_path, "jaxspd", "generate", "--prompt", "a lake", *small, "--output-path", "made")
+    small = ["--num-inference-steps", "3", "--height", "64", "--width", "64", "--output-path", "made"]
+    grown = ["--progressive-mode", "dct_rewind", "--progressive-delta", "0.1"]
+    report = run(room, tmp_path, "jaxspd", "generate", "--prompt", "a lake", *small, *grown, "--json")
+    assert len(json.loads(report)["plan"]["stages"]) == 2
     [picture] = (tmp_path / "made").iterdir()
     assert picture.read_bytes().startswith(b"\x89PNG")
