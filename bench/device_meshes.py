@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 from device_models import MESHES, MODELS, Program, Published
+from flax import nnx
+
+from jaxspd.models.vae.coder import parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ full grid:
   a step on the full grid by kind.
 
 On paper, a step takes the longer of multiplying and of reading its weights once, and then what it sends, as
-if nothing went on at the same time. FLOPs are those of a GPU's own program; a TPU's does not tell, and is
+if nothing went on at the same time. Every device reads all weights, whatever the grid, but of modulation only
+a part: that is what coarse steps lose. FLOPs are those of a GPU's own program; a TPU's does not tell, and is
 taken to have an even share. *Efficiency* is the time on one device, over the number of devices and the time
 on all of them. The last column is the same if each collective takes 10 µs to begin, which is a guess.
 """
@@ -51,11 +56,24 @@ def seconds(card: Card, eight_bits: bool, flops: float, weights: float, sent: fl
     return max(multiplying, weights / card.memory) + sent / card.link
 
 
-def paper(card: Card, devices: int, eight_bits: bool, found: dict) -> tuple[float, float, float]:
+def read_by_each(published: Published, devices: int) -> float:
+    """Bytes of weights that each device reads in a step: all, but of modulation, whose vectors the devices
+    share out by channels, a part.
+    """
+    sharing = devices // 2 if published.guided and devices % 2 == 0 else devices
+    total = 0.0
+    for path, weight in nnx.to_flat_state(published.family.abstract_parameters(jnp.bfloat16)):
+        shared = any("modulation" in f"{part}" for part in path)
+        total += parameter_bytes(weight.get_value()) / (sharing if shared else 1)
+    return total
+
+
+def paper(card: Card, devices: int, published: Published, found: dict) -> tuple[float, float, float]:
     """Seconds of a step, its efficiency, and this where collectives take time to begin."""
-    weights, sent = found["weights"], sum(found["sent"].values())
-    alone = seconds(card, eight_bits, found["flops"], weights) / devices
-    together = seconds(card, eight_bits, found["device_flops"] or found["flops"] / devices, weights, sent)
+    eight_bits, sent = bool(published.model.quantize), sum(found["sent"].values())
+    alone = seconds(card, eight_bits, found["flops"], found["weights"]) / devices
+    flops, read = found["device_flops"] or found["flops"] / devices, read_by_each(published, devices)
+    together = seconds(card, eight_bits, flops, read, sent)
     return together, alone / together, alone / (together + BEGIN * sum(found["collectives"].values()))
 
 
@@ -64,18 +82,18 @@ def rows(mesh: str, answers: dict) -> list[list[str]]:
     card, devices = parts(mesh)
     lines = []
     for model in MODELS:
-        grids, known = Published(model).grids, answers.get(model.name, {})
+        published, known = Published(model), answers.get(model.name, {})
         for sharded in (False, True):
-            names = [Program("denoise", grid, sharded=sharded).name for grid in grids]
+            names = [Program("denoise", grid, sharded=sharded).name for grid in published.grids]
             found = [known.get(name, {}) for name in names]
             if all("sent" in one for one in found):
                 layout = "sharded" if sharded else "whole"
                 first = [model.name, layout + (", chosen" if found[-1]["chosen"] else "")]
-                lines.append([*first, *cells(card, devices, bool(model.quantize), found)])
+                lines.append([*first, *cells(card, devices, published, found)])
     return lines
 
 
-def cells(card: Card, devices: int, eight_bits: bool, found: list[dict]) -> list[str]:
+def cells(card: Card, devices: int, published: Published, found: list[dict]) -> list[str]:
     """What is told of a model and a layout, `found` being of each grid."""
 
     def each(tell: Callable[[dict], str]) -> str:
@@ -83,7 +101,7 @@ def cells(card: Card, devices: int, eight_bits: bool, found: list[dict]) -> list
 
     fused = all(one["layers"] == one["fused_layers"] for one in found)
     kinds = sorted(found[-1]["sent"].items(), key=lambda pair: -pair[1])
-    told = [paper(card, devices, eight_bits, one) for one in found]
+    told = [paper(card, devices, published, one) for one in found]
     return [
         gb(found[-1]["held"]),
         each(lambda one: gb(one["bytes"])),

@@ -34,7 +34,7 @@ def gb(size: float | None) -> str:
 
 
 def rows(card: str, answers: dict) -> list[list[str]]:
-    """A row a model of which something is known."""
+    """A row for each model of which a step is known."""
     found = []
     for model in MODELS:
         if not (known := answers.get(model.name)):
@@ -55,10 +55,12 @@ def rows(card: str, answers: dict) -> list[list[str]]:
         [decode] = (told(p) for p in of_kind["decode"])
         denoise = of_kind["denoise"]
         weights = next((w for p in denoise if (w := told(p, "weights"))), None)
+        if weights is None:
+            continue
         ways = sorted({p.forwards for p in denoise})
         steps = ["/".join(gb(told(p)) for p in denoise if p.forwards == way) for way in ways]
         lean = [told(p) for p in denoise if p.forwards == ways[-1]]
-        phases = [*lean, *(part and weights and part + weights for part in (encode, decode))]
+        phases = [*lean, *(part and part + weights for part in (encode, decode))]
         full = [p for p in denoise if p.forwards == 1]
         fused = "all"
         for program in denoise:
