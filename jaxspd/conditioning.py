@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from jaxspd import processes
 from jaxspd.components.pipeline import Components
 from jaxspd.progress import aside
 from jaxspd.request import Request
@@ -31,9 +33,10 @@ def conditionings(
     for start in range(0, len(texts), TEXT_BATCH):
         begin = time.perf_counter()
         with aside(), memory_for("reading the prompt", LESS_TEXT):
-            encoded = components.encode_text(texts[start : start + TEXT_BATCH], family)
+            batch = texts[start : start + TEXT_BATCH]
+            encoded = processes.told(partial(components.encode_text, batch, family))
         seconds["encode"] += time.perf_counter() - begin
-        for row in range(len(texts[start : start + TEXT_BATCH])):
+        for row in range(len(batch)):
             with np.errstate(over="ignore"):  # `denoise` tells what comes of an infinite scale
                 one = family.condition({name: a[row : row + 1] for name, a in encoded.items()}, scale)
                 scales = np.full(1, scale, np.float32)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxspd import processes
 from jaxspd.errors import UsageError
 from jaxspd.models.vae.coder import parameter_bytes
 from jaxspd.runtime.memory import memory_limit
@@ -88,14 +89,22 @@ def spread_over(
     grid as on the finest, and growing would gain little. UsageError for what the devices cannot do.
     """
     samples, tokens = degrees.shape()
-    count, devices = degrees.num_gpus, jax.devices() if devices is None else devices
+    count, together = degrees.num_gpus, processes.count()
+    if devices is None:
+        devices = jax.devices() if together > 1 else jax.local_devices()
+    if together > 1 and count != len(devices):
+        raise UsageError(
+            f"num_gpus is {count}, and the {together} processes have {len(devices)}; use {len(devices)}"
+        )
     if count > len(devices):
         raise UsageError(f"num_gpus is {count}, and JAX sees {len(devices)}; use {len(devices)} or fewer")
     if count == 1:
         if degrees.fsdp:
             raise UsageError("fsdp shards weights over devices; it needs num_gpus 2 or more")
         return target
-    size, limit = parameter_bytes(family.abstract_parameters(dtype)), limit or memory_limit(target.device)
+    # Each process is to come to the same choice.
+    limit = limit or processes.least(memory_limit(target.device))
+    size = parameter_bytes(family.abstract_parameters(dtype))
     fits = family.streamed or size <= WEIGHTS_SHARE * limit
     sharded = not fits if degrees.fsdp is None else degrees.fsdp
     guided = family.guided(family.default_guidance)
@@ -111,4 +120,4 @@ def spread_over(
             if family.quantize is None:
                 note += " (quantize int8 takes half: whole weights make coarse steps fast)"
     log.warning("spread over %d devices: %s%s", count, layout, note)
-    return target.over(devices[:count], samples, sharded)
+    return target.over(devices[:count], samples, sharded, limit)

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspd import processes
 from jaxspd.borrowed import borrowed_spectrum
 from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.pipeline import Components
@@ -23,7 +24,7 @@ from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.hub import fetch
 from jaxspd.loras import Loras, Paths, Scales, of_each
-from jaxspd.media.output import check_writable, output_format, write_output
+from jaxspd.media.output import output_format, write_output
 from jaxspd.models.attention import check_backend
 from jaxspd.plan_report import plan_report
 from jaxspd.planning import plan_request, reading
@@ -41,10 +42,12 @@ from jaxspd.shards import share
 from jaxspd.source import Asked, Source
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
-from jaxspd.tasks import Task, tasks
+from jaxspd.tasks import Task, tasks, to_make
 
 log = logging.getLogger("jaxspd")
 
+# The frames that other processes than the first have.
+NOTHING = np.zeros((0, 0, 0, 3), np.uint8)
 # Who is told of every step.
 Watch = Callable[[Progress], None]
 
@@ -187,7 +190,8 @@ class DiffGenerator:
         watch: Watch | None = None,
     ) -> Outputs:
         """The same one by one: each output is made when it is asked for, written to `output_path` unless
-        `save_output` is false, and then forgotten here, so that memory does not grow with their number.
+        `save_output` is false, and then forgotten here, so that memory does not grow with their number. Of
+        several processes the first decodes, writes and is watched; others' outputs have no frames.
 
         `skip_existing` leaves out those whose file exists and says that it was made by the same request; if
         that is all of them, nothing is loaded. `shard`, "I/N", makes the I-th of every N outputs, so that N
@@ -195,7 +199,8 @@ class DiffGenerator:
         raises ends the run. Raises UsageError at once, not at the first output, if the request cannot be
         served, and at an output that cannot be written, with how many are.
         """
-        own_share, request = share(shard), resolve(self.family, self.source.params(params))
+        own_share = share(shard)
+        request = processes.told(lambda: resolve(self.family, self.source.params(params)))
         kind = output_format(request.output_format, request.output_file_name, request.num_frames)
         request = replace(request, output_format=kind)
         every = tasks(self.family, request, self.source.report, save_output)[own_share]
@@ -204,9 +209,8 @@ class DiffGenerator:
         if notice and notice != self._told:  # once for a model, not for every request
             log.warning(notice)
             self._told = notice
-        todo = [task for task in every if not (skip_existing and task.made)]
-        left = [task.path for task in todo if task.path]
-        check_writable(left)
+        todo = processes.told(partial(to_make, every, skip_existing))
+        paths = [task.path for task in todo if task.path]
         result = GenerationResult(
             frames=[],
             requests=[],
@@ -216,10 +220,10 @@ class DiffGenerator:
             programs=0,
             peak_memory=peak_memory(self._residency.target.device),
             resident=self._resident(),
-            skipped=[task.path for task in every if task.path and task.path not in left],
+            skipped=[task.path for task in every if task.path and task.path not in paths],
         )
         made = self._make(request, plan, todo, len(every), result, show_progress, watch)
-        return Outputs(result, len(every), left, made)
+        return Outputs(result, len(every), paths, made)
 
     def _make(
         self,
@@ -244,7 +248,8 @@ class DiffGenerator:
         by_prompt = [list(group) for _, group in groupby(todo, lambda task: task.prompt)]
         texts = [first.request["prompt"] + first.request["prompt_suffix"] for first, *_ in by_prompt]
         conditioned = conditionings(self._components, family, texts, request, seconds)
-        with ProgressBar(plan, len(todo), show_progress) as progress:
+        first = processes.first()
+        with ProgressBar(plan, len(todo), show_progress and first) as progress:
             tell = partial(self._tell, progress, watch, plan)
             for group, conditioning in zip(by_prompt, conditioned, strict=True):
                 if waiting:  # the first texts are encoded meanwhile
@@ -253,7 +258,8 @@ class DiffGenerator:
                     seconds["compile"] = programs.wait(prepared)
                     self._residency.leave(peak_bytes(prepared))
                     # While the device is at work. What fails is told when it is tried again, to decode.
-                    self._pool.submit(self._components.prepare, (1, *leading, *plan.stages[-1].latent))
+                    if first:
+                        self._pool.submit(self._components.prepare, (1, *leading, *plan.stages[-1].latent))
                     progress.begin()
                 for task in group:
                     noises = programs.noises(plan, [task.request["seed"]], leading)
@@ -262,11 +268,13 @@ class DiffGenerator:
                         clean, taken = denoise(programs, plan, None, None, noises, tell, take)
                     begin = time.perf_counter()
                     with memory_for(f"decoding {request.width}×{request.height} pixels"):
-                        frames = self._components.decode(np.asarray(clean))[0]
+                        frames = self._components.decode(np.asarray(clean))[0] if first else NOTHING
                     decoding = time.perf_counter() - begin
                     if task.path:
                         try:
-                            write_output(task.path, frames, task.request, request.fps)
+                            if first:
+                                with processes.writing:
+                                    write_output(task.path, frames, task.request, request.fps)
                         except (UsageError, OSError) as error:
                             raise UsageError(f"{error}; {written(result, asked)}") from error
                         result.paths.append(task.path)
@@ -287,7 +295,7 @@ class DiffGenerator:
 
     def _tell(self, bar: ProgressBar, watch: Watch | None, plan: Plan, step: Step) -> None:
         bar(step)
-        if watch:
+        if watch and processes.first():
             watch(Progress(plan, step, self._components.preview))
 
     def _resident(self) -> dict[str, str]:

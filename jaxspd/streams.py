@@ -3,7 +3,9 @@
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from threading import Thread
 
 
 class Unread(io.FileIO):
@@ -27,7 +29,8 @@ def harden_streams() -> None:
         if stream is None:  # closed by who started the process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
-            raw = Unread(stream.fileno(), "w", closefd=False)
+            # Of its own, so that libraries' output can go elsewhere.
+            raw = Unread(os.dup(stream.fileno()), "w")
             hardened = io.TextIOWrapper(
                 io.BufferedWriter(raw),
                 encoding=stream.encoding,
@@ -52,3 +55,20 @@ def flush_stdout() -> None:
             os.dup2(null, sys.stdout.fileno())
             os.close(null)
         raise
+
+
+def divert_libraries(hear: Callable[[str], None]) -> None:
+    """Gives `hear`, in a thread, every line that libraries write to stdout and stderr past Python's streams,
+    which `harden_streams` has made.
+    """
+    read, write = os.pipe()
+    for number in (1, 2):
+        os.dup2(write, number)
+    os.close(write)
+
+    def listen() -> None:
+        with open(read, errors="replace") as lines:
+            for line in lines:
+                hear(line)
+
+    Thread(target=listen, daemon=True).start()

@@ -23,28 +23,35 @@ class Target:
 
     Where there is a `mesh` of several devices, `over` makes it, the layers of a model are spread over all of
     them, and `device` is the first that this process has, for what is not. `shard_weights` says whether each
-    device keeps a part of every weight only. A device of `jax.experimental.topologies` can be compiled for
-    where no such device is.
+    device keeps a part of every weight only. `memory` is how many bytes each may take, if not what `device`
+    tells. A device of `jax.experimental.topologies` can be compiled for where no such device is.
     """
 
     device: jax.Device = field(default_factory=lambda: jax.local_devices()[0])
     attention_backend: str | None = None
     mesh: Mesh | None = None
     shard_weights: bool = False
+    memory: float | None = None
 
-    def over(self, devices: Sequence[jax.Device], samples: int = 1, shard_weights: bool = False) -> "Target":
+    def over(
+        self,
+        devices: Sequence[jax.Device],
+        samples: int = 1,
+        shard_weights: bool = False,
+        memory: float | None = None,
+    ) -> "Target":
         """The same for `devices`, over which `samples` of a batch are spread side by side, a divisor of their
         number.
         """
         grid = np.array(devices).reshape(samples, -1)
         mesh = Mesh(grid, (SAMPLES, TOKENS), axis_types=(AxisType.Auto,) * 2)
         own = [device for device in devices if device.process_index == jax.process_index()] or devices
-        return replace(self, device=own[0], mesh=mesh, shard_weights=shard_weights)
+        return replace(self, device=own[0], mesh=mesh, shard_weights=shard_weights, memory=memory)
 
     @property
     def single(self) -> "Target":
         """The same for the first device alone."""
-        return replace(self, mesh=None, shard_weights=False)
+        return replace(self, mesh=None, shard_weights=False, memory=None)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:

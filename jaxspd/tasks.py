@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxspd.errors import UsageError
 from jaxspd.media.metadata import made_by
-from jaxspd.media.output import output_paths
+from jaxspd.media.output import check_writable, output_paths
 from jaxspd.request import Request
 
 
@@ -37,6 +37,15 @@ def tasks(family, request: Request, source: dict[str, Any], save: bool) -> list[
         Task(number // request.num_outputs_per_prompt, own, path)
         for number, (own, path) in enumerate(zip(requests, paths, strict=True))
     ]
+
+
+def to_make(every: list[Task], skip_existing: bool) -> list[Task]:
+    """Those whose outputs are to be made: all, or those that no file holds. UsageError if one cannot be
+    written.
+    """
+    todo = [task for task in every if not (skip_existing and task.made)]
+    check_writable([task.path for task in todo if task.path])
+    return todo
 
 
 def output_requests(family, request: Request, source: dict[str, Any]) -> list[dict[str, Any]]:

@@ -109,8 +109,9 @@ def test_weights_are_sharded_where_one_device_cannot_hold_them(
 ):
     monkeypatch.setattr(devices, "memory_limit", lambda device: limit)
     # A device may be named twice as long as nothing runs.
-    monkeypatch.setattr(devices.jax, "devices", lambda: [jax.local_devices()[0]] * 2)
-    monkeypatch.setattr(Target, "over", lambda target, which, samples, shard: (len(which), samples, shard))
+    twice = jax.local_devices()[:1] * 2
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: twice)
+    monkeypatch.setattr(Target, "over", lambda target, which, samples, shard, _: (len(which), samples, shard))
     chosen = spread_over(Target(), open_family(flux1_folder), jnp.float32, Degrees(2, fsdp=asked))
     assert chosen == (2, 2, sharded)
     assert ("quantize int8 takes half" in caplog.text) == sharded

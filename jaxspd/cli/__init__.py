@@ -9,7 +9,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import fields
 
-from jaxspd import __version__
+from jaxspd import __version__, processes
 from jaxspd.cli import calibrate, convert, generate, inspect, plan, serve
 from jaxspd.cli.flags import Parser, as_flags
 from jaxspd.errors import UsageError
@@ -17,7 +17,8 @@ from jaxspd.request import SamplingParams
 from jaxspd.streams import flush_stdout, harden_streams
 
 # Names of options, which messages spell as from Python.
-OPTIONS = {item.name for item in fields(SamplingParams)} | {*generate.MODEL_KEYS} | {*serve.LIMITS, "api_key"}
+OPTIONS = {item.name for item in fields(SamplingParams)} | {*generate.MODEL_KEYS, *generate.PROCESSES}
+OPTIONS |= {*serve.LIMITS, "api_key"}
 TRACEBACK_HELP = "when something fails, show where in the code as well"
 
 
@@ -57,15 +58,16 @@ def main(argv: list[str] | None = None) -> int:
         flush_stdout()
     except KeyboardInterrupt:
         print("jaxspd: interrupted; no partial file was left", file=sys.stderr)
-        return 130
+        code = 130
     except Exception as error:
+        processes.give_way(isinstance(error, UsageError))
         if args.traceback:
             traceback.print_exception(error)
         with suppress(OSError):
             flush_stdout()
         code, line = explained(error)
         print(f"jaxspd: {' '.join(line.split())}", file=sys.stderr)
-    return code
+    return processes.leave(code)
 
 
 class Notice(logging.Formatter):

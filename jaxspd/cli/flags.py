@@ -118,6 +118,22 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Which processes make the same outputs together."""
+    several = parser.add_argument_group("several processes (docs/many-devices.md)")
+    several.add_argument(
+        "--dist-init-addr",
+        metavar="HOST:PORT",
+        help="where the first process is reached (default: from the "
+        "environment: JAX_COORDINATOR_ADDRESS, or as Slurm and others set it)",
+    )
+    several.add_argument("--nnodes", type=int, metavar="N", help="processes that share the work (default: 1)")
+    several.add_argument("--node-rank", type=int, metavar="I", help="which of them this is, from 0")
+    several.add_argument(
+        "--dist-timeout", type=float, metavar="SECONDS", help="time in which all must have come (default: 60)"
+    )
+
+
 def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> None:
     """A flag for each field of SamplingParams; those not given stay out of the namespace."""
     for item in fields(SamplingParams):
@@ -135,4 +151,6 @@ def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> N
 
 def as_flags(message: str, names: set[str]) -> str:
     """`message`, which spells options as in Python, with the flags of the same `names`."""
-    return re.sub(r"(?<![\w.\-/'])\w+_\w+(?![\w/])", lambda m: flag(m[0]) if m[0] in names else m[0], message)
+    # Any other word without _ may be one of English.
+    words = r"(?<![\w.\-/'])(?:\w+_\w+|nnodes)(?![\w/])"
+    return re.sub(words, lambda m: flag(m[0]) if m[0] in names else m[0], message)

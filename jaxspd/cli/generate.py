@@ -2,11 +2,21 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from jaxspd.cli.flags import add_model_flags, add_runtime_flags, add_sampling_flags, boolean
+from jaxspd import processes
+from jaxspd.cli.flags import (
+    add_model_flags,
+    add_process_flags,
+    add_runtime_flags,
+    add_sampling_flags,
+    boolean,
+)
 from jaxspd.errors import UsageError
 from jaxspd.request import KIND_NAMES, SamplingParams, check_keys
 from jaxspd.request_files import read_config_file, read_prompts
@@ -38,6 +48,8 @@ MODEL_KEYS = {
     "shard": str,
     "preview": str,
 }
+# What `processes.join` takes: no keys of a file, which is the same for all.
+PROCESSES = ("dist_init_addr", "nnodes", "node_rank", "dist_timeout")
 LORAS = {"lora_path": "lora_scale", "lora_path_2": "lora_scale_2"}
 # Flags that take the place of what a configuration file says in other words.
 REPLACES = {
@@ -61,6 +73,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="YAML or JSON file with these flags as keys; or what jaxspd wrote, to repeat it",
     )
     add_runtime_flags(parser)
+    add_process_flags(parser)
     parser.add_argument(
         "--skip-existing",
         type=boolean,
@@ -85,6 +98,58 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints each output's path when it is written, then what all of them took; with `--json` only the
     report, which tells of the outputs written even where an interrupt or an error stops the rest.
+    """
+    join_others(args)
+    model, values = processes.told(partial(read_request, args))
+    skip, shard = model.pop("skip_existing", False), model.pop("shard", None)
+    preview, outputs = model.pop("preview", None), None
+    try:
+        with terminable():
+            from jaxspd.generator import DiffGenerator
+            from jaxspd.media.growth import Growth
+            from jaxspd.progress import say
+
+            growth = Growth(preview) if preview is not None and processes.first() else None
+            generator = DiffGenerator.from_pretrained(**model)
+            outputs = generator.iterate(values, skip_existing=skip, shard=shard, watch=growth)
+            if growth:
+                growth.check(outputs.paths)
+            for output in outputs:
+                wrote = [output.path]
+                if growth:
+                    with processes.writing:
+                        wrote.append(growth.write(output))
+                if not args.json:
+                    say("\n".join(f"wrote {path}" for path in wrote))
+                del output  # else it would lie in memory beside the next
+    except (KeyboardInterrupt, UsageError) as end:
+        if outputs:
+            outputs.close()  # the interrupt may have come between two outputs
+        if args.json and outputs and outputs.result.paths:
+            print(json.dumps(outputs.result.report()))
+        if isinstance(end, UsageError):
+            raise
+        processes.give_way(refused=True)
+        done = outputs.written() if outputs else "no output is written"
+        print(f"jaxspd: interrupted; {done}", file=sys.stderr)
+        return exit_code(end)
+    print(json.dumps(outputs.result.report()) if args.json else summary(outputs.result))
+    return 0
+
+
+def join_others(args: argparse.Namespace) -> None:
+    """Joins the processes that make the same outputs, if there are others. A share of outputs is made by one
+    process, unless it is told of others.
+    """
+    given = {name: value for name in PROCESSES if (value := getattr(args, name)) is not None}
+    known = "JAX_COORDINATOR_ADDRESS" in os.environ and args.shard is None
+    if args.nnodes != 1 and (known or given.keys() - {"dist_timeout"}):
+        processes.join(**given, quiet=not args.traceback)
+
+
+def read_request(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What flags and files ask of the model and its run, and of the outputs; UsageError if that is no
+    request.
     """
     values = read_config_file(args.config) if args.config else {}
     known = [item.name for item in fields(SamplingParams)]
@@ -115,37 +180,8 @@ def run(args: argparse.Namespace) -> int:
     if not params.prompts:
         raise UsageError("a prompt is needed: give --prompt or --prompt-path")
 
-    skip, preview, outputs = model.pop("skip_existing", False), model.pop("preview", None), None
-    shard = model.pop("shard", None)
-    share(shard)  # before anything heavy is imported
-    try:
-        with terminable():
-            from jaxspd.generator import DiffGenerator
-            from jaxspd.media.growth import Growth
-            from jaxspd.progress import say
-
-            growth = None if preview is None else Growth(preview)
-            generator = DiffGenerator.from_pretrained(**model)
-            outputs = generator.iterate(values, skip_existing=skip, shard=shard, watch=growth)
-            if growth:
-                growth.check(outputs.paths)
-            for output in outputs:
-                wrote = [output.path, *([growth.write(output)] if growth else [])]
-                if not args.json:
-                    say("\n".join(f"wrote {path}" for path in wrote))
-                del output  # else it would lie in memory beside the next
-    except (KeyboardInterrupt, UsageError) as end:
-        if outputs:
-            outputs.close()  # the interrupt may have come between two outputs
-        if args.json and outputs and outputs.result.paths:
-            print(json.dumps(outputs.result.report()))
-        if isinstance(end, UsageError):
-            raise
-        done = outputs.written() if outputs else "no output is written"
-        print(f"jaxspd: interrupted; {done}", file=sys.stderr)
-        return exit_code(end)
-    print(json.dumps(outputs.result.report()) if args.json else summary(outputs.result))
-    return 0
+    share(model.get("shard"))  # before anything heavy is imported
+    return model, values
 
 
 def summary(result) -> str:

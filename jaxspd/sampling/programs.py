@@ -147,7 +147,7 @@ class Programs:
             arguments = parameters, latents, state, SCALAR, SCALAR, conditioning
             return Layerwise(denoise_step, *arguments, target=self.target)
 
-        limit = memory_limit(self.target.device)
+        limit = self.target.memory or memory_limit(self.target.device)
         program = compiled(self.velocity)
         if self.lean_velocity is not None and program.peak_bytes > limit:
             program = compiled(self.lean_velocity)
