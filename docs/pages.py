@@ -16,7 +16,7 @@ from pathlib import Path
 from jaxspd.request import SamplingParams
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ("README.md", "CONTRIBUTING.md", "bench/NOTES.md")
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/NOTES.md")
 KINDS = ("md", "ipynb", "css", "png", "jpg", "svg")
 FIELDS = "<!-- fields of SamplingParams -->"
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
