@@ -2,10 +2,10 @@
 
 import base64
 import io
-import shutil
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2 as httpx
 import jax
@@ -13,46 +13,40 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxspd import DiffGenerator
-from tests import tiny
-
 ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[ray]"')
 
-ASK = {"prompt": "a lake", "width": 96, "height": 64, "num_inference_steps": 20}
+ASK = {"prompt": "a lake", "width": 96, "height": 64, "num_inference_steps": 200}
 
 
 @pytest.fixture(scope="module")
-def folder(flux1_folder, tmp_path_factory):
-    folder = shutil.copytree(flux1_folder, tmp_path_factory.mktemp("ray") / "small")
-    tiny.change_json(folder / "vae" / "config.json", sample_size=64)  # what each replica warms up at
-    return folder
-
-
-@pytest.fixture(scope="module")
-def url(folder):
+def url(toy_folder):
     from ray import serve
 
     from jaxspd.server.cluster import application
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    variables = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    options = {"include_dashboard": False, "log_to_driver": False, "runtime_env": {"env_vars": variables}}
+    variables = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    workers = {"env_vars": variables, "worker_process_setup_hook": "tests.toy.register"}
+    options = {"include_dashboard": False, "log_to_driver": False, "runtime_env": workers}
     ray.init(num_cpus=3, _system_config={"worker_niceness": 0}, **options)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application({"devices": "2", "model_path": str(folder)}))
+        serve.run(application({"devices": "2", "model_path": str(toy_folder)}))
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def test_a_replica_dies_and_every_request_is_answered(url, folder):
+def test_a_replica_dies_and_every_request_is_answered(url, toy_generator):
     def ask(seed):
         return httpx.post(f"{url}/v1/images/generations", json={**ASK, "seed": seed}, timeout=120)
 
-    wanted = DiffGenerator.from_pretrained(folder, compilation_cache=False)
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, seed) for seed in range(24)]
         while not any(answer.done() for answer in answers):
@@ -67,9 +61,10 @@ def test_a_replica_dies_and_every_request_is_answered(url, folder):
         answers = [answer.result() for answer in answers]
     assert [answer.status_code for answer in answers] == [200] * 24
     for seed in (0, 23):
-        (mine,) = wanted.generate({**ASK, "seed": seed}, save_output=False, show_progress=False).frames
+        (mine,) = toy_generator.generate({**ASK, "seed": seed}, save_output=False, show_progress=False).frames
         picture = Image.open(io.BytesIO(base64.b64decode(answers[seed].json()["data"][0]["b64_json"])))
-        np.testing.assert_array_equal(np.asarray(picture), mine[0])
+        # Replicas may make several at once, where that is faster.
+        assert np.abs(np.asarray(picture).astype(int) - mine[0]).max() <= 1
     # What one device keeps is found there.
     address = httpx.post(
         f"{url}/v1/images/generations", json={**ASK, "response_format": "url"}, timeout=120

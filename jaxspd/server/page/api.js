@@ -26,9 +26,11 @@ export async function model() {
   return (await (await call("/v1/models")).json()).data[0];
 }
 
+const json = (request) => JSON.stringify(request, (_, value) => (typeof value === "bigint" ? JSON.rawJSON(value) : value));
+
 // The events of one picture, as they come: looks, then the picture.
 export async function* picture(request, looks, signal) {
-  const body = JSON.stringify({ ...request, stream: true, partial_images: looks });
+  const body = json({ ...request, stream: true, partial_images: looks });
   const answer = await call("/v1/images/generations", { method: "POST", body, signal });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -51,7 +53,7 @@ export async function* picture(request, looks, signal) {
 
 // The same of a video, which is asked after until it is made.
 export async function* video(request, signal) {
-  const body = JSON.stringify(request);
+  const body = json(request);
   let made = await (await call("/v1/videos", { method: "POST", body, signal })).json();
   const path = `/v1/videos/${made.id}`;
   try {

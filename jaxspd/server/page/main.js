@@ -49,7 +49,7 @@ function asked() {
     prompt: at("prompt").value,
     width: Number(at("width").value),
     height: Number(at("height").value),
-    seed: seed ? Number(seed) : die(),
+    seed: BigInt(seed || die()), // of 64 bits, which no Number has
     speed: form.elements.speed.value,
   };
   for (const name of OWN) if (form.elements[name].value) request[name] = Number(form.elements[name].value);
@@ -85,6 +85,7 @@ async function make(request) {
     if (stopper.signal.aborted) return;
     refused(error);
     clear(request);
+    at("empty").hidden = false;
   } finally {
     if (running === stopper) {
       running = undefined;
@@ -111,6 +112,7 @@ function clear({ width, height }) {
 async function look(event) {
   const image = at("look");
   URL.revokeObjectURL(image.src);
+  const seen = new Promise((resolve) => (image.onload = image.onerror = resolve));
   image.src = URL.createObjectURL(event.blob);
   image.alt = `Preview, ${grid(event)}`;
   image.hidden = false;
@@ -119,7 +121,7 @@ async function look(event) {
   at("fact-grid").textContent = grid(event);
   at("fact-sigma").textContent = event.sigma.toFixed(3);
   at("fact-step").textContent = `${event.step + 1} of ${event.steps}`;
-  await image.decode().catch(() => {}); // each is seen, however soon the next one comes
+  await seen; // each, however soon the next one comes
 }
 
 function finished(request, event) {
@@ -137,7 +139,7 @@ function finished(request, event) {
     blob: event.blob,
     video: served.videos,
     request,
-    again: () => again({ ...request, seed: die() }),
+    again: () => again({ ...request, seed: BigInt(die()) }),
     exact: () => again({ prompt, width, height, seed, speed: "exact" }),
   };
   at("made").append(add(at("gallery"), item));
