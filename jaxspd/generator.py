@@ -2,8 +2,7 @@
 
 import logging
 import os
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -31,25 +30,20 @@ from jaxspd.planning import plan_request, reading
 from jaxspd.progress import ProgressBar
 from jaxspd.request import Request
 from jaxspd.resolving import resolve
-from jaxspd.results import GenerationResult, Output, Outputs, Progress, peak_memory, written
+from jaxspd.results import GenerationResult, Output, Outputs, Progress, Watch, peak_memory, written
+from jaxspd.running import run
 from jaxspd.runtime.backend import start_backend
 from jaxspd.runtime.cache import enable_compilation_cache
-from jaxspd.runtime.memory import memory_for
-from jaxspd.sampling.guidance import Guided
-from jaxspd.sampling.loop import Step, denoise
+from jaxspd.sampling.loop import Step
 from jaxspd.sampling.programs import peak_bytes
 from jaxspd.shards import share
 from jaxspd.source import Asked, Source
 from jaxspd.spectral.plan import Plan
 from jaxspd.target import Target
 from jaxspd.tasks import Task, tasks, to_make
+from jaxspd.together import ready, together
 
 log = logging.getLogger("jaxspd")
-
-# The frames that other processes than the first have.
-NOTHING = np.zeros((0, 0, 0, 3), np.uint8)
-# Who is told of every step.
-Watch = Callable[[Progress], None]
 
 
 class DiffGenerator:
@@ -262,36 +256,31 @@ class DiffGenerator:
                         self._pool.submit(self._components.prepare, (1, *leading, *plan.stages[-1].latent))
                     progress.begin()
                 for task in group:
-                    noises = programs.noises(plan, [task.request["seed"]], leading)
-                    take = partial(self._take, request, conditioning)
-                    with self._denoiser.turns.alone():
-                        clean, taken = denoise(programs, plan, None, None, noises, tell, take)
-                    begin = time.perf_counter()
-                    with memory_for(f"decoding {request.width}×{request.height} pixels"):
-                        frames = self._components.decode(np.asarray(clean))[0] if first else NOTHING
-                    decoding = time.perf_counter() - begin
+                    one = programs, plan, request, conditioning, [task], tell
+                    [output] = run(self._components, self._denoiser, *one)
                     if task.path:
                         try:
                             if first:
                                 with processes.writing:
-                                    write_output(task.path, frames, task.request, request.fps)
+                                    write_output(task.path, output.frames, task.request, request.fps)
                         except (UsageError, OSError) as error:
                             raise UsageError(f"{error}; {written(result, asked)}") from error
                         result.paths.append(task.path)
                     result.requests.append(task.request)
-                    seconds["denoise"] = np.add(seconds["denoise"], taken).tolist()
-                    seconds["decode"] += decoding
+                    seconds["denoise"] = np.add(seconds["denoise"], output.seconds["denoise"]).tolist()
+                    seconds["decode"] += output.seconds["decode"]
                     result.peak_memory = peak_memory(self._residency.target.device)
                     result.resident = self._resident()
-                    yield Output(frames, task.request, task.path, {"denoise": taken, "decode": decoding})
-                    del frames  # else they would lie in memory beside the next
+                    yield output
+                    del output  # else its frames would lie in memory beside the next
 
-    def _take(self, request: Request, conditioning: Any, second: bool) -> tuple[Any, Any]:
-        """The weights of the first or the second transformer when they are there, and its conditioning."""
-        if second and isinstance(conditioning, Guided):
-            scale = np.full(1, request.guidance_scale_2, np.float32)
-            conditioning = conditioning._replace(scale=scale)
-        return self._denoiser.turns.take(int(second)), conditioning
+    def ready_together(self, request: Request, count: int) -> bool:
+        """`together.ready` of this model."""
+        return ready(self._denoiser, request, count)
+
+    def together(self, requests: Sequence[Request], watches: Sequence[Watch]) -> Iterator[Output]:
+        """An output of each of `requests`, made in one batch: `together.together` of this model."""
+        return together(self._components, self._denoiser, self.source, requests, watches)
 
     def _tell(self, bar: ProgressBar, watch: Watch | None, plan: Plan, step: Step) -> None:
         bar(step)

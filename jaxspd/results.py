@@ -42,6 +42,10 @@ class Progress:
         return self._look(self.step.clean())
 
 
+# Who is told of every step.
+Watch = Callable[[Progress], None]
+
+
 @dataclass(frozen=True)
 class Output:
     """One picture or video: `frames` `[F, H, W, 3]`, uint8, a picture's F being 1; the complete `request`

@@ -56,19 +56,26 @@ def serving(generator, name="tiny", api_key=None, hosts=(), **limits):
 
 
 class Held:
-    """`generator`, which waits after the first step of each output until `go` is set."""
+    """`generator`, which waits after the first step of each output, or batch, until `go` is set."""
 
     def __init__(self, generator):
         self._generator, self.family = generator, generator.family
+        self.ready_together = generator.ready_together
         self.reached, self.go = Event(), Event()
 
-    def iterate(self, params, *, watch, **options):
+    def _held(self, watch):
         def held(progress):
             self.reached.set()
             assert self.go.wait(60)
             watch(progress)
 
-        return self._generator.iterate(params, watch=held, **options)
+        return held
+
+    def iterate(self, params, *, watch, **options):
+        return self._generator.iterate(params, watch=self._held(watch), **options)
+
+    def together(self, requests, watches):
+        return self._generator.together(requests, [self._held(watch) for watch in watches])
 
 
 def pixels(content):

@@ -15,6 +15,7 @@ LIMITS = {
     "max_queue": "requests that wait (default: 64)",
     "max_seconds": "seconds from a request's coming to its end (default: 600)",
     "max_stored": "bytes of finished outputs kept in memory (default: 256 MiB)",
+    "max_batch_size": "requests of equal shape made together where that is faster; 1: none (default: 4)",
 }
 
 

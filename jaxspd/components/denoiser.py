@@ -98,17 +98,24 @@ class Denoiser:
                 )
             return self._programs[key]
 
-    def prepare(self, family, request: Request, plan: Plan) -> tuple[Programs, list[Future], int]:
-        """Starts compiling what `plan` needs. Returns the programs, the futures to wait for, and the number
-        of new steps.
+    @property
+    def spread(self) -> bool:
+        """Whether several devices share the work."""
+        return self._target.mesh is not None
+
+    def prepare(
+        self, family, request: Request, plan: Plan, batch: int = 1
+    ) -> tuple[Programs, list[Future], int]:
+        """Starts compiling what `plan` needs for `batch` outputs at once. Returns the programs, the futures
+        to wait for, and the number of new steps.
 
         `family` is set to the length of text that `request` asks for.
         """
         programs = self.programs(request)
         before = programs.compiled_steps
-        one = conditioning = family.abstract_conditioning(1)
+        one = conditioning = family.abstract_conditioning(batch)
         if family.guided(request.guidance_scale):
-            conditioning = Guided(one, one, jax.ShapeDtypeStruct((1,), jnp.float32))
-        shape = (1, *family.leading(request.num_frames))
+            conditioning = Guided(one, one, jax.ShapeDtypeStruct((batch,), jnp.float32))
+        shape = (batch, *family.leading(request.num_frames))
         prepared = programs.prepare(plan, shape, self.parameters, conditioning)
         return programs, prepared, programs.compiled_steps - before

@@ -1,11 +1,13 @@
 """One queue, and one thread that holds the generator."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import Condition, Thread
 
 import numpy as np
@@ -14,6 +16,7 @@ from jaxspd.errors import UsageError
 from jaxspd.generator import DiffGenerator
 from jaxspd.request import Request
 from jaxspd.results import Output, Progress
+from jaxspd.server.batches import Batches
 from jaxspd.server.limits import Limits, Refused
 
 log = logging.getLogger("jaxspd.server")
@@ -46,7 +49,7 @@ class Job:
     is `done`; `refused` says why it is not a good one.
 
     `count` is how many looks are taken at each output. Until somebody takes them out, the newest of each
-    stage is kept.
+    stage is kept. `together` is how many jobs were made at once.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Job:
         self._looked = 0
         self.outputs: list[Output] = []
         self.progress, self.refused, self.cancelled, self.done = 0.0, None, False, False
+        self.together = 1
 
     def watch(self, progress: Progress) -> None:
         """Notes a step, as `DiffGenerator.iterate` tells of it."""
@@ -95,12 +99,13 @@ class Job:
 
 
 class Engine:
-    """Makes jobs one after the other, in the order in which they came."""
+    """Makes jobs in the order in which they came; those of one shape together, where that is faster."""
 
     def __init__(self, generator: DiffGenerator, limits: Limits):
         self.generator, self.limits, self.stopping = generator, limits, False
-        self.current: Job | None = None
+        self.current: list[Job] = []
         self._waiting: deque[Job] = deque()
+        self._batches = Batches(generator, limits.batch_size)
         self._news = Condition()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -131,8 +136,8 @@ class Engine:
                 job.end()
 
     def stop(self, now: bool = False) -> None:
-        """Takes no more jobs, and hands back those that wait. The one that is being made goes on, unless it
-        is to end `now`.
+        """Takes no more jobs, and hands back those that wait. Those that are being made go on, unless they
+        are to end `now`.
         """
         with self._news:
             self.stopping = True
@@ -140,8 +145,8 @@ class Engine:
             self._news.notify()
         for job in waiting:
             job.end(Refused(503, "the server is stopping; ask again", retry=5))
-        if now and (current := self.current):
-            current.cancelled = True
+        for job in self.current if now else ():
+            job.cancelled = True
 
     def check_alive(self) -> None:
         """RuntimeError where nothing is made any more, though nobody said stop."""
@@ -158,21 +163,66 @@ class Engine:
                 self._news.wait_for(lambda: self._waiting or self.stopping)
                 if not self._waiting:
                     return
-                job = self.current = self._waiting.popleft()
-            job.started = time.monotonic()
-            refused = self._make(job)
-            self.current = None
-            job.end(refused)
-            del job  # else its outputs would lie in memory until the next one comes
+                first = self._waiting.popleft()
+                waiting = [*self._waiting]
+                places = self._batches.choose(first.request, [job.request for job in waiting])
+                jobs = self.current = [first, *(waiting[place] for place in places)]
+                self._waiting = deque(job for job in waiting if job not in jobs)
+            for job in jobs:
+                job.started = time.monotonic()
+            self._make(jobs)
+            self.current = []
+            del jobs, job, first, waiting  # else their outputs would lie in memory until the next one comes
 
-    def _make(self, job: Job) -> Refused | None:
-        """Makes the outputs of `job`; returns what kept it from that, if anything did."""
-        try:
-            job.check()
-            for output in self.generator.iterate(
-                job.request, save_output=False, show_progress=False, watch=job.watch
-            ):
+    def _make(self, jobs: list[Job]) -> None:
+        """Makes and ends `jobs`. Where several cannot be made together, each is made alone."""
+        begin, count, request = time.monotonic(), len(jobs), jobs[0].request
+        for job in jobs:
+            job.together = count
+        refused = self._refused(self._alone if count == 1 else self._together, jobs)
+        if count == 1:
+            jobs[0].end(refused)
+        if refused is None:
+            if all(job.outputs for job in jobs):
+                self._batches.note(request, count, time.monotonic() - begin)
+        elif count > 1:
+            log.warning("%d requests are made one after the other (%s)", count, refused)
+            self._batches.note(request, count, math.inf)
+            for job in jobs:
+                if not job.done:
+                    self._make([job])
+
+    def _alone(self, jobs: list[Job]) -> None:
+        [job] = jobs
+        job.check()
+        made = self.generator.iterate(job.request, save_output=False, show_progress=False, watch=job.watch)
+        for output in made:
+            job.add(output)
+
+    def _together(self, jobs: list[Job]) -> None:
+        """Makes `jobs` in one batch, and ends each. Who gives up leaves the others to it."""
+
+        def watch(job: Job, progress: Progress) -> None:
+            if not job.done:
+                try:
+                    job.watch(progress)
+                except Ended:
+                    job.end()
+                except Refused as refused:
+                    job.end(refused)
+            if all(job.done for job in jobs):
+                raise Ended
+
+        made = self.generator.together([job.request for job in jobs], [partial(watch, job) for job in jobs])
+        for job, output in zip(jobs, made, strict=True):
+            if not job.done:
                 job.add(output)
+                job.end()
+
+    def _refused(self, make: Callable[[list[Job]], None], jobs: list[Job]) -> Refused | None:
+        """Makes `jobs`; returns what kept them from being made, if anything did."""
+        try:
+            make(jobs)
         except Ended:
             pass
         except Refused as refused:

@@ -40,6 +40,7 @@ async def generations(http: HttpRequest) -> Response:
             "output_format": "png",
             "size": f"{request.width}x{request.height}",
             "seconds": {"queued": job.started - job.came, "made": job.ended - job.started},
+            "together": job.together,
         }
     )
 

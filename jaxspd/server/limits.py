@@ -18,7 +18,8 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Limits:
     """`pixels` of one output, over all its frames; denoising `steps`; `outputs` of one request; requests that
-    wait in the `queue`; `seconds` from a request's coming to its end; `stored` bytes of finished outputs.
+    wait in the `queue`; `seconds` from a request's coming to its end; `stored` bytes of finished outputs;
+    requests that share a batch, `batch_size`.
     """
 
     pixels: int
@@ -27,6 +28,7 @@ class Limits:
     queue: int = 64
     seconds: float = 600
     stored: int = 256 * 2**20
+    batch_size: int = 4
 
     @classmethod
     def of(cls, family, **given: float | None) -> "Limits":

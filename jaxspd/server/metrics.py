@@ -28,6 +28,7 @@ class Metrics:
         self.made = Histogram("made_seconds", "a job's time in the making", buckets=SECONDS, **options)
         self.jobs = Counter("jobs", "jobs, by how they ended", ["end"], **options)
         self.outputs = Counter("outputs", "pictures and videos made", **options)
+        self.together = Counter("jobs_together", "jobs made together with others", **options)
         self.waiting = Gauge("waiting_jobs", "jobs in the queue", **options)
         self.stored = Gauge("stored_bytes", "finished outputs kept in memory", **options)
 

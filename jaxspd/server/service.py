@@ -135,6 +135,7 @@ class Service:
         end = "cancelled" if job.cancelled else f"refused {job.refused.status}" if job.refused else "made"
         metrics.jobs.labels(end).inc()
         metrics.outputs.inc(len(job.outputs))
+        metrics.together.inc(job.together > 1)
 
 
 async def _disconnected(http: HttpRequest) -> None:
