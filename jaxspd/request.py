@@ -163,6 +163,7 @@ class SamplingParams:
 
     @property
     def prompts(self) -> list[str]:
+        """The prompts in a list: none, one or several."""
         if self.prompt is None:
             return []
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)

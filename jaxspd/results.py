@@ -125,6 +125,7 @@ class Outputs(Iterator[Output]):
         self._made.close()
 
     def written(self) -> str:
+        """How many of the outputs asked for are on disk, for people."""
         return written(self.result, self.asked)
 
 

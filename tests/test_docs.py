@@ -1,5 +1,6 @@
 """The documentation: its links lead somewhere, and the commands that it shows are commands."""
 
+import pkgutil
 import re
 import runpy
 import shlex
@@ -78,3 +79,14 @@ def test_the_sites_pages_find_each_other(tmp_path):
     """As `make docs` lays them out, before MkDocs makes them HTML."""
     runpy.run_path(str(ROOT / "docs" / "pages.py"))["lay_out"](tmp_path)
     assert sum(links(page) for page in tmp_path.rglob("*.md")) > 60
+
+
+def test_the_api_page_names_what_there_is():
+    """With its members, of which MkDocs leaves out without a word what is not there."""
+    blocks = text(ROOT / "docs" / "api.md").split("\n::: ")[1:]
+    assert len(blocks) > 10
+    for block in blocks:
+        named = pkgutil.resolve_name(block.splitlines()[0])
+        for members in re.findall(r"members: \[(.*)\]", block):
+            for member in members.split(", "):
+                assert getattr(named, member).__doc__, (named, member)
