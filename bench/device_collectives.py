@@ -1,4 +1,4 @@
-"""What a program makes each of its devices send and multiply, as the compiler's text (HLO) has it."""
+"""Counts what each device of a program sends and multiplies, from the compiler's text (HLO)."""
 
 import re
 from collections import Counter
@@ -17,14 +17,15 @@ GROUPS = re.compile(
 )
 DEFINED = re.compile(r"%([\w.-]+) = ([a-z0-9]+\[[\d,]*\])")
 DOT = re.compile(r"= (\S+) dot\(%([\w.-]+), %[\w.-]+\), .*?lhs_contracting_dims=\{([\d,]*)\}")
-# cuDNN's: queries and keys are `[B, N, heads, head_dim]`.
+# cuDNN's attention: queries and keys are `[B, N, heads, head_dim]`.
 ATTENTION = re.compile(r'custom_call_target="__cudnn\$fmha[^"]*", operand_layout_constraints=\{(\S+) (\S+)')
 
 
 def sent(text: str) -> tuple[Counter[str], Counter[str]]:
-    """By kind of collective, the bytes that each device sends to others while the program runs once, at
-    least, and how many collectives there are. ValueError for groups that are not understood, and for a
-    collective in a loop, whose turns are not counted.
+    """The bytes that each device sends to others in one run, and the numbers of collectives, both by kind.
+
+    The bytes are at least those. Raises ValueError for groups that are not understood, and for a collective
+    in a loop, whose turns are not counted.
     """
     bytes_, often, looped = Counter(), Counter(), set(re.findall(r"body=%([\w.-]+)", text))
     within = ""
@@ -42,8 +43,10 @@ def sent(text: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def _sent(kind: str, size: int, devices: int, begun: str | None) -> int:
-    """Bytes that a device sends in a collective of so many `devices`. `size` is of what this gives, together
-    with what it takes where it is only `begun`, unless it is an all-reduce.
+    """The bytes that a device sends in a collective of `devices` devices.
+
+    `size` is the bytes of the results. If the collective is only `begun`, they include its arguments, except
+    for an all-reduce.
     """
     others = devices - 1
     if kind == "all-reduce":
@@ -57,7 +60,7 @@ def _sent(kind: str, size: int, devices: int, begun: str | None) -> int:
 
 
 def _devices(kind: str, line: str) -> int:
-    """How many devices exchange among each other."""
+    """The number of devices that exchange data with each other."""
     if kind == "collective-permute":
         return 2
     if not (groups := GROUPS.search(line)):
@@ -80,7 +83,7 @@ def _axes(text: str) -> list[int]:
 
 
 def flops(text: str) -> int:
-    """FLOPs of the matrix products and of cuDNN's attention that each GPU computes."""
+    """The FLOPs of the matrix products and of cuDNN's attention that each GPU computes."""
     shapes = {name: _axes(SHAPE.match(shape)[2]) for name, shape in DEFINED.findall(text)}
     total = 0
     for result, left, summed in DOT.findall(text):
@@ -92,7 +95,7 @@ def flops(text: str) -> int:
 
 
 def in_all(texts: Iterable[str]) -> dict[str, dict[str, int] | int]:
-    """Of programs that run one after the other: what a device sends, by how many collectives, and FLOPs."""
+    """The totals of programs that run in a row: a device's bytes sent, its collectives and its FLOPs."""
     bytes_, often, multiplied, known = Counter(), Counter(), 0, {}
     for text in texts:
         if text not in known:

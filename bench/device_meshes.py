@@ -1,4 +1,4 @@
-"""The tables of `bench/devices.py` of devices that share a step, and what their time would be on paper."""
+"""The tables of `bench/devices.py` for devices that share a step, with estimates of their time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from jaxspd.models.vae.coder import parameter_bytes
 
 @dataclass(frozen=True)
 class Card:
-    """What one device is assumed to reach: FLOP/s of products in bfloat16, bytes/s of its memory, and bytes/s
-    that it sends to the others while all send. Products of 8 bits take half the time.
+    """The speed that one device is assumed to reach.
+
+    `flops` is FLOP/s of products in bfloat16; products in 8 bits take half the time. `memory` is bytes/s from
+    its memory. `link` is bytes/s that it sends to the others while all send.
     """
 
     title: str
@@ -27,7 +29,7 @@ CARDS = {
     "a6000": Card("RTX A6000", 0.60 * 155e12, 0.8 * 768e9, 25e9),
     "v6e": Card("TPU v6e", 0.55 * 918e12, 0.8 * 1.64e12, 90e9),
 }
-# Seconds that a collective takes to begin, for the estimate that counts them.
+# The seconds that a collective is assumed to take to begin, in the estimate that counts them.
 BEGIN = 10e-6
 COLUMNS = ["model", "layout", "weights", "peak, coarse/full", "layers with fused attention", "sends"]
 COLUMNS += ["collectives", "kinds", "ms a step", "efficiency", "and 10 µs a collective"]
@@ -51,14 +53,16 @@ on all of them. The last column is the same if each collective takes 10 µs to b
 
 
 def seconds(card: Card, eight_bits: bool, flops: float, weights: float, sent: float = 0) -> float:
-    """Of a step, by the FLOPs and bytes of one device."""
+    """The seconds of a step, from one device's FLOPs, the bytes of its weights and those that it sends."""
     multiplying = flops / card.flops / (2 if eight_bits else 1)
     return max(multiplying, weights / card.memory) + sent / card.link
 
 
 def read_by_each(published: Published, devices: int) -> float:
-    """Bytes of weights that each device reads in a step: all, but of modulation, whose vectors the devices
-    share out by channels, a part.
+    """The bytes of weights that each device reads in a step.
+
+    A device reads all weights, but only a part of those of modulation, whose channels the devices divide
+    among themselves.
     """
     sharing = devices // 2 if published.guided and devices % 2 == 0 else devices
     total = 0.0
@@ -69,7 +73,7 @@ def read_by_each(published: Published, devices: int) -> float:
 
 
 def paper(card: Card, devices: int, published: Published, found: dict) -> tuple[float, float, float]:
-    """Seconds of a step, its efficiency, and this where collectives take time to begin."""
+    """The seconds of a step, its efficiency, and its efficiency if collectives take time to begin."""
     eight_bits, sent = bool(published.model.quantize), sum(found["sent"].values())
     alone = seconds(card, eight_bits, found["flops"], found["weights"]) / devices
     flops, read = found["device_flops"] or found["flops"] / devices, read_by_each(published, devices)
@@ -78,7 +82,7 @@ def paper(card: Card, devices: int, published: Published, found: dict) -> tuple[
 
 
 def rows(mesh: str, answers: dict) -> list[list[str]]:
-    """A row for each model and layout of which both grids are known."""
+    """A row for each model and layout for which both grids are known."""
     card, devices = parts(mesh)
     lines = []
     for model in MODELS:
@@ -94,7 +98,7 @@ def rows(mesh: str, answers: dict) -> list[list[str]]:
 
 
 def cells(card: Card, devices: int, published: Published, found: list[dict]) -> list[str]:
-    """What is told of a model and a layout, `found` being of each grid."""
+    """The cells for a model and a layout. `found` are the answers for each grid."""
 
     def each(tell: Callable[[dict], str]) -> str:
         return "/".join(map(tell, found))
@@ -116,7 +120,7 @@ def cells(card: Card, devices: int, published: Published, found: list[dict]) -> 
 
 
 def parts(mesh: str) -> tuple[Card, int]:
-    """A mesh's card, and how many there are."""
+    """A mesh's card, and its number of devices."""
     kind, _, count = mesh.partition("-")
     return CARDS[kind], int(count)
 
@@ -126,7 +130,7 @@ def gb(size: float) -> str:
 
 
 def markdown(answers: dict) -> list[str]:
-    """The lines of all meshes of which something is known."""
+    """The lines for all meshes that have answers."""
     if not any(mesh in answers for mesh in MESHES):
         return []
     lines = [HEAD]

@@ -1,6 +1,4 @@
-"""What `bench/devices.py` compiles: published models at published sizes, their programs, and of what code
-each program is made.
-"""
+"""What `bench/devices.py` compiles: published models at published sizes, and their programs."""
 
 import ast
 import hashlib
@@ -45,7 +43,7 @@ MODELS = (
     Model("Qwen-Image", "qwen_image", size(1024, 1024, 30, guidance_scale=4.0), ()),
     Model("Qwen-Image at 1664×928", "qwen_image", size(928, 1664, 50, guidance_scale=4.0), ()),
 )
-# What a card of 24, 32 or 48 GB holds in 8 bits.
+# The models that a card of 24, 32 or 48 GB holds in 8 bits.
 LARGE = ("FLUX.1-dev", "FLUX.2-dev", "Wan2.1-T2V-14B", "Wan2.1-T2V-14B at 720p", "Qwen-Image")
 MODELS += tuple(
     replace(model, name=f"{model.name} in {kind}", quantize=kind)
@@ -53,8 +51,8 @@ MODELS += tuple(
     for model in MODELS
     if model.name in LARGE
 )
-# Devices side by side, and what is compiled for them: steps, whose weights are whole on each device, and of
-# large models sharded too.
+# Several devices together, and the models whose steps are compiled for them. Weights are whole on each
+# device. For large models, steps with sharded weights are compiled too.
 MESHES = ("h100-2", "h100-4", "h100-8", "a6000-4", "v6e-8")
 SPREAD = (
     "FLUX.1-dev",
@@ -67,7 +65,7 @@ SPREAD = (
     "Z-Image",
     "Qwen-Image",
 )
-# The code that a program of a kind is made of, beside the transformer's own module.
+# The code that a program of each kind is made of, beside the transformer's own module.
 CODE = {
     "denoise": (
         "models/attention.py",
@@ -97,9 +95,11 @@ CODE = {
 
 @dataclass(frozen=True)
 class Program:
-    """One program: `kind` is a key of `CODE`, `what` the latents' grid or the pipeline's folder of a text
-    encoder, `forwards` how many a guided step runs, one after the other. Of several devices each has a part
-    of the weights where they are `sharded`.
+    """One program.
+
+    `kind` is a key of `CODE`. `what` is the latents' grid, or a text encoder's folder in the pipeline.
+    `forwards` is the number of forwards that a guided step runs in a row. If `sharded`, each of several
+    devices has a part of the weights.
     """
 
     kind: str
@@ -127,7 +127,7 @@ class Published:
     def family(self) -> BaseFamily:
         family = self.model.recipe()
         if self.model.transformer.get("guidance_embeds") and self.model.family == "flux2":
-            # FLUX.2 [dev], which its pipeline tells from [klein].
+            # This is FLUX.2 [dev]. In a folder, the pipeline's class says that it is not [klein].
             family = replace(family, klein=False)
         return reading(family, self.request)
 
@@ -137,7 +137,7 @@ class Published:
 
     @cached_property
     def grids(self) -> dict[str, tuple[int, int]]:
-        """The latents' grids, coarsest first, by name."""
+        """The latents' grids by name, coarsest first."""
         return {"×".join(map(str, g.latent)): g.latent for g in grids(self.family, self.request)}
 
     @cached_property
@@ -149,11 +149,11 @@ class Published:
 
     @property
     def own(self) -> tuple[Program, ...]:
-        """The programs that no other model has: of one in 8 bits, the steps."""
+        """The programs that this model shares with no other. A model in 8 bits has only its own steps."""
         return tuple(p for p in self.programs if p.kind == "denoise" or not self.model.quantize)
 
     def on(self, card: str) -> tuple[Program, ...]:
-        """The programs that are compiled for a card, or a mesh."""
+        """The programs that are compiled for a card or a mesh."""
         if card not in MESHES:
             return self.own
         if self.model.name not in SPREAD:
@@ -163,11 +163,11 @@ class Published:
 
     @property
     def whole(self) -> str:
-        """The name of the model whose other programs these are."""
+        """The name of the model in whole weights, whose other programs a model in 8 bits shares."""
         return self.model.name.removesuffix(f" in {self.model.quantize}")
 
     def digest(self, program: Program, target: str, mesh: bool = False) -> str:
-        """Of all that makes the program what it is: the code, the configuration, the compilers, the card."""
+        """A digest of all that determines the program: code, configuration, compilers and card."""
         family = self.family
         parts = [target, program.name, *map(repr, asdict(self.request).items()), *versions()]
         files = [path for pattern in CODE[program.kind] for path in sorted((ROOT / "jaxspd").glob(pattern))]
@@ -189,7 +189,7 @@ class Published:
 
 
 def versions() -> Iterator[str]:
-    """Of the compilers."""
+    """Yields the compilers' names with their versions."""
     for package in ("jax", "jaxlib", "jax-cuda12-plugin", "libtpu"):
         try:
             yield f"{package} {version(package)}"

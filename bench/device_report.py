@@ -1,4 +1,4 @@
-"""The table of `bench/devices.py`, in Markdown."""
+"""The tables of `bench/devices.py` in Markdown."""
 
 from device_meshes import markdown as of_meshes
 from device_meshes import table
@@ -8,7 +8,7 @@ TITLES = {"a6000": "RTX A6000, 48 GB", "h100": "H100, 80 GB"} | {
     "v5e": "TPU v5e, 16 GB",
     "v6e": "TPU v6e, 32 GB",
 }
-# Of a TPU's matrix units, in GHz, by which cycles become seconds.
+# The clock rates of TPUs' matrix units in GHz, which turn cycles into seconds.
 CLOCK = {"v5e": 1.5, "v6e": 1.75}
 HEAD = """# What the compilers say
 
@@ -80,7 +80,7 @@ def rows(card: str, answers: dict) -> list[list[str]]:
 
 
 def markdown(answers: dict) -> str:
-    """The tables, a card each, and what did not compile."""
+    """The tables, one for each card, and what did not compile."""
     lines = [HEAD]
     for card, title in TITLES.items():
         if card not in answers:
@@ -94,7 +94,7 @@ def markdown(answers: dict) -> str:
 
 
 def failures(answers: dict) -> list[str]:
-    """What did not compile, and why."""
+    """Lines that say what did not compile, and why."""
     errors = [
         f"- {model}, {program}: {found['error']}"
         for model, programs in answers.items()

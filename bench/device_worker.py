@@ -2,7 +2,7 @@
 
     python bench/device_worker.py CARD MODEL PROGRAM...
 
-Answers with a JSON line a program. The environment is to be `devices.ENVIRONMENT`.
+It prints a JSON line for each program. Its environment must be `devices.ENVIRONMENT`.
 """
 
 import json
@@ -36,9 +36,9 @@ from jaxspd.target import Target
 
 TARGETS = Path(__file__).parent / "targets"
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v6e-8": "v6e:2x4"}
-# Of one device, in bytes; JAX may take nine tenths.
+# One device's memory in bytes. JAX may take nine tenths of it.
 MEMORY = {"a6000": 48 * 2**30, "h100": 80 * 2**30, "v6e": 32 * 2**30}
-# By platform, how a program's text tells that there is a fused attention kernel in it.
+# By platform, the text that shows that a program contains a fused attention kernel.
 FUSED = {"gpu": "__cudnn$fmha", "tpu": "tpu_custom_call"}
 
 
@@ -54,7 +54,7 @@ class Streamed:
 
 
 def described(card: str, topology: str = "1x1x1") -> Any:
-    """GPUs of that kind, as `targets/` has it, side by side in one process."""
+    """GPUs of the kind that `targets/` describes, together in one process."""
     jax.devices()  # finds the plugins that are installed
     text = "\n".join(
         line for line in (TARGETS / f"{card}.txtpb").read_text().splitlines() if not line.startswith("#")
@@ -65,7 +65,7 @@ def described(card: str, topology: str = "1x1x1") -> Any:
 
 
 def devices_of(card: str) -> list[jax.Device]:
-    """A card, the devices of a mesh, or for "cpu" this machine's."""
+    """The device of a card, the devices of a mesh, or this machine's for "cpu"."""
     if card == "cpu":
         return jax.devices("cpu")
     if card in TOPOLOGIES:
@@ -76,13 +76,14 @@ def devices_of(card: str) -> list[jax.Device]:
 
 
 def target_of(card: str) -> Target:
-    """The first of a card's devices."""
+    """A target of the first of a card's devices."""
     return Target(devices_of(card)[0])
 
 
 def spread_target(card: str, published: Published, sharded: bool | None) -> Target:
-    """The devices of a mesh, over which the model is spread as jaxspd does it; whether weights are sharded it
-    chooses where nothing is said.
+    """A target of the devices of a mesh, over which jaxspd spreads the model.
+
+    If `sharded` is None, jaxspd chooses whether to shard the weights.
     """
     devices, family = devices_of(card), published.family
     limit = round(0.9 * MEMORY[card.partition("-")[0]])
@@ -91,7 +92,7 @@ def spread_target(card: str, published: Published, sharded: bool | None) -> Targ
 
 
 def denoise(published: Published, program: Program, target: Target) -> Layerwise:
-    """A step, as `sampling.programs` makes it."""
+    """The program of a step, as `sampling.programs` makes it."""
     family, request, dtype = published.family, published.request, jnp.bfloat16
     velocity = guide(family.velocity_function(dtype), family.combine, batched=program.forwards == 1)
     solver, one = SOLVERS[request.scheduler], family.abstract_conditioning(1)
@@ -109,7 +110,7 @@ def denoise(published: Published, program: Program, target: Target) -> Layerwise
 
 
 def encode(published: Published, program: Program, target: Target) -> Layerwise:
-    """What reads a prompt, and a negative one where there is guidance, with streamed layers."""
+    """The program that encodes a prompt, and a negative one if there is guidance, with streamed layers."""
     [asked] = (text for text in published.family.texts if text.part == program.what)
     _, kind = KINDS[asked.kind]
     architecture, dtype = kind(asked.published, asked.states), jnp.bfloat16
@@ -117,25 +118,25 @@ def encode(published: Published, program: Program, target: Target) -> Layerwise:
     stored = jax.tree.map(lambda p: Streamed(p.shape, p.dtype), shapes)
     ids = jax.ShapeDtypeStruct((1 + published.guided, asked.tokens), jnp.int32)
     embedded = jax.ShapeDtypeStruct((*ids.shape, architecture.width), dtype)
-    # FLUX.1's sees padding too.
+    # FLUX.1's encoder attends to padding too.
     mask = None if published.family.name == "flux1" else ids
     return Layerwise(encoding(architecture, graph), stored, embedded, ids, mask, target=target)
 
 
 def decode(published: Published, program: Program, target: Target) -> Coder:
-    """What decodes one picture, or the chunks of one video, without tiles."""
+    """The programs that decode one picture, or the chunks of one video, without tiles."""
     family, request = published.family, published.request
     module = abstract_autoencoder(family.vae, family.vae_dtype or jnp.bfloat16)
     coder = Coder(module, nnx.state(module), target=target)
     shape = (1, *family.leading(request.num_frames), *published.grids[program.what])
-    # A picture is a video of one frame to an autoencoder of videos.
+    # An autoencoder of videos takes a picture as a video of one frame.
     of_videos = family.vae.frames_per_latent > 1
     coder.prepare((*shape[:2], 1, *shape[2:]) if of_videos and len(shape) == 4 else shape)
     return coder
 
 
 def answer(published: Published, program: Program, target: Target) -> dict:
-    """What the compiler says of one program."""
+    """The compiler's figures for one program."""
     begin = time.perf_counter()
     made = {"denoise": denoise, "encode": encode, "decode": decode}[program.kind](published, program, target)
     found = {"compile_seconds": round(time.perf_counter() - begin, 1)}
@@ -169,8 +170,9 @@ def answer(published: Published, program: Program, target: Target) -> dict:
 
 
 def estimate(runs: Iterable[tuple[jax.stages.Compiled, int]], platform: str) -> dict:
-    """On a TPU, the compiler's own estimate: cycles, kernels of custom calls not counted. `runs` are programs
-    and how often each runs.
+    """The TPU compiler's own estimate of cycles, without kernels of custom calls. Other platforms have none.
+
+    `runs` are programs with how often each runs.
     """
     if platform != "tpu":
         return {}

@@ -6,11 +6,11 @@
     python bench/devices.py --card h100-8    # eight H100s that share the work of a step
     python bench/devices.py --report    # the table, from the answers that are there
 
-XLA compiles for CUDA on any x86 machine that has the libraries, by a description of the card in `targets/`;
-for TPUs by libtpu, one process at a time. Each program is compiled as jaxspd compiles it: abstract weights,
-bfloat16, the denoiser and the text encoders layer by layer, the autoencoder whole. Answers are kept under
-`results/devices/`, each until the code that its program is made of changes. Kernels are not tuned, since that
-takes a card; what is measured is memory, not time.
+XLA compiles for CUDA on any x86 machine that has the libraries, from a description of the card in `targets/`.
+It compiles for TPUs with libtpu, one process at a time. Each program is compiled as jaxspd compiles it: with
+abstract weights in bfloat16, the denoiser and the text encoders layer by layer, and the autoencoder whole.
+Answers are kept under `results/devices/`, each until the code of its program changes. Kernels are not tuned,
+since that takes a card. So memory is measured, and time is not.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from machine import RESULTS, environment
 CARDS = ("a6000", "h100", "v6e", "v5e", *MESHES)
 WORKER, TARGETS = Path(__file__).with_name("device_worker.py"), Path(__file__).parent / "targets"
 FOLDER = RESULTS / "devices"
-# Of the compiling processes: they run nothing, and none is to ask the network which TPU this is.
+# The environment of the compiling processes. They run nothing, and must not ask the network which TPU this
+# is.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -36,12 +37,12 @@ ENVIRONMENT = {
 
 
 def read(file: Path) -> dict:
-    """Card -> model -> program -> what was found, with the digest of what it was found of."""
+    """The kept answers: card -> model -> program -> answer, which holds the program's digest."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def write(folder: Path, answers: dict) -> None:
-    """The answers and their table, whole or not at all."""
+    """Writes the answers and their tables, each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("devices.json", json.dumps(answers, indent=1, ensure_ascii=False, sort_keys=True) + "\n"),
@@ -53,21 +54,21 @@ def write(folder: Path, answers: dict) -> None:
 
 
 def described(card: str) -> str:
-    """What a program for the card, or the mesh, depends on, beside the program."""
+    """The description of a card or a mesh, on which its programs depend."""
     kind, _, count = card.partition("-")
     file = TARGETS / f"{kind}.txtpb"
     return file.read_text() + count if file.exists() else card
 
 
 def missing(known: dict, card: str, published: Published) -> dict[str, str]:
-    """The programs that are to be compiled, and their digests."""
+    """The digests of the programs that must be compiled, by name."""
     mesh = card in MESHES
     digests = {p.name: published.digest(p, described(card), mesh) for p in published.on(card)}
     return {name: digest for name, digest in digests.items() if known.get(name, {}).get("digest") != digest}
 
 
 def ask(card: str, model: str, wanted: dict[str, str]):
-    """(program, answer) of each that is `wanted`, as the worker tells them."""
+    """Yields (program, answer) for each `wanted` program, as the worker finds them."""
     command = [sys.executable, str(WORKER), card, model, *wanted]
     own = environment() | ENVIRONMENT
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as worker:

@@ -1,6 +1,6 @@
 """jaxspd: spectral progressive diffusion in JAX.
 
-Importing this does not import jax; the names below arrive when they are first used.
+Importing this package does not import jax. The names below are imported when they are first used.
 """
 
 from importlib import import_module

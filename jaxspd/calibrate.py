@@ -1,4 +1,4 @@
-"""`jaxspd calibrate`: the power spectrum of a model's clean latents, measured on a folder of files."""
+"""`jaxspd calibrate` measures the power spectrum of a model's clean latents on a folder of files."""
 
 import json
 import logging
@@ -29,12 +29,13 @@ from jaxspd.spectral.levels import Level, halvings
 
 log = logging.getLogger("jaxspd")
 
-# What a file holds goes by its ending; others, such as captions beside the pictures, are passed over.
+# A file's ending says what it holds. Files with other endings, such as captions, are ignored.
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
-# Of a video unless asked otherwise: the spectrum is one of rows and columns, and hardly needs more.
+# How many frames of a video are measured by default. The spectrum is one over rows and columns, and hardly
+# needs more frames.
 DEFAULT_FRAMES = 17
-# For which the step at which the grid grows is shown.
+# The δ for which the σ at which the grid grows is shown.
 DELTAS = (0.01, 0.05, 0.1, 0.2)
 
 
@@ -58,15 +59,15 @@ class Measurement:
 
     @property
     def coarse(self) -> Level:
-        """The grid from which one halving starts."""
+        """The level of half the grid, on which a plan with one halving starts."""
         return halvings(self.latent, 1)[0]
 
     def transitions(self) -> dict[float, float]:
-        """δ → σ at which the grid grows from half to full."""
+        """For each δ, the σ at which the grid grows from half to full size."""
         return {d: self.calibration.spectrum.activation_time(self.coarse.nyquist, d) for d in DELTAS}
 
     def report(self) -> dict:
-        """What is written: the spectrum, and how it was measured."""
+        """The contents of the JSON file: the spectrum, and how it was measured."""
         spectrum = self.calibration.spectrum
         return {
             "amplitude": spectrum.amplitude,
@@ -81,7 +82,7 @@ class Measurement:
         }
 
     def summary(self) -> str:
-        """The same for people."""
+        """The measurement in lines for people to read."""
         spectrum, (h, w), (ch, cw) = self.calibration.spectrum, self.latent, self.coarse.latent
         length = f", {self.num_frames} frames" if self.num_frames > 1 else ""
         lines = [
@@ -103,12 +104,12 @@ def calibrate(
     num_frames: int | None = None,
     revision: str | None = None,
 ) -> Measurement:
-    """Measures the spectrum of a model's latents on the files below the folder `images`, writes it to
-    `output_path`, a JSON file, and a plot of it to its `plot_path`.
+    """Measures the spectrum of a model's latents on the files below the folder `images`.
 
-    Models of pictures are measured on pictures, models of videos on videos, or with `num_frames` 1 on
-    pictures. `revision` is a hub id's branch, tag or commit. UsageError, before anything is encoded, for what
-    cannot be written or done.
+    The spectrum is written to the JSON file `output_path`, and its plot to `plot_path`. `height` and `width`
+    are in pixels. Picture models are measured on pictures. Video models are measured on videos, or on
+    pictures if `num_frames` is 1. `revision` is a hub id's branch, tag or commit. Raises UsageError, before
+    anything is encoded, if something cannot be read, written or measured.
     """
     target, folder = user_path(output_path), user_path(images)
     check_target(target)
@@ -120,10 +121,10 @@ def calibrate(
     latent = size[0] // family.pixels_per_latent, size[1] // family.pixels_per_latent
     halvings(latent, 1)  # refuses a grid that is too small to grow into
     files = find_files(folder, family, count, plot_path(target))
-    # Only now, when nothing is left to be refused.
+    # The weights are downloaded only after everything else has been checked.
     family = fetch(model_path, ("vae",), revision)
     meter = PowerMeter(latent)
-    # In float32: what is encoded is measured.
+    # The encoder works in float32, because its rounding would be measured too.
     components = Components(family, jnp.float32)
     with logging_redirect_tqdm([log]), tqdm(files, unit="file", file=sys.stderr) as bar:
         for pixels in readable_files(bar, size, count):
@@ -142,12 +143,12 @@ def calibrate(
 
 
 def plot_path(target: Path) -> Path:
-    """Where the plot of the JSON file `target` goes: not where a picture of the same name would be."""
+    """The path of the plot of the JSON file `target`. No picture of that name has the same path."""
     return target.with_suffix(".plot.png")
 
 
 def check_target(target: Path) -> None:
-    """UsageError unless the JSON file `target` and its plot can be written; creates nothing."""
+    """Raises UsageError unless the JSON file `target` and its plot can be written. Creates nothing."""
     if target.suffix.lower() != ".json":
         raise UsageError(f"output_path names a file that ends in .json, not {target}")
     if not os.path.isdir(target.parent):
@@ -159,9 +160,10 @@ def check_target(target: Path) -> None:
 
 
 def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
-    """The files below `folder` that samples of `count` frames are read from, in order: videos, or pictures
-    for one frame, but never `plot`, which an earlier run may have left there. A warning counts those of the
-    other kind; UsageError if there are none.
+    """The sorted files below `folder` to read samples of `count` frames from.
+
+    They are videos, or pictures if `count` is 1. `plot` is never among them, as an earlier run may have left
+    it there. A warning counts the files of the other kind. Raises UsageError if there are no files to read.
     """
     if not os.path.isdir(folder):
         raise UsageError(f"{folder} is no folder; give images, a folder of pictures or videos")
@@ -185,7 +187,7 @@ def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
 
 
 def readable_files(paths, size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
-    """Pixels `[count, H, W, 3]`, uint8, of each file that can be read; a warning names every other."""
+    """Yields the pixels `[count, H, W, 3]`, uint8, of each readable file. A warning names each other file."""
     for path in paths:
         try:
             pixels = read_picture(path, size) if count == 1 else read_video(path, size, count)
@@ -197,13 +199,13 @@ def readable_files(paths, size: tuple[int, int], count: int) -> Iterator[np.ndar
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Pixels `[1, H, W, 3]`, uint8, of a picture file, upright."""
+    """The pixels `[1, H, W, 3]`, uint8, of a picture file, turned upright."""
     with Image.open(path) as image:
         return fit(ImageOps.exif_transpose(image), size)[None]
 
 
 def read_video(path: Path, size: tuple[int, int], count: int) -> np.ndarray:
-    """Pixels `[count, H, W, 3]`, uint8, of a video's first frames; ValueError if it has fewer."""
+    """The pixels `[count, H, W, 3]`, uint8, of a video's first frames. Raises ValueError if it has fewer."""
     with av.open(str(path)) as file:
         pixels = [fit(frame.to_image(), size) for frame in islice(file.decode(video=0), count)]
     if len(pixels) < count:
@@ -212,10 +214,10 @@ def read_video(path: Path, size: tuple[int, int], count: int) -> np.ndarray:
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """`image` as `[H, W, 3]`, uint8: its middle in the shape of `size`, made smaller to `size`.
+    """`image` cropped about its centre to the shape of `size` `(H, W)`, and shrunk to it: `[H, W, 3]`, uint8.
 
-    ValueError for an image that would have to be enlarged: the detail that it lacks would be measured as
-    missing from all pictures.
+    Raises ValueError if the image would have to be enlarged. The detail that it lacks would otherwise count
+    as missing from all pictures.
     """
     height, width = size
     if image.width < width or image.height < height:
@@ -228,7 +230,7 @@ def write(result: Measurement) -> None:
     """Writes the JSON file and the plot of `result`, each whole or not at all."""
     path = result.path
     try:
-        # Removed in the end whatever happens: an interrupt too leaves nothing behind.
+        # The folder is removed whatever happens, so an interrupt leaves nothing behind either.
         with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
             part, plot = Path(folder) / path.name, Path(folder) / result.plot_path.name
             part.write_text(json.dumps(result.report(), indent=2) + "\n")
@@ -240,7 +242,7 @@ def write(result: Measurement) -> None:
 
 
 def draw(result: Measurement, path: Path) -> None:
-    """A PNG of the measured power, its fit, and the half grid's limit, with the σ at which it is left."""
+    """Draws a PNG of the measured power, its fit, and the half grid's limit, with the σ at which it grows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Configuration files of a pipeline's components: what is read of them has the type and range it needs."""
+"""Reading the configuration files of a pipeline's components, with checks of types and ranges."""
 
 import json
 import math
@@ -11,22 +11,24 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError
 
-# Far above any checkpoint's, and low enough that nothing built of them is endless.
+# These are far above any checkpoint's values, and low enough that building a model ends in time.
 LARGEST, MOST_LAYERS = 2**20, 1000
 
 
 def read_fields(path: Path, config_class: type) -> Any:
-    """`config_class`, a dataclass, with those of its fields that the JSON file `path` holds: see
-    `checked_fields`.
+    """A `config_class`, a dataclass, with the fields that the JSON file `path` holds.
+
+    Raises UsageError as `checked_fields` does.
     """
     return config_class(**checked_fields(path, read_json(path), config_class))
 
 
 def checked_fields(path: Path, given: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """Those of a dataclass's fields that `given`, which the JSON file `path` holds, names; lists are tuples.
+    """The values in `given`, the contents of the JSON file `path`, for the fields of a dataclass.
 
-    UsageError for a value of another type than the field's; whole numbers are 1 to `LARGEST`, numbers of
-    layers 0 to `MOST_LAYERS`, other numbers finite, lists not empty.
+    Lists become tuples. Raises UsageError for a value that does not have its field's type. Integers must be
+    from 1 to `LARGEST`, and numbers of layers from 0 to `MOST_LAYERS`. Other numbers must be finite, and
+    lists must not be empty.
     """
     kinds, values = get_type_hints(config_class), {}
     for field in fields(config_class):
@@ -46,11 +48,11 @@ def check_options(
     fixed: Mapping[str, Any],
     unread: Collection[str],
 ) -> None:
-    """UsageError for an option in `given`, which the JSON file `path` holds, that changes what is computed
-    and is not known.
+    """Raises UsageError for an unknown option in `given`, the contents of the JSON file `path`.
 
-    `fixed` are options that only one value is understood of, `unread` those that change nothing here. Another
-    option than these and the fields of `config_class` may stand there as long as it is off.
+    Known options are the fields of `config_class`, the options in `fixed`, which must have the values given
+    there, and those in `unread`, which do not change what is computed. Other options are allowed if they are
+    null or false.
     """
     known = {*fixed, *unread, *(field.name for field in fields(config_class))}
     for name, value in given.items():
@@ -65,7 +67,7 @@ def wrong(path: Path, name: str, value: Any, wanted: str) -> UsageError:
 
 
 def _short(value: Any) -> str:
-    """`value` as the file has it, of what is long only the beginning."""
+    """`value` as JSON, cut after 40 characters."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 

@@ -1,4 +1,4 @@
-"""The one exception for what the user can mend; reading checkpoints raises it too, so it lives there."""
+"""The one exception for what the user can mend. It is defined in `convert`, which raises it too."""
 
 from jaxspd.convert.errors import UsageError, first_line
 

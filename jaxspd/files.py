@@ -1,4 +1,4 @@
-"""Paths and text files that a user gives: one clear line for what is no such thing. Does not import jax."""
+"""Paths and text files that a user gives, with one clear line for bad ones. Does not import jax."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from jaxspd.errors import UsageError
 
 
 def is_text(value: str) -> bool:
-    """Whether `value` is Unicode text; bytes that are no UTF-8, and halves of a surrogate pair, are none."""
+    """Whether `value` is Unicode text, without bytes that are not UTF-8 and without lone surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -19,7 +19,7 @@ def is_text(value: str) -> bool:
 
 
 def user_path(given: str | os.PathLike) -> Path:
-    """The path that a user means, with `~` expanded; UsageError for what can be none."""
+    """The path that a user gives, with `~` expanded. Raises UsageError if it cannot be a path."""
     text = os.fspath(given)
     if not text or "\0" in text or not is_text(text):
         raise UsageError(f"{text!r} is no path; give one without NUL characters, in UTF-8")
@@ -30,7 +30,7 @@ def user_path(given: str | os.PathLike) -> Path:
 
 
 def lasting_model_path(given: str | os.PathLike | None) -> str | None:
-    """`given` as it still names the same model elsewhere: a local folder absolute, a hub id as it is."""
+    """A name of the same model from any folder: a local folder's absolute path, or a hub id as it is."""
     if given is None:
         return None
     folder = user_path(given)
@@ -38,14 +38,14 @@ def lasting_model_path(given: str | os.PathLike | None) -> str | None:
 
 
 def lasting_path(given: str | os.PathLike | None) -> str | None:
-    """`given` as it still names the same file elsewhere."""
+    """The absolute path of a file, or None if none is given."""
     return None if given is None else str(user_path(given).absolute())
 
 
 def read_text(given: str | os.PathLike, what: str) -> str:
     """The text of a UTF-8 file, without the byte order mark that some editors put first.
 
-    UsageError says that it cannot read `what`, such as "prompts from", and why.
+    Raises UsageError, with `what`, such as "prompts from", in its message, if the file cannot be read.
     """
     path = user_path(given)
     if os.path.isdir(path):
@@ -56,13 +56,13 @@ def read_text(given: str | os.PathLike, what: str) -> str:
         raise UsageError(f"cannot read {what} {path} ({error.strerror})") from None
     except UnicodeDecodeError:
         text = "\0"
-    if "\0" in text:  # which UTF-16 is full of, and text has no use for
+    if "\0" in text:  # UTF-16 is full of NUL, and text needs none
         raise UsageError(f"cannot read {what} {path} (it is no UTF-8 text); save it as UTF-8")
     return text
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says; ValueError for what is none: NaN and Infinity are not, nor keys given twice."""
+    """The value of a JSON text. Raises ValueError for other text, NaN, Infinity, and a repeated key."""
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)
     except RecursionError:
@@ -70,7 +70,7 @@ def parse_json(text: str) -> Any:
 
 
 def unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A dictionary of `pairs`; ValueError for a key given twice."""
+    """A dictionary of `pairs`. Raises ValueError for a key given twice."""
     values = {}
     for key, value in pairs:
         if key in values:

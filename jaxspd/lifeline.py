@@ -1,4 +1,4 @@
-"""What holds the processes of one run together: each hears what the first tells, and of another's end."""
+"""The connections between a run's processes. Each hears what the first tells, and when another ends."""
 
 import queue
 import time
@@ -8,19 +8,19 @@ from multiprocessing.connection import Connection
 from threading import Lock, Thread
 from typing import Any
 
-# Seconds between signs of life, and after how many without one a process counts as ended: the kernel closes
-# what a killed one leaves open, but nobody does for a machine that has lost its power.
+# The seconds between signs of life, and the seconds without one after which a process counts as ended. The
+# kernel closes the connections of a killed process, but nobody closes those of a machine without power.
 SIGN, SILENCE = 10, 100
-# Seconds that the first waits when another has ended: both may have been refused the same, and then its own
-# line is the better one.
+# The seconds that the first process waits when another has ended. Both may have ended for the same reason,
+# and then the first one's own message is the better one.
 GRACE = 2
 
 
 class Lifeline:
-    """The `connections` of process `index`: those of process 0 lead to all others, any other's to process 0.
+    """The `connections` of process `index`. Process 0 has one to each other process, which has one to it.
 
-    `end(code, line)` is to end this process, with a line on stderr unless that is None. It is called in a
-    thread, when process 0 says so, or when a process has ended though nobody has said so.
+    `end(code, line)` must end this process, with `line` on stderr unless that is None. It is called in a
+    thread, when process 0 orders it, or when a process has ended unexpectedly.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class Lifeline:
             thread.start()
 
     def tell(self, value: Any) -> None:
-        """Process 0 tells the others."""
+        """Sends `value` from process 0 to the others."""
         self._send("tell", value)
 
     def hear(self) -> Any:
-        """What process 0 tells next."""
+        """Waits for the next value that process 0 tells, and returns it."""
         return self._told.get()
 
     def part(self, code: int) -> None:
-        """Process 0 makes the others end with `code`, and waits until they have."""
+        """Makes the other processes end with `code`, and waits until they have. Only process 0 calls this."""
         self.done = True
         self._send("end", (code, None))
         for thread in self._threads:
@@ -51,7 +51,7 @@ class Lifeline:
     def _send(self, kind: str, value: Any) -> None:
         with self._sending:
             for connection in self._connections.values():
-                with suppress(OSError):  # it has ended, and who listens will hear so
+                with suppress(OSError):  # the process has ended, which `_hear` notices
                     connection.send((kind, value))
 
     def _live(self) -> None:

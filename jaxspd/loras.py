@@ -16,7 +16,7 @@ Scales = float | Sequence[float] | None
 
 @dataclass(frozen=True)
 class Loras:
-    """Where LoRAs lie, named so that the same files are found from elsewhere, and their strengths."""
+    """The paths of LoRAs, absolute or hub ids, and their strengths."""
 
     paths: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
@@ -24,8 +24,10 @@ class Loras:
 
     @classmethod
     def of(cls, paths: Paths = None, scales: Scales = None, which: str = "") -> "Loras":
-        """One or several, each with a strength, or none for 1 each; UsageError for another number of them.
-        `which` ends the names of options, "_2" for the second of two transformers.
+        """LoRAs from one path or several, with a strength for each. Without strengths, each has 1.
+
+        `which` ends the options' names: "_2" for the second of two transformers. Raises UsageError for
+        another number of strengths, and for values of the wrong type.
         """
         path_name, scale_name = f"lora_path{which}", f"lora_scale{which}"
         paths = [lasting(path) for path in _several(path_name, paths, str | os.PathLike, "text")]
@@ -38,34 +40,37 @@ class Loras:
         return cls(tuple(paths), tuple(map(float, given or [1.0] * len(paths))), which)
 
     def open(self) -> list[tuple[LoraFile, float]]:
-        """The files, which come from the hub where they must, and their strengths."""
+        """The files, downloaded from the hub if need be, and their strengths."""
         return [
             (LoraFile(fetch_file(path)), scale) for path, scale in zip(self.paths, self.scales, strict=True)
         ]
 
     @property
     def report(self) -> dict[str, list]:
-        """What of them stands in an output's parameters."""
+        """The LoRAs' entries in an output's parameters."""
         if not self.paths:
             return {}
         return {f"lora_path{self.which}": [*self.paths], f"lora_scale{self.which}": [*self.scales]}
 
 
 def of_each(family, first: Loras, second: Loras) -> list[Loras]:
-    """Those of each of the family's transformers; UsageError for a second's where there is none."""
+    """The LoRAs of each of the family's transformers.
+
+    Raises UsageError for LoRAs of a second transformer if there is only one.
+    """
     if len(family.transformers) == 1 and second.paths:
         raise UsageError(f"{family.title} has one transformer; leave lora_path_2 out")
     return [first, second][: len(family.transformers)]
 
 
 def lasting(given: str | os.PathLike) -> str:
-    """A file's path made absolute, a hub id as it is."""
+    """The absolute path of an existing file, or a hub id as it is."""
     path = user_path(given)
     return str(path.absolute()) if os.path.exists(path) else os.fspath(given)
 
 
 def _several(name: str, given: Any, kind: Any, called: str) -> list:
-    """`given` as a list of `kind`, None being an empty one."""
+    """`given` as a list of `kind`. None becomes an empty list. Raises UsageError for other types."""
     items = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
     if not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
         raise UsageError(f"{name} must be {called}")

@@ -1,7 +1,7 @@
-"""What a request takes of an accelerator's memory, counted before anything is compiled or downloaded.
+"""Counts the memory that a request takes on an accelerator, before anything is compiled or downloaded.
 
-The shares of activations are what XLA's compilers for GPUs make of each model, by `bench/devices.py`. Weights
-and activations are in bfloat16, as they are on accelerators.
+The sizes of activations are those that XLA's compilers for GPUs gave for each model (`bench/devices.py`).
+Weights and activations are in bfloat16, as they are on accelerators.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from jaxspd.sampling.solvers import solver_of
 from jaxspd.spectral.plan import Plan
 
 DTYPE = jnp.bfloat16
-# On the device: one at work, and the next one on its way.
+# How many streamed layers are on the device: one that runs, and the next one, which is on its way.
 STREAMED_LAYERS = 2
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: of the transformer's weights, which stay, and the most in each phase, with them.
+    """Bytes on the device: the transformer's weights, and the peak of each phase, weights included.
 
-    Text encoders are streamed, guidance runs both prompts in one forward, and the VAE decodes without tiles:
-    where memory is short, two forwards and tiles take less.
+    Text encoders are streamed, guidance runs both prompts in one forward, and the VAE decodes without tiles.
+    If memory is short, two forwards and tiles take less.
     """
 
     weights: int
@@ -37,7 +37,7 @@ class Memory:
 
 
 def plan_memory(family, request: Request, plan: Plan) -> Memory:
-    """What `plan`, made of the resolved `request`, takes of a device."""
+    """The memory that `plan`, made from the resolved `request`, takes on a device."""
     weights = weight_bytes(family.abstract_transformer(DTYPE), family.streamed)
     samples = 1 + family.guided(request.guidance_scale)
     leading = family.leading(request.num_frames)
@@ -54,7 +54,7 @@ def plan_memory(family, request: Request, plan: Plan) -> Memory:
 
 
 def memory_line(memory: Memory) -> str:
-    """The same for people to read, in GB of 10⁹ bytes."""
+    """The memory in one line for people to read, in GB of 10⁹ bytes."""
     names = {"encoding": memory.encode_peak, "denoising": memory.denoise_peak, "decoding": memory.decode_peak}
     peaks = ", ".join(f"{peak / 1e9:.2f} {phase}" for phase, peak in names.items())
     weights = f"{memory.weights / 1e9:.2f} GB of weights"
@@ -62,10 +62,10 @@ def memory_line(memory: Memory) -> str:
 
 
 def weight_bytes(model: nnx.Module, streamed: bool) -> int:
-    """Of a model on the device; of a `streamed` one, whose layers come one after the other, two layers."""
+    """The bytes of a model's weights on the device. Of a `streamed` model's layers, only two count."""
     layers: dict[tuple, int] = {}
     for path, parameter in nnx.to_flat_state(nnx.state(model)):
-        # A layer has a number.
+        # A layer's path contains its number.
         numbers = [place for place, part in enumerate(path) if isinstance(part, int)]
         layer = path[: numbers[0] + 1] if numbers else ()
         layers[layer] = layers.get(layer, 0) + parameter_bytes(parameter)
@@ -73,19 +73,20 @@ def weight_bytes(model: nnx.Module, streamed: bool) -> int:
 
 
 def encode_bytes(family, asked: TextPart, texts: int) -> int:
-    """What a text encoder takes while it reads `texts` at once, its layers coming one after the other."""
+    """The bytes that a text encoder takes while it reads `texts` texts at once, with streamed layers."""
     config_class, kind = KINDS[asked.kind]
     config = config_class.from_folder(family.folder / asked.part) if family.folder else asked.published
     model = without_table(kind(config, asked.states), DTYPE)
-    # Attention's scores in float32, before the softmax and after.
+    # The attention's scores are in float32, and exist before and after the softmax.
     heads = getattr(config, "num_attention_heads", None) or config.num_heads
     scores = 2 * 4 * heads * asked.tokens**2
     return weight_bytes(model, streamed=True) + texts * scores
 
 
 def decode_bytes(family, leading: tuple[int, ...], latent: tuple[int, int]) -> int:
-    """What the VAE takes with its weights, for a whole picture or a chunk of a video; 0 for one that
-    is not one of `models/vae/`.
+    """The bytes that the VAE takes, weights included, for a whole picture or a chunk of a video.
+
+    The result is 0 for a VAE that is not in `models/vae/`.
     """
     vae, dtype = family.vae, family.vae_dtype or DTYPE
     if not isinstance(vae, VaeConfig):

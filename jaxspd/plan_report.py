@@ -1,4 +1,4 @@
-"""A plan as the command tells it: to programs, and to people."""
+"""Reports on a plan, for programs and for people."""
 
 import itertools
 from operator import itemgetter
@@ -7,7 +7,7 @@ from jaxspd.spectral.plan import Plan
 
 
 def plan_report(family, plan: Plan) -> dict:
-    """The plan as `jaxspd plan --json` prints it."""
+    """The plan as a dictionary, which `jaxspd plan --json` prints."""
     return {
         "family": family.name,
         "mode": plan.mode,
@@ -37,7 +37,7 @@ def plan_report(family, plan: Plan) -> dict:
 
 
 def plan_table(family, plan: Plan) -> str:
-    """The plan for people to read."""
+    """The plan as a table for people to read."""
     lines = [
         f"{family.title}, {plan.mode}"
         + (f", {plan.levels} level{'s' * (plan.levels > 1)}" if plan.levels else "")

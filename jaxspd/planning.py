@@ -14,17 +14,17 @@ from jaxspd.spectral.levels import Level, at_scales, halvings, parse_scales
 from jaxspd.spectral.plan import Plan, activation_thresholds, make_plan
 from jaxspd.spectral.spectrum import Spectrum
 
-# 28 times what the largest published videos are; their activations alone would fill any card.
+# This is 28 times the largest published videos. The activations of more tokens would fill any card.
 MOST_TOKENS = 2**21
 
 
 def reading(family, params: SamplingParams):
-    """`family`, reading as much text as `params` ask for."""
+    """`family` with the number of text tokens that `params` asks for."""
     return replace(family, text_tokens=params.max_sequence_length or family.text_tokens)
 
 
 def plan_request(family, params: SamplingParams) -> Plan:
-    """The stages that `params`, resolved or not, ask of `family`; UsageError for the impossible."""
+    """The plan for `params`, resolved or not, on `family`. Raises UsageError if there is none."""
     request = resolve(family, params)
     leading = family.leading(request.num_frames)
 
@@ -66,7 +66,7 @@ def plan_request(family, params: SamplingParams) -> Plan:
 
 
 def schedule(family, request: Request, tokens: int) -> np.ndarray:
-    """σ `[steps + 1]` that `request` asks for, where the full grid has `tokens`."""
+    """σ `[steps + 1]` for `request`, if the full grid has `tokens` tokens."""
     kind = {"noise_levels": request.noise_levels} if family.noise_levels else {}
     return family.sigmas(request.num_inference_steps, tokens, request.flow_shift, **kind)
 
@@ -82,7 +82,10 @@ def grids(family, request: Request) -> list[Level]:
 
 
 def thresholds(family, request: Request, levels: list[Level]) -> list[float]:
-    """The σ at which the grid changes: those given, or those that δ makes of the power spectrum."""
+    """The σ at which the grid grows: the given ones, or those that follow from δ and the power spectrum.
+
+    Raises UsageError for a wrong number of given ones, or ones that do not decrease between 1 and 0.
+    """
     sigmas = request.progressive_sigmas
     if sigmas is None:
         spectrum = family.spectrum

@@ -1,4 +1,4 @@
-"""Several processes that make the same outputs together. The first decides, writes and speaks; all compute.
+"""Several processes that make the same outputs together. The first decides, writes and prints; all compute.
 
 Imports no jax before a process joins others.
 """
@@ -29,35 +29,36 @@ from jaxspd.streams import divert_libraries, flush_stdout
 
 log = logging.getLogger("jaxspd")
 T = TypeVar("T")
-# Seconds in which all processes must have come.
+# The seconds in which all processes must have come.
 TIMEOUT = 60
-# Seconds after which JAX gives up by itself, which costs more than a line: later than anything here does.
+# The seconds after which JAX gives up by itself. They are more than any limit here, because JAX then aborts
+# instead of printing one line.
 LATER = 7200
 MOST_SECONDS = 3600
-# Seconds that writing a file may take where the process is to end.
+# The seconds that writing a file may still take when the process must end.
 WRITING = 60
-# Bytes that say where the first process listens.
+# The bytes of the message that says where the first process listens.
 PLACE = 256
 # What XLA prints before it aborts.
 FATAL = re.compile(r"F\d{4} [\d:.]+ +\d+ \S+\] (.*)")
-# Held while a file is written: the process does not end meanwhile.
+# This lock is held while a file is written, so that the process does not end before that is done.
 writing = Lock()
 _index, _count = 0, 1
 _lifeline: Lifeline | None = None
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and speaks: the only one, or the first of several."""
+    """Whether this process writes and prints: it is the only one, or the first of several."""
     return _index == 0
 
 
 def count() -> int:
-    """The processes that have joined, this one included."""
+    """The number of processes that have joined, this one included."""
     return _count
 
 
 def told(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, in all of them. Each has to ask for the same, in turn."""
+    """The result of `make` in the first process, returned in all. All must make the same calls in order."""
     if _lifeline is None:
         return make()
     if _index:
@@ -68,7 +69,7 @@ def told(make: Callable[[], T]) -> T:
 
 
 def least(value: float) -> float:
-    """The least that any process has of `value`, rounded to float32."""
+    """The least `value` of all processes, rounded to float32."""
     if _lifeline is None:
         return value
     import numpy as np
@@ -78,17 +79,21 @@ def least(value: float) -> float:
 
 
 def give_way(refused: bool) -> None:
-    """Waits before this process says why it ends. If it is not the first, that one may be about to say the
-    same, and then ends this one without a word. If it was not `refused`, another may have ended, and then the
-    lifeline says so and ends this one.
+    """Waits before this process prints why it ends.
+
+    If this is not the first process, the first may print the same reason, and then ends this one silently.
+    Unless this process was `refused` something itself, another one may have ended. The lifeline then prints
+    that and ends this one.
     """
     if _index or (_lifeline and not refused):
         time.sleep(3 * GRACE)
 
 
 def leave(code: int) -> int:
-    """`code`, if this process is alone, or it is 0 and the first has come so far. Else ends this process with
-    it, and the others too.
+    """Ends a run of several processes with the exit code `code`.
+
+    It returns `code` if this process is alone. If `code` is 0, it returns that as soon as the first process
+    has come here too. For any other code it ends this process and the others.
     """
     if _lifeline is None:
         return code
@@ -108,14 +113,14 @@ def join(
     dist_timeout: float = TIMEOUT,
     quiet: bool = False,
 ) -> None:
-    """Waits for the other processes, and makes JAX see the devices of all. Before anything else of JAX.
+    """Waits for the other processes, and makes JAX see all their devices. Call this before any use of JAX.
 
-    The first of `nnodes` processes, whose `node_rank` is 0, is reached at `dist_init_addr`, HOST:PORT. What
-    is not given says the environment, as `jax.distributed.initialize` reads it: JAX_COORDINATOR_ADDRESS,
-    Slurm, Open MPI, Kubernetes or a TPU pod. Where Slurm or Open MPI says it, each process has one of its
-    machine's GPUs, else all that it sees. If not all have come in `dist_timeout` seconds, this process ends
-    with a line and code 2. `quiet` silences what libraries print. UsageError where something is missing or
-    makes no sense.
+    The first of `nnodes` processes has `node_rank` 0 and is reached at `dist_init_addr`, HOST:PORT. The
+    environment gives the missing ones, as `jax.distributed.initialize` reads it: JAX_COORDINATOR_ADDRESS,
+    Slurm, Open MPI, Kubernetes or a TPU pod. With Slurm or Open MPI, each process has one of its machine's
+    GPUs. Otherwise it has all GPUs that it sees. If not all processes have come after `dist_timeout` seconds,
+    this process ends with one line and code 2. `quiet` silences what libraries print. Raises UsageError if an
+    argument is missing or makes no sense.
     """
     import jax
 
@@ -182,8 +187,9 @@ def _check(address: str | None, nnodes: int | None, node_rank: int | None, dist_
 
 
 def _connect(address: str | None) -> dict[int, Connection]:
-    """The first process's connections to all others, or another's to the first. Where it listens, and a key
-    that only these processes know, comes to the others by JAX.
+    """The first process's connections to all others, or another's connection to the first, by process number.
+
+    JAX tells the others where the first one listens, and a key that only these processes know.
     """
     import jax
     import numpy as np
@@ -208,14 +214,14 @@ def _connect(address: str | None) -> dict[int, Connection]:
     connections = {}
     with listener:
         while len(connections) < _count - 1:
-            with suppress(AuthenticationError, EOFError, ConnectionError):  # somebody else's
+            with suppress(AuthenticationError, EOFError, ConnectionError):  # a stranger's connection
                 connection = listener.accept()
                 connections[connection.recv()] = connection
     return connections
 
 
 def _own_address() -> str:
-    """The address that this machine has in its network."""
+    """The address of this machine in its network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing
@@ -225,8 +231,9 @@ def _own_address() -> str:
 
 
 def _let_aborts_wait() -> None:
-    """Makes `abort` call `sleep` first, with its number as seconds, so that who has heard why can say it: XLA
-    aborts where it loses another process.
+    """Makes `abort` call `sleep` first, for as many seconds as its signal's number.
+
+    XLA aborts when it loses another process. In these seconds another thread can print the reason.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
@@ -235,7 +242,7 @@ def _let_aborts_wait() -> None:
 
 def _hear_libraries(line: str) -> None:
     if fatal := FATAL.match(line):
-        time.sleep(GRACE + 1)  # the lifeline knows better
+        time.sleep(GRACE + 1)  # the lifeline may give a better reason first
         _end(1, f"JAX gives up ({fatal[1].rpartition('absl::Status: ')[2][:200]})")
 
 
@@ -244,7 +251,7 @@ def _done() -> None:
 
 
 def _end(code: int, line: str | None) -> None:
-    """Ends this process from any thread, once it does not write."""
+    """Ends this process, from any thread, as soon as it writes no file."""
     writing.acquire(timeout=WRITING)
     with tqdm.external_write_mode(sys.stderr):
         if line:

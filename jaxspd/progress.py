@@ -1,4 +1,4 @@
-"""What there is to see on a terminal while outputs are made."""
+"""The progress bar and the lines on a terminal while outputs are made."""
 
 import sys
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from jaxspd.spectral.plan import Plan
 
 
 class ProgressBar:
-    """Steps done of all outputs, with stage, grid and σ."""
+    """A bar of the finished steps of all outputs, with stage, grid and σ."""
 
     def __init__(self, plan: Plan, outputs: int, shown: bool):
         self.plan, self.outputs, self.shown = plan, outputs, shown
@@ -25,7 +25,7 @@ class ProgressBar:
             self.bar.close()
 
     def begin(self) -> None:
-        """Shows the bar, and counts the time from here: before the first step, all may yet be refused."""
+        """Shows the bar and starts its clock. It is called late, because the request may fail before."""
         steps = self.plan.steps * self.outputs
         self.bar = tqdm(total=steps, disable=not self.shown, unit="step", file=sys.stderr)
 
@@ -38,11 +38,11 @@ class ProgressBar:
 
 
 def say(line: str) -> None:
-    """Prints `line` on stdout at once, above the bar where there is one."""
+    """Prints `line` on stdout at once, above the bar if there is one."""
     with undisturbed(), tqdm.external_write_mode(sys.stdout):
         print(line, flush=True)
 
 
 def aside() -> AbstractContextManager[None]:
-    """Takes the bar away meanwhile, so that notices have lines of their own."""
+    """A context that hides the bar, so that notices have lines of their own."""
     return tqdm.external_write_mode(sys.stderr)

@@ -1,5 +1,6 @@
-"""What a user can ask for: one dataclass is the command's flags, the API's keywords and the config
-file's keys. Does not import jax.
+"""What a user can ask for. Does not import jax.
+
+One dataclass defines the command's flags, the API's keywords and the configuration file's keys.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ COUNTS = (
     "fps",
     "max_sequence_length",
 )
-# Parameters that name a file or a folder: as text, or as any path object.
+# Parameters that name a file or a folder, as text or as a path object.
 PATHS = ("output_path", "output_file_name", "spectrum")
 
-# What no machine gets through, or no file holds: more is taken for a slip, and refused before it fills the
-# memory with plans.
+# Limits that no machine or no file reaches. A larger value is taken for a slip, and refused before its plan
+# fills the memory.
 MOST = {
     "num_inference_steps": 1_000_000,
     "num_outputs_per_prompt": 10_000,
@@ -38,21 +39,20 @@ MOST = {
     "fps": 1_000,
     "progressive_levels": 16,
 }
-# Seeds of the other libraries have 64 bits.
+# Seeds in other libraries have 64 bits.
 MOST_SEED = 2**64 - 1
 
 
 def option(default: Any, help: str, kind: type = str, many: bool = False) -> Any:
-    """A field whose value, where given, is of `kind`, or a list of them; None leaves the choice to the
-    checkpoint.
-    """
+    """A field of type `kind`, or a list of these if `many`. None leaves the choice to the checkpoint."""
     return field(default=default, metadata={"help": help, "kind": kind, "many": many})
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """One request. Names and defaults are those of `sglang generate`; None means the checkpoint's
-    own default.
+    """One request. Names and defaults are those of `sglang generate`. None means the checkpoint's default.
+
+    Raises UsageError for a value of the wrong type or out of range.
     """
 
     prompt: str | list[str] | None = option(None, "what to show")
@@ -142,7 +142,7 @@ class SamplingParams:
         for text in (*self.prompts, self.negative_prompt or ""):
             if any(
                 "\ud800" <= letter <= "\udfff" for letter in text
-            ):  # how Python keeps bytes that are no text
+            ):  # Python keeps bytes that are not text in this way
                 raise UsageError(
                     f"the prompt {text!r} is not in UTF-8; write it anew, or set LC_ALL to C.UTF-8"
                 )
@@ -170,13 +170,13 @@ class SamplingParams:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "SamplingParams":
-        """Checked parameters; UsageError names an unknown key and the nearest known one."""
+        """Checked parameters. Raises UsageError for an unknown key, and names the nearest known one."""
         check_keys(values, [item.name for item in fields(cls)])
         return cls(**values)
 
     @classmethod
     def of(cls, request: "SamplingParams | Mapping[str, Any]") -> "SamplingParams":
-        """`request` itself, or its fields checked; UsageError for anything else."""
+        """`request` itself, or parameters from a mapping of fields. Raises UsageError for anything else."""
         if isinstance(request, cls):
             return request
         if not isinstance(request, Mapping):
@@ -186,8 +186,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request(SamplingParams):
-    """What will run: parameters of which every choice is made, by `resolving.resolve`. Only what a checkpoint
-    has no use for is None.
+    """What will run: parameters in which `resolving.resolve` has made every choice.
+
+    Only parameters that the checkpoint does not use are None.
     """
 
 
@@ -200,7 +201,7 @@ def check_keys(values: Mapping[str, Any], known: list[str]) -> None:
 
 
 def _checked(item, value: Any) -> Any:
-    """`value` as the field's kind."""
+    """`value` in the type of the field `item`. Raises UsageError if it has another type."""
     kind, many = item.metadata["kind"], item.metadata["many"]
     if value is None:
         if item.default is not None:
@@ -212,14 +213,14 @@ def _checked(item, value: Any) -> Any:
         return [_one(item.name, kind, one) for one in value]
     if item.name == "spectrum" and isinstance(value, Mapping):
         return dict(value)
-    if many:  # as a configuration file may put it: one value, or several in one text
+    if many:  # a configuration file may give one value, or several in one text
         value = value.split() if isinstance(value, str) else [value]
         return [_one(item.name, kind, one) for one in value]
     return _one(item.name, kind, value)
 
 
 def _one(name: str, kind: type, value: Any) -> Any:
-    """A single `value` as `kind`."""
+    """A single `value` in the type `kind`."""
     if name == "progressive_scales" and isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value}"
     if name == "progressive_sigmas" and isinstance(value, str):
@@ -240,7 +241,7 @@ def _one(name: str, kind: type, value: Any) -> Any:
 
 
 def _short(number: int) -> str:
-    """`number` for a message: Python writes no more than 4300 digits, and nobody reads them."""
+    """`number` for a message. Python refuses to write more than 4300 digits, and nobody would read them."""
     return f"{number}" if abs(number) < 10**40 else "a number of more than 40 digits"
 
 

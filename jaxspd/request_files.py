@@ -9,8 +9,10 @@ from jaxspd.files import parse_json, read_text, unique, user_path
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are passed over. A line ends at \\n or \\r\\n only:
-    the other characters that Python would split at stand within prompts.
+    """The prompts of a text file, one on each line. Empty lines are ignored.
+
+    A line ends at \\n or \\r\\n only. Other characters at which Python splits lines may be part of a prompt.
+    Raises UsageError if the file cannot be read or holds no prompt.
     """
     lines = [line.strip() for line in read_text(path, "prompts from").split("\n")]
     if not any(lines):
@@ -19,7 +21,10 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The keys of a YAML or JSON file, or those that jaxspd wrote into a picture or video."""
+    """The keys and values of a YAML or JSON file, or those that jaxspd wrote into a picture or video.
+
+    Raises UsageError if the file cannot be read or holds something else.
+    """
     path = user_path(path)
     if os.path.isdir(path) or path.suffix.lower() in (".png", ".mp4", ".gif"):
         from jaxspd.media.metadata import read_request
@@ -36,7 +41,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str, is_json: bool) -> Any:
-    """What a configuration says. JSON is read as such whatever the file's name; other text is YAML."""
+    """The value of a configuration's text. Text that is JSON is read as JSON, and other text as YAML."""
     try:
         return parse_json(text)
     except ValueError:

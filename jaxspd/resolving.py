@@ -1,4 +1,4 @@
-"""From what was asked of a family to what will run."""
+"""From what a user asked for to what a family will run."""
 
 import logging
 import math
@@ -16,10 +16,10 @@ log = logging.getLogger("jaxspd")
 
 
 def resolve(family, params: SamplingParams) -> Request:
-    """What `family` makes of `params`, with its defaults filled in; UsageError for what it cannot do.
+    """The request that `family` will run for `params`, with its defaults filled in.
 
-    Where the family rounds sizes, or nobody asked for one, height and width come back rounded down, with
-    a warning.
+    If the family rounds sizes, or if the user gave none, height and width are rounded down, with a warning.
+    Raises UsageError if the family cannot do it.
     """
     if isinstance(params, Request):
         return params
@@ -62,7 +62,7 @@ def resolve(family, params: SamplingParams) -> Request:
         raise UsageError(f"{family.title} has no noise levels {noise_levels!r}; use {known}")
     spectrum = params.spectrum
     if isinstance(spectrum, str):
-        # What the file says goes into the picture's parameters, not where it lay.
+        # The picture's parameters hold the file's contents, not its path.
         spectrum = asdict(Spectrum.from_file(Path(spectrum)))
     if (params.max_sequence_length or 0) > family.text_tokens:
         raise UsageError(
@@ -71,7 +71,7 @@ def resolve(family, params: SamplingParams) -> Request:
     height, width = pixel_size(family, params)
     given = {item.name: getattr(params, item.name) for item in fields(params)}
     decided = dict(
-        speed=None,  # all that it sets is here
+        speed=None,  # the parameters that it sets are here
         progressive_mode=params.progressive_mode or "fullres",
         progressive_history=params.progressive_history or "forget",
         progressive_grid=grid,
@@ -93,8 +93,10 @@ def resolve(family, params: SamplingParams) -> Request:
 
 
 def second_guidance(family, params: SamplingParams) -> float | None:
-    """The guidance scale of the second of two transformers: what is asked for, of the first if not of this,
-    or else the family's. UsageError where there is but one.
+    """The guidance scale of the second of two transformers, or None if there is only one.
+
+    It is `guidance_scale_2`, or else `guidance_scale`, or else the family's default. Raises UsageError if
+    `guidance_scale_2` is given and there is only one transformer.
     """
     given = params.guidance_scale_2
     if len(family.transformers) == 1:
@@ -109,7 +111,10 @@ def second_guidance(family, params: SamplingParams) -> float | None:
 
 
 def used_levels(params: SamplingParams) -> int:
-    """How many times the grid is halved: not at all in `fullres`, or where scales are given."""
+    """How many times the grid is halved: 0 in the mode `fullres`, and if scales are given.
+
+    Raises UsageError for an unknown mode and a negative number of levels.
+    """
     mode = "fullres" if params.progressive_mode is None else params.progressive_mode
     if mode not in MODES:
         raise UsageError(f"unknown progressive_mode {mode!r}; use one of {', '.join(MODES)}")
@@ -120,7 +125,7 @@ def used_levels(params: SamplingParams) -> int:
 
 
 def pixel_size(family, params: SamplingParams) -> tuple[int, int]:
-    """Height and width for which every stage's grid exists."""
+    """Height and width in pixels for which all stages' grids exist. Raises UsageError for impossible ones."""
     levels = used_levels(params)
     default_height, default_width = family.default_size
     height, width = params.height or default_height, params.width or default_width
@@ -149,7 +154,7 @@ def pixel_size(family, params: SamplingParams) -> tuple[int, int]:
 
 
 def frames(family, params: SamplingParams) -> int:
-    """Frames of the video, 1 for a picture."""
+    """The number of a video's frames, or 1 for a picture. Raises UsageError if the family cannot make it."""
     asked = params.num_frames or family.default_frames
     if family.default_fps is None:
         if asked != 1 or params.fps:
@@ -157,7 +162,7 @@ def frames(family, params: SamplingParams) -> int:
         return 1
     unit = family.frames_per_latent
     if (asked - 1) % unit:
-        nearest = (asked - 1 + unit // 2) // unit * unit + 1  # of two as near, the larger
+        nearest = (asked - 1 + unit // 2) // unit * unit + 1  # the larger one if two are as near
         raise UsageError(
             f"{family.title} makes {unit}k + 1 frames; the nearest num_frames to {asked} is {nearest}"
         )

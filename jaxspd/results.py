@@ -1,4 +1,4 @@
-"""What a call of the generator gives: outputs one by one, and what making them took."""
+"""The results of a call of the generator: the outputs, and the time and memory that they took."""
 
 import resource
 import sys
@@ -17,7 +17,7 @@ from jaxspd.spectral.plan import Plan
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an output is: the last `step` done of `plan`."""
+    """The progress of an output: the last finished `step` of its `plan`."""
 
     plan: Plan
     step: Step
@@ -25,19 +25,22 @@ class Progress:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The stage's grid, (h, w) in latents."""
+        """The grid `(h, w)` of the step's stage, in latents."""
         return self.plan.stages[self.step.stage].latent
 
     def due(self, looks: int) -> bool:
-        """Whether this step is one of so many after which to look: evenly spread, from the first on, without
-        the last, which comes to the output itself.
+        """Whether to look at the output after this step, if there are to be `looks` looks.
+
+        These steps are spread evenly, from the first step on. The last step is not among them, because it
+        gives the output itself.
         """
         last = self.plan.steps - 1
         return self.step.number in np.linspace(0, last, looks + 1).round()[:-1]
 
     def preview(self) -> np.ndarray:
-        """Where the output is heading: pixels `[t, h, w, 3]`, uint8, of its predicted clean latents, one
-        each; a picture's t is 1. `components.preview` says how. Costs nothing unless it is called.
+        """The predicted clean latents as pixels `[t, h, w, 3]`, uint8, one pixel for each latent.
+
+        A picture has t = 1. `components.preview` makes the pixels, only when this is called.
         """
         return self._look(self.step.clean())
 
@@ -48,9 +51,11 @@ Watch = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Output:
-    """One picture or video: `frames` `[F, H, W, 3]`, uint8, a picture's F being 1; the complete `request`
-    that repeats it; the `path` it was written to, if it was; and the `seconds` of `denoise` (a list, one
-    entry a stage) and `decode`.
+    """One picture or video.
+
+    `frames` are `[F, H, W, 3]`, uint8, with F = 1 for a picture. `request` is the complete request that
+    repeats it. `path` is its file, or None if it was not written. `seconds` are those of `denoise` (a list,
+    with one entry for each stage) and `decode`.
     """
 
     frames: np.ndarray
@@ -66,14 +71,17 @@ class Output:
 
 @dataclass
 class GenerationResult:
-    """Pictures or videos of one call, and what making them took.
+    """The pictures or videos of one call, and the time and memory that they took.
 
-    `frames` holds an array `[F, H, W, 3]`, uint8, for each output, a picture's F being 1, and `requests`
-    its complete parameters; `seconds` the time of `compile` (waiting for it after everything else was
-    ready), `load`, `encode`, `denoise` (a list, one entry a stage, summed over outputs) and `decode`;
-    `programs` the step programs newly compiled; `peak_memory` the process's and, where the backend
-    tells, the device's peak in bytes; `resident` the components that stay in memory for the next call, and
-    whether on the "host" or the "device"; `skipped` the outputs that existed already.
+    - `frames` holds an array `[F, H, W, 3]`, uint8, for each output, with F = 1 for a picture.
+    - `requests` holds each output's complete parameters, and `paths` the files that were written.
+    - `plan` is the plan as `jaxspd plan --json` prints it.
+    - `seconds` are those of `load`, `encode`, `compile` (the wait after everything else was ready), `denoise`
+      (a list, with one entry for each stage, summed over outputs) and `decode`.
+    - `programs` is the number of newly compiled step programs.
+    - `peak_memory` is the peak in bytes of the process and, if the backend tells, of the device.
+    - `resident` says which components stay in memory for the next call, on the "host" or the "device".
+    - `skipped` are the files of outputs that existed already.
     """
 
     frames: list[np.ndarray]
@@ -102,10 +110,10 @@ class GenerationResult:
 
 
 class Outputs(Iterator[Output]):
-    """Outputs of one call, each made when it is asked for, and written before it is given.
+    """An iterator over the outputs of one call. Each is made and written when it is asked for.
 
-    `result` tells at any time what was made so far and what that took, without pixels. `asked` is how many
-    outputs the request has, those that are skipped included; `paths` are those that will be written.
+    `result` says at any time what was made so far and what that took, without pixels. `asked` is the number
+    of outputs of the request, skipped ones included. `paths` are the files that will be written.
     """
 
     def __init__(
@@ -121,16 +129,16 @@ class Outputs(Iterator[Output]):
         return next(self._made)
 
     def close(self) -> None:
-        """Makes no more, and takes the progress bar away: for who stops before the end."""
+        """Ends the run before the last output, and removes the progress bar."""
         self._made.close()
 
     def written(self) -> str:
-        """How many of the outputs asked for are on disk, for people."""
+        """A line for people that says how many of the outputs are on disk."""
         return written(self.result, self.asked)
 
 
 def written(result: GenerationResult, asked: int) -> str:
-    """How many of the outputs asked for are on disk, for people."""
+    """A line for people that says how many of `asked` outputs are on disk."""
     count = len(result.paths) + len(result.skipped)
     if not count:
         return "no output is written"
@@ -138,7 +146,7 @@ def written(result: GenerationResult, asked: int) -> str:
 
 
 def peak_memory(device: jax.Device) -> dict[str, int]:
-    """Peak bytes of this process and, where it tells, of `device`."""
+    """The peak bytes of this process ("host") and, if it tells, of `device` ("device")."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     on_device = (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,4 +1,4 @@
-"""From noise to frames, once all is compiled and encoded."""
+"""From noise to frames, when everything is compiled and encoded."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from jaxspd.sampling.programs import Programs
 from jaxspd.spectral.plan import Plan
 from jaxspd.tasks import Task
 
-# The frames that other processes than the first have.
+# The frames in processes other than the first.
 NOTHING = np.zeros((0, 0, 0, 3), np.uint8)
 
 
@@ -32,12 +32,14 @@ def run(
     batch: Sequence[Task],
     tell: Callable[[Step], None],
 ) -> Iterator[Output]:
-    """The outputs of `batch`, which are denoised at once, each by its row of `conditioning`, and decoded one
-    by one. `request` says what they have in common. `tell` hears of every step; what it raises ends the run.
+    """Yields the outputs of `batch`, which are denoised in one batch and decoded one by one.
+
+    Each output has its row of `conditioning`, and `request` holds what they have in common. `tell` is called
+    with every step, and an exception from it ends the run.
     """
 
     def take(second: bool) -> tuple[Any, Any]:
-        """The weights of the first or the second transformer when they are there, and its conditioning."""
+        """The weights of the first or the second transformer, once they are loaded, and its conditioning."""
         own = conditioning
         if second and isinstance(own, Guided):
             own = own._replace(scale=np.full_like(own.scale, request.guidance_scale_2))
@@ -53,4 +55,4 @@ def run(
             frames = components.decode(np.asarray(clean)[[row]])[0] if processes.first() else NOTHING
         seconds = {"denoise": taken, "decode": time.perf_counter() - begin}
         yield Output(frames, task.request, task.path, seconds)
-        del frames  # else they would lie in memory beside the next
+        del frames  # otherwise they would stay in memory beside the next ones

@@ -6,10 +6,10 @@ from jaxspd.errors import UsageError
 
 
 def share(shard: str | None) -> slice:
-    """Which outputs are the share that `shard` names, "I/N": the I-th of every N, from 1; None is all.
+    """The slice of all outputs that `shard`, "I/N", names: the I-th of every N, from 1. None means all.
 
-    Shares are dealt out one by one, so that each has as much of a list whose outputs grow. UsageError for
-    anything else.
+    Outputs are dealt out in turn, so that all shares take about as long if later outputs take longer. Raises
+    UsageError for anything else.
     """
     if shard is None:
         return slice(None)

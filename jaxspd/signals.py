@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come."""
+    """Raised when SIGTERM arrives."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raises `Terminated` inside where SIGTERM comes. Only a program's main thread hears signals."""
+    """A context in which SIGTERM raises `Terminated`. It does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -29,7 +29,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM wait meanwhile: what an interrupt stops amid a write is written twice."""
+    """A context that delays SIGINT and SIGTERM to its end. A write that they interrupt may be repeated."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -46,5 +46,5 @@ def undisturbed() -> Iterator[None]:
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """128 and the signal's number, as shells have it."""
+    """The exit code of an interrupted command: 128 plus the signal's number, as in shells."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Which model an output comes from, as its file tells it."""
+"""The model that an output comes from, as its file records it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,14 +9,15 @@ from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.loras import Loras
 from jaxspd.request import SamplingParams
 
-# What a user asks for.
+# A request as a user gives it.
 Asked = SamplingParams | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What of an opened model shows in its outputs, by the names of `DiffGenerator.from_pretrained`; paths
-    so that they name the same model from elsewhere too.
+    """The arguments of `DiffGenerator.from_pretrained` that change an opened model's outputs.
+
+    Local paths are absolute, so that they name the same model from any folder.
     """
 
     model_path: str | None
@@ -27,7 +28,7 @@ class Source:
 
     @property
     def report(self) -> dict[str, Any]:
-        """The arguments of `from_pretrained` that open it again."""
+        """The arguments of `from_pretrained` that open this model again."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "loras"}
         own |= dict.fromkeys(("lora_path", "lora_scale", "lora_path_2", "lora_scale_2"))
         for loras in self.loras:
@@ -35,7 +36,10 @@ class Source:
         return own
 
     def params(self, asked: Asked) -> SamplingParams:
-        """`asked`, checked; UsageError for one that a result or a file holds and that is of another model."""
+        """The checked parameters of `asked`. Raises UsageError if `asked` names another model.
+
+        A result or a file holds the names of its model; they are removed.
+        """
         if isinstance(asked, Mapping):
             asked = dict(asked)
             own = self.report

@@ -1,7 +1,7 @@
-"""`--speed`: one word for where to stand between quality and speed.
+"""`--speed`: one word that chooses between quality and speed. Does not import jax.
 
-`speed.json` is the table: what each speed sets, and the figures it rests on, which `bench/frontier.py`
-measured on the demo and writes there. Does not import jax.
+The table `speed.json` holds what each speed sets, and the figures behind it, which `bench/frontier.py`
+measures on the demo and writes there.
 """
 
 import json
@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 from jaxspd.errors import UsageError
 from jaxspd.request import SamplingParams
 
-if TYPE_CHECKING:  # it would import jax, which the command's help has no use for
+if TYPE_CHECKING:  # it would import jax, which the command's help does not need
     from jaxspd.spectral.plan import Plan
 
 log = logging.getLogger("jaxspd")
 
-# A model whose card asks for no more steps was distilled for them: other steps, or another solver, are not
-# what it has learnt.
+# A model whose card asks for no more steps than this was distilled for them. It has not learnt other steps or
+# another solver.
 DISTILLED_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a speed `sets`, parameters of a request; and how it fared on the `demo`: `faster`, how many times
-    fewer FLOPs it takes than full resolution at the published steps; `latents` and `psnr`, how near in dB
-    latents and pictures came to those of full resolution at many steps, and `ssim`.
+    """The request parameters that a speed `sets`, and its figures on the `demo`.
+
+    `faster` is the FLOPs of full resolution at the published steps, divided by this speed's. `latents` and
+    `psnr` are the PSNR in dB of latents and pictures, and `ssim` is the pictures' SSIM, to those of full
+    resolution at many steps.
     """
 
     sets: dict[str, Any]
@@ -36,14 +38,15 @@ class Speed:
 
 TABLE = Path(__file__).with_suffix(".json")
 SPEEDS = {name: Speed(**entry) for name, entry in json.loads(TABLE.read_text()).items()}
-# All that any of them sets.
+# All parameters that some speed sets.
 SETS = frozenset(name for speed in SPEEDS.values() for name in speed.sets)
 
 
 def at_speed(family, params: SamplingParams) -> SamplingParams:
-    """`params`, of which what nobody asked for is as their speed sets it. UsageError for an unknown speed.
+    """`params` with the values of their speed for what the user did not set.
 
-    Never more steps than the model card's. A model distilled for few steps stays as it is, with a notice.
+    The steps are never more than the model card's. For a model that is distilled for few steps, `params` stay
+    as they are, with a notice. Raises UsageError for an unknown speed.
     """
     if params.speed is None:
         return params
@@ -57,14 +60,15 @@ def at_speed(family, params: SamplingParams) -> SamplingParams:
         return params
     if sets:
         sets["num_inference_steps"] = min(family.default_steps, sets["num_inference_steps"])
-    if params.progressive_sigmas is not None:  # they say where the grid grows, instead of a delta
+    if params.progressive_sigmas is not None:  # they replace delta and say where the grid grows
         sets.pop("progressive_delta", None)
     return replace(params, **{name: value for name, value in sets.items() if getattr(params, name) is None})
 
 
 def speed_report(family, name: str, plan: "Plan") -> dict[str, Any]:
-    """What the speed `name` means for `family`, whose `plan` it became; `faster` counts FLOPs against the
-    published steps at full resolution.
+    """What the speed `name` means for `family`, for which it gave `plan`.
+
+    `faster` is the FLOPs of the published steps at full resolution, divided by the plan's.
     """
     speed = SPEEDS[name]
     faster = plan.flop_speedup(family.forward_flops) * family.default_steps / plan.steps
@@ -72,7 +76,7 @@ def speed_report(family, name: str, plan: "Plan") -> dict[str, Any]:
 
 
 def speed_lines(family, name: str, plan: "Plan") -> str:
-    """The same for people."""
+    """The same report in lines for people to read."""
     told = speed_report(family, name, plan)
     demo, steps = told["demo"], family.default_steps
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in told["sets"].items())

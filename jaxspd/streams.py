@@ -1,4 +1,4 @@
-"""Output that neither a character nor a reader who leaves can break. Imports nothing heavy."""
+"""Standard streams that accept every character and survive a reader that ends. Imports nothing heavy."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from threading import Thread
 
 
 class Unread(io.FileIO):
-    """A file that takes what nobody reads any more."""
+    """A file that ignores a broken pipe: it accepts what nobody reads any more."""
 
     def write(self, data) -> int:
         try:
@@ -19,17 +19,18 @@ class Unread(io.FileIO):
 
 
 def harden_streams() -> None:
-    """Makes stdout and stderr take every character, a ? for what their encoding lacks, and go on quietly
-    where they are closed or the program that reads them has ended: a picture is not lost with its report.
+    """Makes stdout and stderr accept every character, and ignore that they are closed or no longer read.
 
-    Streams that are not the process's own, as in tests, only take every character.
+    A character that the encoding lacks is written as "?". So a picture is not lost because its report cannot
+    be written. Streams that are not the process's own, as in tests, are only made to accept every
+    character.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by who started the process
+        if stream is None:  # the parent process closed it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
-            # Of its own, so that libraries' output can go elsewhere.
+            # The stream gets a descriptor of its own, so that libraries' output can go elsewhere.
             raw = Unread(os.dup(stream.fileno()), "w")
             hardened = io.TextIOWrapper(
                 io.BufferedWriter(raw),
@@ -44,8 +45,10 @@ def harden_streams() -> None:
 
 
 def flush_stdout() -> None:
-    """Writes out what has been printed. OSError where that fails, as on a full disk; what could not be
-    written is dropped, or the interpreter would try again when it ends, and complain.
+    """Writes out what has been printed. Raises OSError if that fails, for example on a full disk.
+
+    What could not be written is dropped. Otherwise the interpreter would try again when it ends, and
+    complain.
     """
     try:
         sys.stdout.flush()
@@ -58,8 +61,9 @@ def flush_stdout() -> None:
 
 
 def divert_libraries(hear: Callable[[str], None]) -> None:
-    """Gives `hear`, in a thread, every line that libraries write to stdout and stderr past Python's streams,
-    which `harden_streams` has made.
+    """Calls `hear`, in a thread, with each line that libraries write past Python's stdout and stderr.
+
+    `harden_streams` must have made these streams.
     """
     read, write = os.pipe()
     for number in (1, 2):

@@ -13,7 +13,11 @@ from jaxspd.request import Request
 
 @dataclass(frozen=True)
 class Task:
-    """One output to be made: which of the prompts it shows, what repeats it, and its file, if any."""
+    """One output to be made.
+
+    `prompt` is the prompt's number, `request` the complete request that repeats the output, and `path` its
+    file, or None if it is not saved.
+    """
 
     prompt: int
     request: dict[str, Any]
@@ -21,13 +25,15 @@ class Task:
 
     @property
     def made(self) -> bool:
-        """Whether its file is there, and was made by the same request."""
+        """Whether the output's file exists and was made by the same request."""
         return self.path is not None and made_by(self.path, self.request)
 
 
 def tasks(family, request: Request, source: dict[str, Any], save: bool) -> list[Task]:
-    """A task for every output of `request`, whose format is chosen, by a model of that `source`; with files
-    if they are to be saved. UsageError where there is no prompt, or no such file can be.
+    """A task for every output of `request` by the model `source`.
+
+    The request's format is already chosen. The tasks have files if `save`. Raises UsageError if there is no
+    prompt, or if the files cannot be named.
     """
     requests = output_requests(family, request, source)
     paths: Sequence[Path | None] = [None] * len(requests)
@@ -40,8 +46,9 @@ def tasks(family, request: Request, source: dict[str, Any], save: bool) -> list[
 
 
 def to_make(every: list[Task], skip_existing: bool) -> list[Task]:
-    """Those whose outputs are to be made: all, or those that no file holds. UsageError if one cannot be
-    written.
+    """The tasks whose outputs are to be made: all, or those without a file if `skip_existing`.
+
+    Raises UsageError if one of them cannot be written.
     """
     todo = [task for task in every if not (skip_existing and task.made)]
     check_writable([task.path for task in todo if task.path])
@@ -49,7 +56,7 @@ def to_make(every: list[Task], skip_existing: bool) -> list[Task]:
 
 
 def output_requests(family, request: Request, source: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each output's complete parameters: what its file holds and what repeats it."""
+    """Each output's complete parameters, which its file holds and which repeat it."""
     if not request.prompts:
         raise UsageError("a prompt is needed; say what to show")
     given = request.prompt_suffix

@@ -21,16 +21,18 @@ from jaxspd.tasks import tasks
 
 
 def shape(request: Request) -> str:
-    """What two requests must have in common to be made together: all but prompts and seed. A request for
-    several outputs is made alone.
+    """A key that two requests must share to be made together: all parameters but prompts and seed.
+
+    A request for several outputs is made alone.
     """
     return repr(replace(request, prompt=None, prompt_suffix=None, negative_prompt=None, seed=0))
 
 
 def ready(denoiser: Denoiser, request: Request, count: int) -> bool:
-    """Whether all is compiled that `together` needs for `count` requests of the shape of `request`. If not,
-    that is begun, and not waited for. Where several devices share the work of one output, it never is.
-    UsageError where the device has no memory for so many.
+    """Whether `together` has all programs for `count` requests of the shape of `request`.
+
+    If not, their compilation is started, but not waited for. The result is always False if several devices
+    share the work of one output. Raises UsageError if the device has too little memory for so many.
     """
     if denoiser.spread:
         return False
@@ -38,7 +40,7 @@ def ready(denoiser: Denoiser, request: Request, count: int) -> bool:
     programs, prepared, _ = denoiser.prepare(family, request, plan, count)
     done = all(program.done() for program in prepared)
     if done:
-        programs.wait(prepared)  # which raises what failed
+        programs.wait(prepared)  # raises the error of a failed compilation
     return done
 
 
@@ -49,9 +51,11 @@ def together(
     requests: Sequence[Request],
     watches: Sequence[Watch],
 ) -> Iterator[Output]:
-    """An output of each of `requests`, which are of one shape, by a model of `source`. They share a batch,
-    which changes the last bits of what each would be alone. Each of `watches` is told of every step of its
-    own; what one raises ends the run. Nothing is written to files.
+    """Yields an output for each of `requests`, which have one shape, by the model `source`.
+
+    They share a batch, so an output's last bits may differ from those that it has alone. Each of `watches` is
+    called with every step of its own output, and an exception from it ends the run. Nothing is written to
+    files.
     """
     first = requests[0]
     family, plan = reading(denoiser.family, first), plan_request(denoiser.family, first)

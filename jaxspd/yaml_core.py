@@ -1,6 +1,6 @@
-"""YAML as people expect it: by the core schema of YAML 1.2.
+"""Reads YAML by the core schema of YAML 1.2, as people expect it.
 
-PyYAML reads YAML 1.1, where `no` is false, `010` is eight, `1:30` is ninety and `1e-05` is text.
+PyYAML reads YAML 1.1, in which `no` is false, `010` is eight, `1:30` is ninety and `1e-05` is text.
 """
 
 import re
@@ -11,8 +11,8 @@ import yaml
 from jaxspd.files import unique
 
 TAG = "tag:yaml.org,2002:"
-# Tag, what a plain scalar of this kind looks like, and the characters that it can begin with. Longer
-# hexadecimal and octal numbers are left as text: nothing here takes a number of that size.
+# The tag of each kind of plain scalar, its pattern, and the characters that it can begin with. Longer
+# hexadecimal and octal numbers stay text, since nothing here takes a number of that size.
 SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -23,28 +23,28 @@ SCALARS = (
         list("-+.0123456789"),
     ),
 )
-# YAML 1.2 ends lines at \r and \n only, PyYAML at these too. While it works, code points that no text
-# holds stand for them.
+# YAML 1.2 ends lines at \r and \n only. PyYAML ends them at the characters below too, so code points that
+# occur in no text replace them while it reads.
 ENDS = str.maketrans("\x85\u2028\u2029", "\U0001fffe\U0001ffff\U0002fffe")
 BACK = {stand_in: end for end, stand_in in ENDS.items()}
 
 
 class Loader(yaml.SafeLoader):
-    """Reads mappings, sequences and the scalars above, and nothing else that YAML can say."""
+    """Reads mappings, sequences and the scalars above, and nothing else of YAML."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012
     yaml_constructors: dict = {}  # noqa: RUF012
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            # A few lines of aliases make a document of gigabytes, or one without end.
+            # A few lines of aliases can make a document of gigabytes, or an endless one.
             raise yaml.MarkedYAMLError(
                 problem="aliases are not read, write out the value", problem_mark=self.peek_event().start_mark
             )
         return super().compose_node(parent, index)
 
     def text(self, node) -> str:
-        # As in JSON, two escapes may make up one character.
+        # As in JSON, two escapes may form one character.
         text = self.construct_scalar(node).translate(BACK)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
@@ -75,7 +75,7 @@ Loader.add_constructor(None, Loader.construct_undefined)
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text says; ValueError, in one line, for what is none or more than is read here."""
+    """The value of a YAML text. Raises ValueError, in one line, for other text and for YAML not read here."""
     try:
         return yaml.load(text.translate(ENDS), Loader)
     except RecursionError:
@@ -84,5 +84,5 @@ def parse_yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         raise ValueError(f"{error.problem or error.context}, line {mark.line + 1}") from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        # The last four are what PyYAML makes of a value that belies its tag.
+        # PyYAML raises the last four for a value that does not fit its tag.
         raise ValueError(str(error).partition("\n")[0]) from None

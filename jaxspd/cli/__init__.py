@@ -16,7 +16,7 @@ from jaxspd.errors import UsageError
 from jaxspd.request import SamplingParams
 from jaxspd.streams import flush_stdout, harden_streams
 
-# Names of options, which messages spell as from Python.
+# The names of options. Messages spell them as in Python, and the command turns them into flags.
 OPTIONS = {item.name for item in fields(SamplingParams)} | {*generate.MODEL_KEYS, *generate.PROCESSES}
 OPTIONS |= {*serve.LIMITS, "api_key"}
 TRACEBACK_HELP = "when something fails, show where in the code as well"
@@ -40,15 +40,17 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 for what the user can mend and 1 for any other failure (one line on
-    stderr each), 130 if interrupted, 143 if terminated.
+    """Runs one command and returns its exit code.
+
+    The code is 0 on success, 2 for an error that the user can mend, 1 for any other failure, 130 if
+    interrupted and 143 if terminated. An error is one line on stderr.
     """
     harden_streams()
-    # Notices as they are: libraries set up logging of their own, which would dress them up.
+    # Notices are printed as they are. Libraries set up logging of their own, which would decorate them.
     log = logging.getLogger("jaxspd")
     log.handlers, log.propagate = [notices()], False
-    # Libraries make millions of objects that stay to the end: looking through them again and again, and once
-    # more at exit, takes seconds.
+    # Libraries make millions of objects that stay to the end. Searching them for garbage again and again, and
+    # once more at exit, takes seconds.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     args = argparse.Namespace(traceback=False)
@@ -71,14 +73,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Notice(logging.Formatter):
-    """The message alone, with options spelled as flags."""
+    """Formats a log record as its message alone, with options spelled as flags."""
 
     def format(self, record: logging.LogRecord) -> str:
         return as_flags(record.getMessage(), OPTIONS)
 
 
 def notices() -> logging.Handler:
-    """What writes notices to stderr."""
+    """The log handler that writes notices to stderr."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(Notice())
@@ -86,7 +88,7 @@ def notices() -> logging.Handler:
 
 
 def explained(error: Exception) -> tuple[int, str]:
-    """The exit code and the line for an error that ended a command."""
+    """The exit code and the message line for an error that ended a command."""
     if isinstance(error, UsageError):
         return 2, as_flags(str(error), OPTIONS)
     if isinstance(error, MemoryError):

@@ -7,7 +7,7 @@ from jaxspd.cli.flags import add_model_flags
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """The command's flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser("calibrate", help="measure the power spectrum of a model's latents")
     add_model_flags(parser)
     parser.add_argument(

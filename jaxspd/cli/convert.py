@@ -8,7 +8,7 @@ from jaxspd.files import user_path
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """The command's flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser(
         "convert",
         help="write a pipeline anew, its transformer's weights in Orbax's format or in diffusers' layout",

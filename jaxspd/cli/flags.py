@@ -12,7 +12,7 @@ REVISION_HELP = "branch, tag or commit of a hub id (default: main)"
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong flag in one line."""
+    """Raises UsageError, in one line, for a wrong flag."""
 
     def error(self, message: str):
         raise UsageError(message)
@@ -29,14 +29,14 @@ def flag(name: str) -> str:
 
 
 def add_model_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    """Which model."""
+    """Adds the flags that name the model."""
     help = MODEL_HELP.split(";")[0] if required else MODEL_HELP
     parser.add_argument("--model-path", required=required, help=help)
     parser.add_argument("--revision", help=REVISION_HELP)
 
 
 def add_weights_flag(parser: argparse.ArgumentParser) -> None:
-    """Which weights instead of the model's own."""
+    """Adds the flag for weights in place of the model's own."""
     parser.add_argument(
         "--transformer-weights-path",
         metavar="FILE",
@@ -45,7 +45,7 @@ def add_weights_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory_flags(parser: argparse.ArgumentParser) -> None:
-    """How the transformer's weights are kept."""
+    """Adds the flags for how the transformer's weights are kept."""
     parser.add_argument(
         "--dit-cpu-offload",
         type=boolean,
@@ -60,7 +60,7 @@ def add_memory_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
-    """How it runs: `DiffGenerator.from_pretrained`'s other arguments."""
+    """Adds the flags for the other arguments of `DiffGenerator.from_pretrained`."""
     add_weights_flag(parser)
     add_memory_flags(parser)
     parser.add_argument(
@@ -119,7 +119,7 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
-    """Which processes make the same outputs together."""
+    """Adds the flags for processes that make the same outputs together."""
     several = parser.add_argument_group("several processes (docs/many-devices.md)")
     several.add_argument(
         "--dist-init-addr",
@@ -135,7 +135,7 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> None:
-    """A flag for each field of SamplingParams; those not given stay out of the namespace."""
+    """Adds a flag for each field of SamplingParams. A flag that is not given stays out of the namespace."""
     for item in fields(SamplingParams):
         if only is None or item.name in only:
             kind, default = item.metadata["kind"], item.default
@@ -150,7 +150,7 @@ def add_sampling_flags(parser: Parser, only: tuple[str, ...] | None = None) -> N
 
 
 def as_flags(message: str, names: set[str]) -> str:
-    """`message`, which spells options as in Python, with the flags of the same `names`."""
-    # Any other word without _ may be one of English.
+    """`message` with the options in `names`, which it spells as in Python, spelled as flags."""
+    # Any other word without "_" may be an English word.
     words = r"(?<![\w.\-/'])(?:\w+_\w+|nnodes)(?![\w/])"
     return re.sub(words, lambda m: flag(m[0]) if m[0] in names else m[0], message)

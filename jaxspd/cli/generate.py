@@ -48,10 +48,11 @@ MODEL_KEYS = {
     "shard": str,
     "preview": str,
 }
-# What `processes.join` takes: no keys of a file, which is the same for all.
+# The arguments of `processes.join`. They are no keys of a configuration file, which is the same for all
+# processes.
 PROCESSES = ("dist_init_addr", "nnodes", "node_rank", "dist_timeout")
 LORAS = {"lora_path": "lora_scale", "lora_path_2": "lora_scale_2"}
-# Flags that take the place of what a configuration file says in other words.
+# Flags that replace other keys of a configuration file, which say the same in another way.
 REPLACES = {
     "progressive_levels": ["progressive_scales"],
     "progressive_scales": ["progressive_levels"],
@@ -63,7 +64,7 @@ REPLACES = {
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """The command's flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser("generate", help="make pictures or videos from prompts")
     add_model_flags(parser)
     parser.add_argument("--prompt-path", type=Path, help="text file with one prompt a line")
@@ -96,8 +97,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints each output's path when it is written, then what all of them took; with `--json` only the
-    report, which tells of the outputs written even where an interrupt or an error stops the rest.
+    """Makes the outputs, and prints each one's path when it is written, then a summary.
+
+    With `--json` it prints only the report. If an interrupt or an error stops the run, the report names the
+    outputs that were written. Returns the exit code.
     """
     join_others(args)
     model, values = processes.told(partial(read_request, args))
@@ -121,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
                         wrote.append(growth.write(output))
                 if not args.json:
                     say("\n".join(f"wrote {path}" for path in wrote))
-                del output  # else it would lie in memory beside the next
+                del output  # otherwise it would stay in memory beside the next one
     except (KeyboardInterrupt, UsageError) as end:
         if outputs:
             outputs.close()  # the interrupt may have come between two outputs
@@ -138,8 +141,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def join_others(args: argparse.Namespace) -> None:
-    """Joins the processes that make the same outputs, if there are others. A share of outputs is made by one
-    process, unless it is told of others.
+    """Joins the other processes that make the same outputs, if there are any.
+
+    A process that makes a `shard` of the outputs joins others only if a flag says so.
     """
     given = {name: value for name in PROCESSES if (value := getattr(args, name)) is not None}
     known = "JAX_COORDINATOR_ADDRESS" in os.environ and args.shard is None
@@ -148,19 +152,20 @@ def join_others(args: argparse.Namespace) -> None:
 
 
 def read_request(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What flags and files ask of the model and its run, and of the outputs; UsageError if that is no
-    request.
+    """The arguments for the model and its run, and the parameters of the outputs, from flags and files.
+
+    Raises UsageError if they are no valid request.
     """
     values = read_config_file(args.config) if args.config else {}
     known = [item.name for item in fields(SamplingParams)]
     check_keys(values, [*known, *MODEL_KEYS])
     if args.model_path is not None:
-        # The other model's
+        # These belong to the file's model, which --model-path replaces.
         for name in ("revision", "transformer_weights_path", *LORAS, *LORAS.values()):
             values.pop(name, None)
     for path, scale in LORAS.items():
         if getattr(args, path) is not None:
-            values.pop(scale, None)  # the other LoRAs'
+            values.pop(scale, None)  # the strengths of the file's LoRAs
     for name, kind in MODEL_KEYS.items():
         given = getattr(args, name)
         if given is not None:
@@ -180,12 +185,12 @@ def read_request(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
     if not params.prompts:
         raise UsageError("a prompt is needed: give --prompt or --prompt-path")
 
-    share(model.get("shard"))  # before anything heavy is imported
+    share(model.get("shard"))  # checked before anything heavy is imported
     return model, values
 
 
 def summary(result) -> str:
-    """What making the outputs took, for people, and how many there were already."""
+    """The time and memory that the outputs took, and how many existed already, for people to read."""
     existed = f"outputs that existed already: {len(result.skipped)}"
     if not result.requests:
         return existed

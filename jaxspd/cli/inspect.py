@@ -5,7 +5,7 @@ import json
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """The command's flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser("inspect", help="say what a file or folder of weights is")
     parser.add_argument("path", metavar="PATH", help="file in safetensors or GGUF, or a folder")
     parser.add_argument("--json", action="store_true", help="print it as JSON")

@@ -14,7 +14,7 @@ log = logging.getLogger("jaxspd")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """The command's flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser("plan", help="print the stages a request would run")
     add_model_flags(parser)
     parser.add_argument("--family", help="plan for a family as published, such as flux1 or wan")

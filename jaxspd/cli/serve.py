@@ -20,7 +20,7 @@ LIMITS = {
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """The command's flags."""
+    """Adds the command and its flags."""
     parser = commands.add_parser("serve", help="serve a model over HTTP, with a page to try it on")
     add_model_flags(parser)
     add_runtime_flags(parser)
@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until SIGINT or SIGTERM. What is being made then is finished, what waits is handed back."""
+    """Serves until SIGINT or SIGTERM. Outputs in progress are then finished, and waiting requests refused."""
     if not 0 <= args.port <= 65535:
         raise UsageError(f"port must be 0 to 65535, not {args.port}")
     for name in LIMITS:

@@ -14,7 +14,7 @@ class Level:
     """One resolution of the latents.
 
     `latent` is its grid `(h, w)`. `scale` is c, the side's ratio to the full grid's. `nyquist` is the highest
-    frequency ω that the grid counts as holding, in cycles per image.
+    frequency ω that the grid is taken to hold, in cycles per image.
     """
 
     latent: tuple[int, int]
