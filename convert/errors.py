@@ -13,7 +13,7 @@ class UsageError(ValueError):
 
 
 def printable(text: str) -> str:
-    """`text` in one line, with escapes such as `\\n` for what cannot be printed."""
+    """`text` in one line, with escapes such as `\\n` for characters that cannot be printed."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

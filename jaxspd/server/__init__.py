@@ -1,1 +1,1 @@
-"""An HTTP server that holds one generator and a queue."""
+"""An HTTP server with one generator and a queue."""

@@ -1,4 +1,4 @@
-"""The application: routes, who may use them, and one line of log for each request."""
+"""The application: its routes, who may use them, and a line of log per request."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -30,9 +30,10 @@ def make_app(
     prefix: str = "",
     hosts: Collection[str] = (),
 ) -> Starlette:
-    """The ASGI application that serves `generator` as the model `name`. With `api_key`, all but the page and
-    `/health` want it as a bearer token. Names of what it keeps begin with `prefix`. With `hosts`, it answers
-    to these and the names of this machine alone.
+    """The ASGI application that serves `generator` as the model `name`.
+
+    With `api_key`, all paths but the page and `/health` require it as a bearer token. Names of stored outputs
+    begin with `prefix`. With `hosts`, the application answers only to these and to the names of this machine.
     `app.state.service.engine.stop()` ends it gracefully.
     """
     app = Starlette(
@@ -60,11 +61,11 @@ def make_app(
 
 
 async def failed(http: HttpRequest, error: Exception) -> Response:
-    """The answer that tells of `error`."""
+    """The answer that reports `error`."""
     headers = getattr(error, "headers", None) or {}
     if isinstance(error, UsageError):
         error = Refused(400, str(error))
-    elif isinstance(error, HTTPException):  # Starlette's own
+    elif isinstance(error, HTTPException):  # raised by Starlette
         error = Refused(error.status_code, f"{http.method} {http.url.path}: {error.detail}")
     elif not isinstance(error, Refused):
         error = Refused(500, f"{type(error).__name__}: a fault of jaxspd; the server's log says more")
@@ -74,7 +75,7 @@ async def failed(http: HttpRequest, error: Exception) -> Response:
 
 
 async def page(http: HttpRequest) -> Response:
-    """`GET /`."""
+    """`GET /`: the page."""
     return FileResponse(PAGE / "index.html")
 
 
@@ -86,7 +87,7 @@ async def health(http: HttpRequest) -> Response:
 
 
 async def metrics(http: HttpRequest) -> Response:
-    """`GET /metrics`, for Prometheus."""
+    """`GET /metrics`: the counts for Prometheus."""
     service: Service = http.app.state.service
     service.metrics.waiting.set(service.engine.waiting)
     service.metrics.stored.set(service.store.size)
@@ -94,12 +95,12 @@ async def metrics(http: HttpRequest) -> Response:
 
 
 async def models(http: HttpRequest) -> Response:
-    """`GET /v1/models`."""
+    """`GET /v1/models`: the list with the one model."""
     return JSONResponse({"object": "list", "data": [http.app.state.service.model()]})
 
 
 async def model(http: HttpRequest) -> Response:
-    """`GET /v1/models/{id}`."""
+    """`GET /v1/models/{id}`: the model, if it has that name."""
     service: Service = http.app.state.service
     service.check_model(http.path_params["id"])
     return JSONResponse(service.model())

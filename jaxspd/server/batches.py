@@ -1,4 +1,4 @@
-"""Which jobs are made together."""
+"""Chooses jobs that are made together in one batch."""
 
 import logging
 import math
@@ -11,28 +11,30 @@ from jaxspd.request import Request
 from jaxspd.together import shape
 
 log = logging.getLogger("jaxspd.server")
-# A batch must take a job less than this share of what it takes alone: its first waits for its last, and the
-# last bits of a picture are not those that it has alone.
+# A batch must take less than this share of the time per job alone. Its first job waits for its last, and the
+# last bits of its pictures differ from those made alone.
 WORTH = 0.8
-# Jobs alone, and then batches, that are made to find that out. The best of them tells: compiling, and what
-# else a machine does, only make them slower.
+# Number of jobs made alone, and then of batches, to measure their times. The shortest time counts: compiling
+# and other work of the machine only add to it.
 TRIALS = 3
-# What was found is kept for so many shapes and sizes that were made last.
+# Number of recent shapes and sizes whose times are kept.
 RECENT = 64
 
 
 class Batches:
-    """Puts together jobs of one shape for `generator`, up to `most` and a power of two, where that has proved
-    faster, and once the programs are compiled: no job waits for that.
+    """Batches of jobs of one shape for `generator`. Their sizes are powers of two, up to `most`.
+
+    A size is used only where it has proved faster, or has yet to be tried, and only once its programs are
+    compiled: no job waits for compilation.
     """
 
     def __init__(self, generator: Any, most: int):
         self._generator, self._most = generator, most
-        # (shape, jobs at once) -> the least seconds a job, and how often that was tried.
+        # (shape, size) -> the shortest seconds per job, and the number of trials.
         self._found: OrderedDict[tuple[str, int], tuple[float, int]] = OrderedDict()
 
     def choose(self, request: Request, waiting: Iterable[Request]) -> list[int]:
-        """The places in `waiting` of those to be made with `request`."""
+        """The indices in `waiting` of the requests that are made in one batch with `request`."""
         own = shape(request)
         if self._most == 1 or request.num_outputs_per_prompt > 1:
             return []
@@ -43,7 +45,9 @@ class Batches:
         return alike[: size - 1]
 
     def note(self, request: Request, size: int, seconds: float) -> None:
-        """So many jobs like this took so long; infinity where they cannot be made together."""
+        """Records that `size` jobs of this shape took `seconds`. Infinity means that they cannot be made
+        together.
+        """
         key = shape(request), size
         least, tried = self._found.pop(key, (math.inf, 0))
         self._found[key] = min(least, seconds / size), tried + 1 if seconds < math.inf else TRIALS
@@ -57,7 +61,7 @@ class Batches:
             return False
         try:
             return self._generator.ready_together(request, size)
-        except Exception as error:  # whoever is made alone is not to suffer
+        except Exception as error:  # the jobs can still be made alone
             log.warning("%d requests cannot be made together (%s)", size, first_line(error))
             self.note(request, size, math.inf)
             return False

@@ -1,4 +1,4 @@
-"""From the body of an HTTP request to what is to be made. Does not import jax."""
+"""Reads the body of an HTTP request: what is to be made, and how to answer. Does not import jax."""
 
 import asyncio
 import re
@@ -13,16 +13,16 @@ from jaxspd.files import parse_json, unique
 from jaxspd.request import PATHS, SamplingParams, check_keys
 from jaxspd.server.limits import Refused
 
-# Bytes of a body, and seconds in which it must have come.
+# Largest size of a body in bytes, and the seconds within which it must arrive.
 MOST_BYTES, MOST_SECONDS = 2**20, 30
-# Parameters of OpenAI's that say nothing here, and those of which only some values do.
+# OpenAI's parameters that have no effect here, and those of which only some values are accepted.
 IGNORED = ("user", "safety_identifier")
 FIXED = {
     "quality": ("auto", "standard"),
     "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
 }
-# What these endpoints take beside `SamplingParams`' fields.
+# Parameters of these endpoints besides `SamplingParams`' fields.
 IMAGE_KEYS = ("model", "n", "size", "response_format", "stream", "partial_images", *IGNORED, *FIXED)
 VIDEO_KEYS = ("model", "size", "seconds")
 FIELDS = {item.name: item for item in fields(SamplingParams)}
@@ -31,7 +31,9 @@ PARAMETERS = [name for name in FIELDS if name not in ("output_path", "output_fil
 
 @dataclass(frozen=True)
 class Ask:
-    """What a body asks for: `params`, a mapping of `SamplingParams`' fields, and how it is to be answered."""
+    """What a body asks for. `params` maps names of `SamplingParams`' fields to values; the other fields say
+    how to answer.
+    """
 
     params: dict[str, Any]
     model: str | None = None
@@ -42,11 +44,11 @@ class Ask:
 
 
 async def read_body(http: HttpRequest) -> dict[str, Any]:
-    """The keys and values of a body in JSON, or of a form, whose values are read as the command's flags are.
-    Refused for what is neither, or too long.
+    """The keys and values of a body in JSON or of a form. A form's values are read like the command's flags.
+    Raises Refused if the body is neither, is too long or arrives too slowly.
     """
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # A page of another origin may send plain text without asking this server first, but not JSON.
+    # A page of another origin may send plain text without this server's permission, but not JSON.
     if kind not in ("application/json", "multipart/form-data"):
         raise Refused(415, "the body must be JSON, with content-type application/json")
     try:
@@ -75,7 +77,7 @@ async def _bytes(http: HttpRequest) -> bytes:
 
 
 async def _form(http: HttpRequest, body: bytes) -> dict[str, Any]:
-    http._body = body  # what Starlette reads a form from, once it is read
+    http._body = body  # Starlette reads the form from here, since the stream is used up
     lists: dict[str, list[str]] = {}
     async with http.form(max_files=0, max_part_size=MOST_BYTES) as form:
         for key, value in form.multi_items():
@@ -90,7 +92,7 @@ async def _form(http: HttpRequest, body: bytes) -> dict[str, Any]:
 
 
 def _spelled(pairs) -> dict[str, Any]:
-    """`pairs` with keys as in Python, which may come as flags are spelled."""
+    """`pairs` as a dictionary. Keys may be spelled like flags and become Python names."""
     try:
         return unique((key.replace("-", "_"), value) for key, value in pairs)
     except ValueError as error:
@@ -98,7 +100,9 @@ def _spelled(pairs) -> dict[str, Any]:
 
 
 def _typed(key: str, value: Any) -> Any:
-    """A form's text as what the parameter is; text that is no such thing stays, to be refused."""
+    """A form's text converted to the type of parameter `key`. Text that cannot be converted stays text and is
+    refused later.
+    """
     kind = FIELDS[key].metadata["kind"] if key in FIELDS else str
     if isinstance(value, list):
         return [_typed(key, one) for one in value]
@@ -111,7 +115,9 @@ def _typed(key: str, value: Any) -> Any:
 
 
 def image_ask(body: Mapping[str, Any]) -> Ask:
-    """What a body for pictures asks for; UsageError, in the command's words, for what cannot be meant."""
+    """What a body for pictures asks for. Raises UsageError, worded as in the command line, if it is not
+    valid.
+    """
     params, options = _split(body, IMAGE_KEYS)
     form = options.get("response_format") or "b64_json"
     if form not in ("b64_json", "url"):
@@ -135,7 +141,7 @@ def image_ask(body: Mapping[str, Any]) -> Ask:
 
 
 def video_ask(body: Mapping[str, Any]) -> Ask:
-    """The same of a body for one video."""
+    """What a body for one video asks for. Raises UsageError as `image_ask` does."""
     if "input_reference" in body:
         raise UsageError("this server makes videos from text alone; leave input_reference out")
     params, options = _split(body, VIDEO_KEYS)
@@ -156,7 +162,9 @@ def video_ask(body: Mapping[str, Any]) -> Ask:
 
 
 def _split(body: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`SamplingParams`' fields in `body`, and what else it may have; OpenAI's null is not given."""
+    """The `SamplingParams` fields in `body`, and its options among `keys`. Raises UsageError if it has
+    others. OpenAI's null counts as not given.
+    """
     for name in PATHS:
         if name == "spectrum" and isinstance(body.get(name), Mapping | None):
             continue

@@ -2,8 +2,8 @@
 
     serve run jaxspd.server.cluster:application model_path=black-forest-labs/FLUX.1-dev devices=4 gpus=1
 
-One deployment for each device holds a model; a router in front sends each request to the least busy, and to
-another where one dies before it has answered.
+Each device has a deployment with a model. A router in front sends each request to the least busy device, and
+to another one if that device dies before it has answered.
 """
 
 import asyncio
@@ -21,16 +21,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from jaxspd.errors import UsageError
 
-# What travels of a request.
+# The parts of a request that are sent to a model.
 SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path")
 SCOPE += ("headers", "client", "server")
-# Names of what one device keeps begin with its number.
+# Names of stored outputs begin with the number of the device that holds them.
 KEPT = re.compile(r"/(?:images/|v1/videos/video_)(\d+)-")
 
 
 @serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=300)
 class Model:
-    """One device, which is the `number`-th. `model` are arguments of `DiffGenerator.from_pretrained`."""
+    """Device number `number`, with a model. `model` holds the arguments of
+    `DiffGenerator.from_pretrained`.
+    """
 
     def __init__(self, number: int, model: dict[str, Any], api_key: str | None):
         from jaxspd.generator import DiffGenerator
@@ -43,7 +45,7 @@ class Model:
         self._app = make_app(generator, name, api_key=api_key, prefix=f"{number}-")
 
     async def __call__(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[dict[str, Any]]:
-        """The application's messages in answer to one request."""
+        """Yields the application's messages in answer to one request."""
         messages, gone = asyncio.Queue(), asyncio.Event()
         coming = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -62,13 +64,13 @@ class Model:
             gone.set()
 
     def check_health(self) -> None:
-        """Ray starts a replica anew of which this raises."""
+        """Raises RuntimeError if the engine has died. Then Ray restarts this replica."""
         self._app.state.service.engine.check_alive()
 
 
 @serve.deployment(max_ongoing_requests=10_000, num_replicas=1)
 class Router:
-    """What clients reach: forwards to `models`."""
+    """Receives clients' requests and forwards them to `models`."""
 
     def __init__(self, *models: DeploymentHandle):
         self._models = [model.options(stream=True) for model in models]
@@ -86,13 +88,15 @@ class Router:
             tried.add(number)
             try:
                 return await self._answer(number, scope, body)
-            except (RayActorError, RayServeException):  # it has died, and what it made with it
+            except (RayActorError, RayServeException):  # the model has died, and its outputs are lost
                 continue
-        error = {"message": "no device is there to do this; ask again", "type": "server_error"}
+        error = {"message": "no device is available; ask again", "type": "server_error"}
         return JSONResponse({"error": error}, 503, {"retry-after": "5"})
 
     async def _answer(self, number: int, scope: dict[str, Any], body: bytes) -> Response:
-        """One model's: whole, or where it is a stream of events from its first message on."""
+        """The answer of model `number`. A stream of events is passed on from its first message; other answers
+        are passed on whole.
+        """
         messages = self._messages(number, scope, body)
         start = await anext(messages)
         response = Response(status_code=start["status"])
@@ -113,7 +117,7 @@ class Router:
             self._busy[number] -= 1
 
     async def _listing(self, scope: dict[str, Any]) -> Response:
-        """The videos of all, newest first."""
+        """The list of all models' videos, newest first."""
         answers = [await self._answer(number, scope, b"") for number in range(len(self._models))]
         for answer in answers:
             if answer.status_code != 200:
@@ -125,8 +129,11 @@ class Router:
 
 
 def application(options: Mapping[str, str]) -> serve.Application:
-    """The application of `options`: `devices`, how many (1); `gpus`, how many Ray is to set aside for each
-    (0); `api_key`; and `model_path` and `revision` as of `jaxspd serve`.
+    """The Ray Serve application for `options`.
+
+    `devices` is the number of devices (by default 1), and `gpus` the number of GPUs that Ray reserves for
+    each (by default 0). `api_key`, `model_path` and `revision` are as for `jaxspd serve`. Raises UsageError
+    for other options.
     """
     known = {"devices": "1", "gpus": "0", "api_key": None, "model_path": None, "revision": None}
     if unknown := options.keys() - known:

@@ -1,4 +1,4 @@
-"""One queue, and one thread that holds the generator."""
+"""A queue of jobs, and one thread that uses the generator."""
 
 import logging
 import math
@@ -23,14 +23,16 @@ log = logging.getLogger("jaxspd.server")
 
 
 class Ended(Exception):
-    """A job is to be made no further."""
+    """A job must not go on."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What an output was heading for after a step: `pixels` `[h, w, 3]`, uint8, of a video's middle frame;
-    the numbers, from 0, of the look, of the output, of the `stage` and of the `step`; how many `stages` and
-    `steps` there are, and the noise level reached.
+    """A preview, after a step, of the picture that an output is heading for.
+
+    `pixels` `[h, w, 3]`, uint8, show a video's middle frame. `index` numbers the looks at one output.
+    `output`, `stage` and `step` are numbered from 0, as is `index`. `stages` and `steps` are the numbers of
+    all stages and steps. `sigma` is the noise level after the step.
     """
 
     pixels: np.ndarray
@@ -44,12 +46,12 @@ class Look:
 
 
 class Job:
-    """A request on its way, of which nothing more is made after so many `seconds`. `changed` is called, in
-    the engine's thread, whenever there is news: one more of `looks`, one more of `outputs`, or the end, which
-    is `done`; `refused` says why it is not a good one.
+    """A request that waits or is being made. It ends with an error after `seconds`.
 
-    `count` is how many looks are taken at each output. Until somebody takes them out, the newest of each
-    stage is kept. `together` is how many jobs were made at once.
+    The engine's thread calls `changed` after every change: a new entry of `looks` or `outputs`, or the end.
+    `done` says that the job has ended; `refused` is the reason if it failed. `count` is the number of looks
+    at each output. Until looks are taken out, only the newest of each stage is kept. `together` is the number
+    of jobs in its batch.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Job:
         self.together = 1
 
     def watch(self, progress: Progress) -> None:
-        """Notes a step, as `DiffGenerator.iterate` tells of it."""
+        """Records a step; called by the generator after each step."""
         self.check()
         step, steps, made = progress.step, progress.plan.steps, len(self.outputs)
         self.progress = (made + (step.number + 1) / steps) / self.request.num_outputs_per_prompt
@@ -87,7 +89,7 @@ class Job:
         self.changed()
 
     def check(self) -> None:
-        """Ended where nobody waits for it any more."""
+        """Raises Ended if the job is cancelled, and Refused if its time is up."""
         if self.cancelled:
             raise Ended
         if time.monotonic() > self.deadline:
@@ -99,7 +101,7 @@ class Job:
 
 
 class Engine:
-    """Makes jobs in the order in which they came; those of one shape together, where that is faster."""
+    """Makes jobs in the order of arrival. Jobs of one shape are made together where that is faster."""
 
     def __init__(self, generator: DiffGenerator, limits: Limits):
         self.generator, self.limits, self.stopping = generator, limits, False
@@ -112,11 +114,11 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not begun."""
+        """The number of jobs that have not begun."""
         return len(self._waiting)
 
     def submit(self, job: Job) -> None:
-        """Puts `job` into the queue; Refused where that is full, or the server stops."""
+        """Puts `job` into the queue. Raises Refused if the queue is full or the server is stopping."""
         with self._news:
             if self.stopping:
                 raise Refused(503, "the server is stopping; ask again", retry=5)
@@ -128,7 +130,7 @@ class Engine:
             self._news.notify()
 
     def cancel(self, job: Job) -> None:
-        """Makes `job` no further: at once if it waits, else before its next step."""
+        """Cancels `job`: at once if it waits, else before its next step."""
         job.cancelled = True
         with self._news:
             if job in self._waiting:
@@ -136,9 +138,7 @@ class Engine:
                 job.end()
 
     def stop(self, now: bool = False) -> None:
-        """Takes no more jobs, and hands back those that wait. Those that are being made go on, unless they
-        are to end `now`.
-        """
+        """Accepts no more jobs and refuses those that wait. Jobs that are being made go on, unless `now`."""
         with self._news:
             self.stopping = True
             waiting, self._waiting = [*self._waiting], deque()
@@ -149,12 +149,12 @@ class Engine:
             job.cancelled = True
 
     def check_alive(self) -> None:
-        """RuntimeError where nothing is made any more, though nobody said stop."""
+        """Raises RuntimeError if the engine's thread has ended although nobody called `stop`."""
         if not self._thread.is_alive() and not self.stopping:
             raise RuntimeError("the engine's thread has ended")
 
     def join(self, seconds: float | None = None) -> None:
-        """Waits until the last job after a `stop` is made."""
+        """Waits until the last job after a `stop` has ended, or for `seconds`."""
         self._thread.join(seconds)
 
     def _run(self) -> None:
@@ -172,10 +172,10 @@ class Engine:
                 job.started = time.monotonic()
             self._make(jobs)
             self.current = []
-            del jobs, job, first, waiting  # else their outputs would lie in memory until the next one comes
+            del jobs, job, first, waiting  # else their outputs would stay in memory until the next job
 
     def _make(self, jobs: list[Job]) -> None:
-        """Makes and ends `jobs`. Where several cannot be made together, each is made alone."""
+        """Makes and ends `jobs`. If several cannot be made together, each is made alone."""
         begin, count, request = time.monotonic(), len(jobs), jobs[0].request
         for job in jobs:
             job.together = count
@@ -200,7 +200,7 @@ class Engine:
             job.add(output)
 
     def _together(self, jobs: list[Job]) -> None:
-        """Makes `jobs` in one batch, and ends each. Who gives up leaves the others to it."""
+        """Makes `jobs` in one batch and ends each. If one job is cancelled, the others go on."""
 
         def watch(job: Job, progress: Progress) -> None:
             if not job.done:
@@ -220,7 +220,7 @@ class Engine:
                 job.end()
 
     def _refused(self, make: Callable[[list[Job]], None], jobs: list[Job]) -> Refused | None:
-        """Makes `jobs`; returns what kept them from being made, if anything did."""
+        """Calls `make(jobs)`. Returns the reason if it fails, else None."""
         try:
             make(jobs)
         except Ended:

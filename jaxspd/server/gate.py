@@ -1,5 +1,5 @@
-"""What every request passes: whom it is for and whence it comes, the key, a limit to slow readers, counts,
-and one line of log. Does not import jax.
+"""Checks and logs every request: its host, its origin, the key, slow readers, counts, and a line of log. Does
+not import jax.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from jaxspd.server.limits import Refused
 from jaxspd.server.metrics import Metrics
 
 log = logging.getLogger("jaxspd.server")
-# Seconds that a client may take to make room for the next piece of an answer.
+# Seconds within which a client must accept the next part of an answer.
 MOST_SECONDS = 60
-# The page has all it needs from here; nobody may frame it.
+# The page loads everything from this server, and no other page may frame it.
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "frame-ancestors 'none'",
@@ -30,13 +30,13 @@ HEADERS = {
 
 
 def error_body(refused: Refused) -> dict[str, Any]:
-    """The error as OpenAI's clients read it."""
+    """The error in the form that OpenAI's clients read."""
     kind = "invalid_request_error" if refused.status < 500 else "server_error"
     return {"message": str(refused), "type": kind, "param": None, "code": refused.code}
 
 
 def refusal(scope, refused: Refused) -> Response:
-    """The answer that says no, and why."""
+    """The answer to a request that is refused."""
     scope["reason"] = str(refused)
     headers = {"retry-after": str(refused.retry)} if refused.retry else {}
     if refused.status == 401:
@@ -45,7 +45,7 @@ def refusal(scope, refused: Refused) -> Response:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `address`, a host's name or IP address, is reached from its own machine only."""
+    """Whether `address`, a host's name or IP address, can be reached only from its own machine."""
     try:
         return ip_address(address).is_loopback
     except ValueError:
@@ -53,8 +53,8 @@ def is_loopback(address: str) -> bool:
 
 
 class Gate:
-    """The ASGI application `app`, behind all this. Where there are `hosts`, requests for another host than
-    these and this machine are refused.
+    """The ASGI application `app`, behind these checks. With `hosts`, requests are refused unless they are for
+    one of these or for this machine's own names.
     """
 
     def __init__(self, app, metrics: Metrics, api_key: str | None = None, hosts: Collection[str] = ()):
@@ -85,19 +85,18 @@ class Gate:
             self._note(scope, status, time.monotonic() - begin)
 
     def _refused(self, scope) -> Refused | None:
-        """Why a request may not pass, if so."""
+        """The reason why a request may not pass, None if it may."""
         headers = Headers(scope=scope)
         host = _host(headers.get("host", ""))
-        # The name of a strange page may have come to mean this machine; to a browser the two are then one.
+        # DNS rebinding: a foreign page's name may now resolve to this machine, and then a browser treats the
+        # two as one origin.
         if self._hosts and host and host not in self._hosts and not is_loopback(host):
             known = ", ".join(sorted({*self._hosts, "localhost"}))
             return Refused(
                 421, f"this server is {known}, not {host}; start it with --api-key to use any name"
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _foreign(headers):
-            return Refused(
-                403, "pages of other origins may ask for nothing here; use the page of this server"
-            )
+            return Refused(403, "pages of other origins may not use this server; use its own page")
         if self._wants_key(scope) and not self._has_key(headers):
             return Refused(401, "this server wants its --api-key as a bearer token", code="invalid_api_key")
         return None
@@ -116,7 +115,7 @@ class Gate:
         self._metrics.seconds.labels(endpoint).observe(seconds)
         client, *_ = scope.get("client") or ("-",)
         said = " · ".join(str(scope[key]) for key in ("about", "reason") if scope.get(key))
-        # On one line, whatever a path or a reason holds.
+        # Everything is on one line, even if a path or a reason contains line breaks.
         line = " ".join(
             f"{client} {scope['method']} {scope['path']} {status} {seconds:.3f} s · {said}".split()
         )
@@ -132,7 +131,7 @@ def _host(address: str) -> str:
 
 
 def _foreign(headers: Headers) -> bool:
-    """Whether a page of another origin sends this, as browsers tell: they alone do."""
+    """Whether a page of another origin sent the request. Only browsers say so."""
     if site := headers.get("sec-fetch-site"):
         return site not in ("same-origin", "none")
     origin = headers.get("origin")

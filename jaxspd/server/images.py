@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations`, as OpenAI's clients call it."""
+"""`POST /v1/images/generations`, in the form of OpenAI's API."""
 
 import asyncio
 import base64
@@ -20,7 +20,9 @@ from jaxspd.server.service import Service
 
 
 async def generations(http: HttpRequest) -> Response:
-    """Pictures of one prompt: in the answer or as addresses; or as events while they are made."""
+    """Makes pictures of one prompt. The answer holds the pictures or their addresses, or is a stream of
+    events.
+    """
     service: Service = http.app.state.service
     ask = image_ask(await read_body(http))
     request = service.resolve(ask, picture=True)
@@ -46,7 +48,7 @@ async def generations(http: HttpRequest) -> Response:
 
 
 def about(request: Request) -> str:
-    """The request in the log's line, which tells nothing of prompts."""
+    """The request as the log shows it, without prompts."""
     frames = f" {request.num_frames} frames" if request.num_frames > 1 else ""
     return (
         f"{request.num_outputs_per_prompt} of {request.width}×{request.height}{frames} "
@@ -55,7 +57,7 @@ def about(request: Request) -> str:
 
 
 def raise_for(job: Job) -> None:
-    """Refused, unless all of `job` is made."""
+    """Raises Refused unless all of `job` is made."""
     if job.refused:
         raise job.refused
     if not job.done or job.cancelled:
@@ -72,7 +74,9 @@ async def _answer(service: Service, http: HttpRequest, ask: Ask, output: Output)
 
 
 async def stored(http: HttpRequest) -> Response:
-    """`GET /images/{name}`: a picture of which only the address was given. The name is its key."""
+    """`GET /images/{name}`: a picture whose address was given. No API key is needed, since the name is
+    secret.
+    """
     name = http.path_params["name"].removesuffix(".png")
     file = http.app.state.service.store.get(name)
     if file is None:
@@ -82,8 +86,8 @@ async def stored(http: HttpRequest) -> Response:
 
 
 class Events(Response):
-    """Server-sent events: `image_generation.partial_image` and `image_generation.completed`, as OpenAI's
-    client reads them, and `error`.
+    """Server-sent events: `image_generation.partial_image` and `image_generation.completed`, in the form of
+    OpenAI's API, and `error`.
     """
 
     def __init__(self, service: Service, http: HttpRequest, ask: Ask, request: Request):
@@ -98,7 +102,7 @@ class Events(Response):
             more = True
             while more:
                 more = await change()
-                # What has come meanwhile; outputs first, for a look at one comes before it is made.
+                # Sends what is new. Outputs are read before looks, because an output's looks come before it.
                 outputs, text = job.outputs[sent:], ""
                 while job.looks:
                     text += self._partial(job.looks.popleft())
@@ -126,7 +130,7 @@ class Events(Response):
 
 
 def described(look: Look) -> dict[str, Any]:
-    """A look as clients read it."""
+    """A look in the form that clients read."""
     values = {name: value for name, value in vars(look).items() if name not in ("pixels", "index")}
     picture = base64.b64encode(png(look.pixels)).decode()
     return {"b64_json": picture, "grid": [*look.pixels.shape[:2]], **values}

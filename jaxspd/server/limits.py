@@ -1,4 +1,4 @@
-"""What a request may ask of a server, and how it is told no. Does not import jax."""
+"""The limits of a request, and the exception for refusals. Does not import jax."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from jaxspd.request import Request
 
 
 class Refused(Exception):
-    """No, with an HTTP `status` and the reason. `retry` is in how many seconds to ask again, where that would
-    help; `code` is OpenAI's word for the kind, where it has one.
+    """A refusal with an HTTP `status` and a reason. `retry` is the number of seconds after which asking again
+    may help, else None. `code` is OpenAI's name for the error, if it has one.
     """
 
     def __init__(self, status: int, reason: str, *, retry: int | None = None, code: str | None = None):
@@ -17,9 +17,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """`pixels` of one output, over all its frames; denoising `steps`; `outputs` of one request; requests that
-    wait in the `queue`; `seconds` from a request's coming to its end; `stored` bytes of finished outputs;
-    requests that share a batch, `batch_size`.
+    """The limits of requests.
+
+    `pixels` of one output, over all its frames; denoising `steps`; `outputs` of one request; requests that
+    wait in the `queue`; `seconds` from a request's arrival to its end; bytes of `stored` outputs; requests in
+    one batch, `batch_size`.
     """
 
     pixels: int
@@ -32,15 +34,15 @@ class Limits:
 
     @classmethod
     def of(cls, family, **given: float | None) -> "Limits":
-        """Those `given`; the others by default, which for pixels is four times what `family` makes unless
-        asked.
+        """The limits `given`, and defaults for the others. The default of `pixels` is four times the size
+        that `family` makes by default.
         """
         height, width = family.default_size
         default = {"pixels": 4 * height * width * family.default_frames}
         return cls(**default | {name: value for name, value in given.items() if value is not None})
 
     def check(self, request: Request) -> None:
-        """Refused, with status 413 or 422, for more than may be asked of one request."""
+        """Raises Refused, with status 413 or 422, if a request exceeds a limit."""
         pixels = request.height * request.width * request.num_frames
         if pixels > self.pixels:
             frames = f" in {request.num_frames} frames" if request.num_frames > 1 else ""

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a server. Does not import jax."""
+"""The counts that Prometheus reads. Does not import jax."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
@@ -9,7 +9,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 
 
 class Metrics:
-    """Counts of one server."""
+    """The counts of one server."""
 
     def __init__(self):
         self._registry = CollectorRegistry()
@@ -19,13 +19,13 @@ class Metrics:
         )
         self.seconds = Histogram(
             "request_seconds",
-            "from a request's coming to its answer's end",
+            "from a request's arrival to the end of its answer",
             ["endpoint"],
             buckets=SECONDS,
             **options,
         )
         self.queued = Histogram("queued_seconds", "a job's time in the queue", buckets=SECONDS, **options)
-        self.made = Histogram("made_seconds", "a job's time in the making", buckets=SECONDS, **options)
+        self.made = Histogram("made_seconds", "the time in which a job is made", buckets=SECONDS, **options)
         self.jobs = Counter("jobs", "jobs, by how they ended", ["end"], **options)
         self.outputs = Counter("outputs", "pictures and videos made", **options)
         self.together = Counter("jobs_together", "jobs made together with others", **options)

@@ -1,4 +1,4 @@
-"""A server in this process, from opening the model to the end of its last job."""
+"""Runs a server in this process, from opening the model to the end of its last job."""
 
 import logging
 import os
@@ -17,14 +17,14 @@ from jaxspd.server.app import make_app
 from jaxspd.server.gate import is_loopback
 from jaxspd.server.limits import Limits
 
-# Connections at once; more are told 503.
+# Largest number of connections; others get status 503.
 CONNECTIONS = 1000
-# Seconds that a graceful stop may take: then what is left is cut off.
+# Longest duration of a graceful stop in seconds. After that, connections are closed.
 GRACE = 300
 
 
 class Server(uvicorn.Server):
-    """Says when it is `ready`. Hands waiting jobs back as soon as a signal has come; a second one gives up
+    """Prints `ready` when the server is ready. The first signal refuses all waiting jobs; a second one ends
     the running job too.
     """
 
@@ -46,8 +46,8 @@ class Server(uvicorn.Server):
 def serve(
     model: dict[str, Any], host: str, port: int, api_key: str | None, limits: dict[str, int | None]
 ) -> None:
-    """Serves until SIGINT or SIGTERM; `model` are the arguments of `DiffGenerator.from_pretrained`.
-    UsageError where the model cannot be opened, or the address not be had.
+    """Serves until SIGINT or SIGTERM. `model` holds the arguments of `DiffGenerator.from_pretrained`. Raises
+    UsageError if the model cannot be opened or the address cannot be used.
     """
     listening = bound(host, port)
     log = logging.getLogger("jaxspd.server")
@@ -57,17 +57,17 @@ def serve(
     log.setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(
         logging.ERROR
-    )  # what is wrong with a form, the client hears
+    )  # clients are told what is wrong with a form
     generator = DiffGenerator.from_pretrained(**model)
     name = model_name(model.get("model_path"))
     warm_up(generator)
     address, port, *_ = listening.getsockname()
-    # A strange page has no key.
+    # With a key no check of hosts is needed, since a foreign page does not have the key.
     hosts = {host.lower()} if is_loopback(address) and api_key is None else ()
     app = make_app(generator, name, Limits.of(generator.family, **limits), api_key, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
     ready = f"ready: {name} at http://{shown}:{port}"
-    with suppress(KeyboardInterrupt):  # the signal that has ended it, once more
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again
         Server(configured(app), ready).run([listening])
     engine = app.state.service.engine
     engine.stop(now=True)
@@ -75,7 +75,9 @@ def serve(
 
 
 def configured(app: Starlette) -> uvicorn.Config:
-    """How uvicorn runs `app`: without logs of its own, and not for ever when it is to stop."""
+    """The configuration with which uvicorn runs `app`. uvicorn writes no logs, and stops within `GRACE`
+    seconds.
+    """
     return uvicorn.Config(
         app,
         log_config=None,
@@ -88,7 +90,9 @@ def configured(app: Starlette) -> uvicorn.Config:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at that address, which nobody can connect to yet."""
+    """A socket at the address. Nobody can connect to it yet. Raises UsageError if the address cannot be
+    used.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -105,15 +109,16 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def model_name(path: str | os.PathLike | None) -> str:
-    """What clients call the model: its hub id, its folder's name, or `demo`."""
+    """The model's name for clients: its hub id, its folder's name, or `demo`."""
     if path is None:
         return "demo"
     return Path(path).absolute().name if os.path.isdir(path) else str(path)
 
 
 def warm_up(generator: DiffGenerator) -> None:
-    """Reads all weights and compiles what the model's own size needs, at once and growing, with its own
-    solver and with that of the speeds: makes outputs in few steps, of which the first is coarse.
+    """Reads all weights and compiles the programs for the model's default size, with and without growth, with
+    its own solver and with that of the speed settings. For this it makes outputs in few steps, of which the
+    first is coarse.
     """
     few = {"prompt": "a lake", "num_inference_steps": 4, "progressive_sigmas": [0.999]}
     for how in ({"progressive_mode": "dct_rewind", "progressive_respace": True}, {"speed": "fast"}):

@@ -1,4 +1,4 @@
-"""What the endpoints share: a model, the engine, finished files, and how a request becomes a job."""
+"""What the endpoints share: the model, the engine, stored files, and the way from a request to a job."""
 
 import asyncio
 import time
@@ -19,12 +19,12 @@ from jaxspd.server.limits import Limits, Refused
 from jaxspd.server.metrics import Metrics
 from jaxspd.server.store import Store
 
-# Seconds between signs of life to who waits for events.
+# Seconds between signs of life to clients that wait for events.
 PULSE = 10
 
 
 class Service:
-    """One model, served under `name`."""
+    """One model, served under the name `name`."""
 
     def __init__(self, generator: DiffGenerator, name: str, limits: Limits, prefix: str = ""):
         self.generator, self.name, self.limits = generator, name, limits
@@ -36,7 +36,7 @@ class Service:
         )
 
     def model(self) -> dict:
-        """The model, as OpenAI's clients read of it, and what the page needs to know."""
+        """The model in the form that OpenAI's clients read, with what the page needs."""
         height, width = self.family.default_size
         return {
             "id": self.name,
@@ -53,13 +53,13 @@ class Service:
         }
 
     def check_model(self, asked: str | None) -> None:
-        """Refused where another model is `asked` for."""
+        """Raises Refused if another model is `asked` for."""
         if asked not in (None, self.name):
             reason = f"the model {asked!r} does not exist; this server has {self.name!r}"
             raise Refused(404, reason, code="model_not_found")
 
     def resolve(self, ask: Ask, *, picture: bool) -> Request:
-        """What will run; UsageError or Refused for what cannot, or may not."""
+        """The request that will run. Raises UsageError or Refused if it cannot run or exceeds a limit."""
         self.check_model(ask.model)
         params, family = dict(ask.params), self.family
         if picture and family.default_fps is not None:
@@ -76,18 +76,18 @@ class Service:
                 if family.default_fps is None
                 else "ask for more frames, or for a picture at /v1/images/generations"
             )
-            raise UsageError(f"this is no request for a {'picture' if picture else 'video'}; {cure}")
+            raise UsageError(f"this is not a request for a {'picture' if picture else 'video'}; {cure}")
         self.limits.check(request)
         plan_request(family, request)
         output_format(request.output_format, None, request.num_frames)
         return request
 
     def submit(self, request: Request, looks: int) -> tuple[Job, asyncio.Event]:
-        """A job in the queue, and what is set in this thread at each news of it."""
+        """A job in the queue, and an event that is set in this thread at each of the job's changes."""
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def changed() -> None:
-            with suppress(RuntimeError):  # the loop has ended, and with it who would read the news
+            with suppress(RuntimeError):  # the loop has ended, and so has the reader
                 loop.call_soon_threadsafe(news.set)
 
         job = Job(request, self.limits.seconds, looks, changed)
@@ -98,8 +98,10 @@ class Service:
     async def submitted(
         self, http: HttpRequest, request: Request, looks: int = 0
     ) -> AsyncIterator[tuple[Job, Callable[[], Awaitable[bool]]]]:
-        """A job in the queue, and what waits for its next news: False where there is none, as it is done or
-        the client is gone. After `PULSE` seconds that too is news. Left before its end, the job is cancelled.
+        """A context with a job in the queue and a function that waits for its next change.
+
+        The function returns False if the job is done or the client has disconnected, else True. It returns
+        after `PULSE` seconds even without a change. If the context ends before the job, the job is cancelled.
         """
         job, news = self.submit(request, looks)
         gone = asyncio.ensure_future(_disconnected(http))
@@ -127,7 +129,7 @@ class Service:
             self.note(job)
 
     def note(self, job: Job) -> None:
-        """Counts `job`, which has ended or was given up."""
+        """Counts `job`, which has ended or was cancelled."""
         now, metrics = time.monotonic(), self.metrics
         metrics.queued.observe((job.started or now) - job.came)
         if job.started:

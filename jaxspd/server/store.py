@@ -1,4 +1,4 @@
-"""Finished outputs in memory. Does not import jax."""
+"""Keeps finished outputs in memory. Does not import jax."""
 
 import secrets
 from collections import OrderedDict
@@ -12,8 +12,8 @@ class File:
 
 
 class Store:
-    """Files by names that begin with `prefix` and that nobody can guess. Of more than `most` bytes in all,
-    the oldest go.
+    """Files by names that nobody can guess and that begin with `prefix`. When there are more than `most`
+    bytes in all, the oldest files are dropped.
     """
 
     def __init__(self, most: int, prefix: str = ""):
@@ -21,7 +21,7 @@ class Store:
         self._files: OrderedDict[str, File] = OrderedDict()
 
     def put(self, file: File) -> str:
-        """The name under which `file` is kept."""
+        """Keeps `file` and returns its name."""
         name = self.name()
         self._files[name] = file
         self.size += len(file.content)
@@ -30,7 +30,7 @@ class Store:
         return name
 
     def name(self) -> str:
-        """A new name, of letters, digits, - and _."""
+        """A new name of letters, digits, - and _, after the prefix."""
         return self._prefix + secrets.token_urlsafe(16)
 
     def get(self, name: str) -> File | None:

@@ -1,4 +1,4 @@
-"""`/v1/videos`, as OpenAI's clients call it: a video is asked for, looked after, and fetched."""
+"""`/v1/videos`, in the form of OpenAI's API: clients ask for a video, check its state, and fetch it."""
 
 import asyncio
 import time
@@ -17,15 +17,15 @@ from jaxspd.server.images import about, described
 from jaxspd.server.limits import Refused
 from jaxspd.server.service import Service
 
-# So many videos are listed; of more that have ended, the oldest are forgotten.
+# Largest number of videos in the list. If there are more, the oldest that have ended are forgotten.
 MOST = 1000
-# Looks that are taken at each while it is made.
+# Number of looks at each video while it is made.
 LOOKS = 24
 
 
 @dataclass
 class Video:
-    """A video that was asked for: its job until it is made, then the names of its file and poster."""
+    """A requested video. It has a job until it is made, then the names of its file and poster."""
 
     id: str
     job: Job | None
@@ -44,7 +44,7 @@ class Video:
         return "in_progress" if self.job.started else "queued"
 
     def described(self, model: str) -> dict[str, Any]:
-        """As OpenAI's clients read it."""
+        """The video in the form that OpenAI's clients read."""
         request, error = self.request, None
         if self.refused:
             body = error_body(self.refused)
@@ -76,7 +76,7 @@ class Videos:
         self._tasks: set[asyncio.Task] = set()
 
     def add(self, request) -> Video:
-        """A video whose job is in the queue."""
+        """Puts a job for a new video into the queue and returns the video."""
         job, news = self.service.submit(request, LOOKS)
         video = Video(f"video_{self.service.store.name()}", job, request)
         self.all[video.id] = video
@@ -102,7 +102,7 @@ class Videos:
         video.refused, video.job = job.refused, None
 
     def get(self, name: str) -> Video:
-        """Refused where there is none, or its file had to give way to others."""
+        """The video `name`. Raises Refused if there is none or the store has dropped its file."""
         video = self.all.get(name)
         if video and video.files and not all(map(self.service.store.get, video.files)):
             self.drop(name)
@@ -112,7 +112,7 @@ class Videos:
         return video
 
     def drop(self, name: str) -> None:
-        """Forgets a video, and makes it no further."""
+        """Forgets a video and cancels its job."""
         video = self.all.pop(name)
         for file in video.files or ():
             self.service.store.drop(file)
@@ -120,14 +120,14 @@ class Videos:
             self.service.engine.cancel(video.job)
 
     def stop(self) -> None:
-        """Gives up those that are not made: when the server has stopped, nobody can fetch them."""
+        """Cancels the unfinished videos: after the server has stopped, nobody can fetch them."""
         for video in self.all.values():
             if video.job:
                 self.service.engine.cancel(video.job)
 
 
 async def create(http: HttpRequest) -> Response:
-    """`POST /v1/videos`."""
+    """`POST /v1/videos`: starts a video."""
     service, videos = _of(http)
     request = service.resolve(video_ask(await read_body(http)), picture=False)
     http.scope["about"] = about(request)
@@ -135,7 +135,9 @@ async def create(http: HttpRequest) -> Response:
 
 
 async def listing(http: HttpRequest) -> Response:
-    """`GET /v1/videos`, newest first unless `order` is asc, from behind `after`, `limit` of them."""
+    """`GET /v1/videos`: at most `limit` videos after the video `after`, newest first unless `order` is
+    asc.
+    """
     service, videos = _of(http)
     query = http.query_params
     names = [*videos.all]
@@ -152,7 +154,7 @@ async def listing(http: HttpRequest) -> Response:
 
 
 async def retrieve(http: HttpRequest) -> Response:
-    """`GET /v1/videos/{id}`, with the newest look at one that is being made."""
+    """`GET /v1/videos/{id}`: the video's state, with the newest look while it is made."""
     service, videos = _of(http)
     video = videos.get(http.path_params["id"])
     values = video.described(service.name)
@@ -162,7 +164,7 @@ async def retrieve(http: HttpRequest) -> Response:
 
 
 async def content(http: HttpRequest) -> Response:
-    """`GET /v1/videos/{id}/content`: the file, or with `variant=thumbnail` its first frame."""
+    """`GET /v1/videos/{id}/content`: the video's file, or with `variant=thumbnail` its first frame."""
     service, videos = _of(http)
     video = videos.get(http.path_params["id"])
     variant = http.query_params.get("variant", "video")
@@ -175,7 +177,7 @@ async def content(http: HttpRequest) -> Response:
 
 
 async def delete(http: HttpRequest) -> Response:
-    """`DELETE /v1/videos/{id}`."""
+    """`DELETE /v1/videos/{id}`: forgets the video."""
     _, videos = _of(http)
     name = videos.get(http.path_params["id"]).id
     videos.drop(name)
