@@ -3,18 +3,23 @@
     python bench/serve.py
     python bench/serve.py --requests 200
 
-First the command and then 1, 4 and 16 clients of one server make the same pictures. `overhead` is what the
-server adds to a request that runs alone: the client's time less the time in which the server makes the
-picture, as a share of the denoising. Then 16 clients send small requests at once. Some are good, and their
-pictures are compared with pictures made alone. Others have a client that goes away, a wrong body, or a slow
-reader. Nothing may be stuck, wrong or left over, and the server's memory must not grow. Otherwise the exit
-code is 1.
+First the command and then 1, 4 and 16 clients of a server make the same pictures. They do so in several
+rounds, since other work on the machine changes from one minute to the next. `overhead` is what the server
+adds to a request that runs alone: the client's time less the time in which the server makes the picture, as
+a share of the denoising. `speed` is the pictures per second divided by those of the command in the same
+round. `together` puts a server that makes requests of equal shape together beside one that does not.
+
+Then 16 clients send small requests at once. Some are good, and their pictures are compared with pictures
+made alone; those made together may differ from these by one grey level. Others have a client that goes away,
+a wrong body, or a slow reader. Nothing may be stuck, wrong or left over, and the server's memory must not
+grow. Otherwise the exit code is 1.
 """
 
 import argparse
 import base64
 import io
 import json
+import os
 import random
 import re
 import subprocess
@@ -40,7 +45,10 @@ SMALL = {"num_inference_steps": 2, "height": 64, "width": 64}
 PROMPTS = [
     f"a serene mountain {place} at {time}" for place in ("lake", "meadow") for time in ("noon", "night")
 ]
-CLIENTS, PICTURES, SEEDS = (1, 4, 16), 16, 5
+MANY = {"num_inference_steps": 20, "height": 64, "width": 64}
+CLIENTS, ROUNDS, SEEDS = (1, 4, 16), 3, 5
+# Pictures that the command or a server makes in a round: of 256×256 pixels, and of 64×64.
+PICTURES, SMALL_PICTURES = 8, 32
 # The seconds after which a request counts as stuck.
 PATIENCE = 120
 # All requests share one client, because making a client reads certificates, which takes tens of milliseconds.
@@ -62,10 +70,10 @@ WRONG = [
 
 
 @contextmanager
-def serving():
+def serving(*flags: str):
     """A context with the process of a server and its address."""
     with tempfile.NamedTemporaryFile("w+") as log:
-        command = [sys.executable, "-m", "jaxspd", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "jaxspd", "serve", "--port", "0", *flags]
         process = subprocess.Popen(command, stderr=log, env=environment())
         try:
             while not (found := re.search("ready: .* at (.*)", Path(log.name).read_text())):
@@ -105,12 +113,14 @@ def by_command() -> dict[str, float]:
     return {"picture": (came[-1] - came[0]) / (len(came) - 1), "denoise": denoise}
 
 
-def by_clients(url: str, clients: int) -> dict[str, float]:
-    """The pictures per second and the latencies in seconds of `clients` clients that ask without a pause."""
+def by_clients(url: str, clients: int, count: int, how: dict) -> dict[str, float]:
+    """The pictures per second and the latencies in seconds of `clients` clients that ask without a pause for
+    `count` pictures.
+    """
     bodies = [
-        {"prompt": prompt, "seed": seed, **LARGE} for seed in range(PICTURES // 4) for prompt in PROMPTS
+        {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number, **how}
+        for number in range(max(count, 2 * clients))
     ]
-    bodies *= 1 if clients < 16 else 2
     begin = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         results = list(pool.map(lambda body: ask(url, body), bodies))
@@ -125,6 +135,40 @@ def by_clients(url: str, clients: int) -> dict[str, float]:
         own = [seconds - answer["seconds"]["made"] for seconds, answer in results]
         told |= {"denoise": median(denoise), "overhead": median(own) / median(denoise)}
     return told
+
+
+def beside_the_command(url: str) -> tuple[dict, dict]:
+    """What the command and so many clients of a server measure: medians of all rounds."""
+    command, clients = [], {count: [] for count in CLIENTS}
+    for _ in range(ROUNDS):
+        command.append(by_command())
+        for count, rounds in clients.items():
+            one = by_clients(url, count, PICTURES, LARGE)
+            rounds.append(one | {"speed": one["pictures_per_second"] * command[-1]["picture"]})
+    return _medians(command), {str(count): _medians(rounds) for count, rounds in clients.items()}
+
+
+def together(url: str, url_alone: str) -> dict:
+    """How much faster 4 and 16 clients get small pictures of a server that makes them together than of one
+    that does not, in each round.
+    """
+    for one in (url, url_alone):
+        by_clients(one, 16, 2 * SMALL_PICTURES, MANY)  # compiles, and finds out what is faster
+    found = {}
+    for clients in CLIENTS[1:]:
+        rates = []
+        for turn in range(2 * ROUNDS):
+            pair = {one: 0.0 for one in ((url, url_alone), (url_alone, url))[turn % 2]}
+            for one in pair:
+                pair[one] = by_clients(one, clients, SMALL_PICTURES, MANY)["pictures_per_second"]
+            rates.append([pair[url], pair[url_alone]])
+        gains = [quick / slow for quick, slow in rates]
+        found[str(clients)] = {"pictures_per_second": rates, "gains": gains, "gain": median(gains)}
+    return found
+
+
+def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: median(one[name] for one in rounds) for name in rounds[0]}
 
 
 class Load:
@@ -148,7 +192,7 @@ class Load:
     def check(self, body: dict, text: str) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
         difference = np.abs(pixels.astype(int) - self.wanted[body["prompt"], body["seed"]]).max()
-        assert difference == 0, f"a picture is wrong by {difference}"
+        assert difference <= 1, f"a picture is wrong by {difference}"
 
     def good(self, draw: random.Random) -> None:
         body = self.body(draw)
@@ -216,15 +260,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=1000)
     requests = parser.parse_args().requests
-    with serving() as (process, url):
+    before = os.getloadavg()[0]
+    with serving() as (process, url), serving("--max-batch-size=1") as (_, url_alone):
         for body in ({**LARGE}, {**SMALL}):
             ask(url, {"prompt": "a lake", **body})  # compiles what the measurements run
-        command = by_command()
-        clients = {str(count): by_clients(url, count) for count in CLIENTS}
+        command, clients = beside_the_command(url)
+        gain = together(url, url_alone)
         load = under_load(process, url, requests)
     failed = [end for end in load["counts"] if "failed" in end]
     fine = not failed and clients["1"]["overhead"] <= 0.03 and load["growth"] <= 0.05
-    measured = {"command": command, "clients": clients, "requests": requests, "load": load, "passed": fine}
+    measured = {"command": command, "clients": clients, "together": gain, "requests": requests, "load": load}
+    measured |= {"load_average": [before, os.getloadavg()[0]], "passed": fine}
     save("serve", ("jax", "starlette", "uvicorn"), json.loads(json.dumps(measured), parse_float=_rounded))
     return not fine
 

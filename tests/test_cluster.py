@@ -29,6 +29,7 @@ def url(toy_folder):
     variables = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     workers = {"env_vars": variables, "worker_process_setup_hook": "tests.toy.register"}

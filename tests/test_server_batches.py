@@ -10,7 +10,6 @@ import pytest
 
 from jaxspd import SamplingParams, UsageError
 from jaxspd.resolving import resolve
-from jaxspd.server import batches
 from jaxspd.server.batches import Batches
 from jaxspd.server.engine import Engine, Job
 from jaxspd.server.limits import Limits
@@ -34,8 +33,9 @@ def request_of(toy_generator):
 @pytest.fixture
 def worthwhile(toy_generator, request_of, monkeypatch):
     """Batches count as faster untried, and of four, all is compiled."""
-    monkeypatch.setattr(batches, "TRIALS", 0)
-    monkeypatch.setattr(batches, "WORTH", np.inf)
+    monkeypatch.setattr(
+        Batches, "_worth", lambda self, request, _, n: self._generator.ready_together(request, n)
+    )
     wait_until(lambda: toy_generator.ready_together(request_of(ASKS[0]), 4))
 
 
@@ -170,36 +170,46 @@ class Ready:
         return size in self.sizes
 
 
-def chosen(tried, request, others):
-    """How many are made together."""
-    return 1 + len(tried.choose(request, others))
+def chosen(tried, request, waiting):
+    """How many are made together, of so many that wait beside it."""
+    return 1 + len(tried.choose(request, [request] * waiting))
 
 
 def test_a_shape_is_made_together_where_that_has_proved_faster(request_of):
     request = request_of(ASKS[0])
     tried = Batches(Ready(2, 4), 4)
     for _ in range(3):
-        assert chosen(tried, request, [request] * 5) == 1
+        assert chosen(tried, request, 5) == 1
         tried.note(request, 1, 10.0)
-    assert [chosen(tried, request, [request] * waiting) for waiting in range(6)] == [1, 2, 2, 4, 4, 4]
+    # Both ways in turns, and the best tells.
+    for seconds in (99.0, 31.0, 50.0):
+        assert chosen(tried, request, 3) == 4
+        tried.note(request, 4, seconds)
+        if seconds != 50.0:
+            assert chosen(tried, request, 3) == 1
+            tried.note(request, 1, 10.0)
     for _ in range(3):
-        assert chosen(tried, request, [request] * 3) == 4
-        tried.note(request, 4, 33.0)  # 8.25 each
-    assert chosen(tried, request, [request] * 3) == 2
-    tried.note(request, 4, 30.0)
-    assert chosen(tried, request, [request] * 3) == 4
+        tried.note(request, 2, 17.0)
+    # 7.75 seconds each in fours, 8.5 in twos.
+    assert [chosen(tried, request, waiting) for waiting in range(6)] == [1, 1, 1, 4, 4, 4]
+    for _ in range(3):
+        tried.note(request, 4, 33.0)
+    assert chosen(tried, request, 3) == 1
+    # After a hundred jobs all is tried anew.
+    for _ in range(100):
+        tried.note(request, 1, 10.0)
+    assert chosen(tried, request, 3) in (1, 4)
+    assert chosen(tried, request, 3) + chosen(tried, request, 3) == 5
 
 
-def test_what_is_not_compiled_is_not_waited_for(request_of, caplog):
+def test_what_is_not_compiled_is_not_waited_for(request_of):
     request = request_of(ASKS[0])
     tried = Batches(ready := Ready(2), 4)
     for _ in range(3):
         tried.note(request, 1, 10.0)
-    assert chosen(tried, request, [request] * 3) == 2
-    assert chosen(tried, request, [request] * 3) == 2
-    assert ready.asked == [4, 2, 2]  # what cannot be is asked for once
-    none = Batches(Ready(), 4)
-    assert chosen(none, request, [request]) == 1
+    assert [chosen(tried, request, 3) for _ in range(3)] == [2, 1, 2]
+    assert ready.asked == [4, 2, 2, 2]  # what cannot be is asked for once
+    assert chosen(Batches(Ready(), 4), request, 1) == 1
 
 
 def test_only_like_is_made_with_like(request_of):

@@ -11,14 +11,16 @@ from jaxspd.request import Request
 from jaxspd.together import shape
 
 log = logging.getLogger("jaxspd.server")
-# A batch must take less than this share of the time per job alone. Its first job waits for its last, and the
+# A batch must take at most this share of the time per job alone. Its first job waits for its last, and the
 # last bits of its pictures differ from those made alone.
 WORTH = 0.8
-# Number of jobs made alone, and then of batches, to measure their times. The shortest time counts: compiling
-# and other work of the machine only add to it.
+# Number of jobs made alone, and of batches, to measure their times, in turns. The shortest time counts:
+# compiling and other work of the machine only add to it.
 TRIALS = 3
-# Number of recent shapes and sizes whose times are kept.
-RECENT = 64
+# Number of jobs of a shape after which its times are measured anew: the machine may do other work by then.
+AGAIN = 100
+# Number of recent shapes whose times are kept.
+RECENT = 16
 
 
 class Batches:
@@ -29,9 +31,9 @@ class Batches:
     """
 
     def __init__(self, generator: Any, most: int):
-        self._generator, self._most = generator, most
-        # (shape, size) -> the shortest seconds per job, and the number of trials.
-        self._found: OrderedDict[tuple[str, int], tuple[float, int]] = OrderedDict()
+        self._generator, self._most, self._turn = generator, most, False
+        # Shape -> size -> the seconds per job of each time.
+        self._found: OrderedDict[str, dict[int, list[float]]] = OrderedDict()
 
     def choose(self, request: Request, waiting: Iterable[Request]) -> list[int]:
         """The indices in `waiting` of the requests that are made in one batch with `request`."""
@@ -40,28 +42,39 @@ class Batches:
             return []
         alike = [place for place, other in enumerate(waiting) if shape(other) == own]
         size = 1 << min(1 + len(alike), self._most).bit_length() - 1
-        while size > 1 and not self._worth(request, own, size):
+        while size > 1:
+            worth = self._worth(request, own, size)
+            if worth is None:
+                self._turn = not self._turn
+                return alike[: size - 1] if self._turn else []
+            if worth:
+                return alike[: size - 1]
             size //= 2
-        return alike[: size - 1]
+        return []
 
     def note(self, request: Request, size: int, seconds: float) -> None:
         """Records that `size` jobs of this shape took `seconds`. Infinity means that they cannot be made
         together.
         """
-        key = shape(request), size
-        least, tried = self._found.pop(key, (math.inf, 0))
-        self._found[key] = min(least, seconds / size), tried + 1 if seconds < math.inf else TRIALS
+        own = shape(request)
+        found = self._found.pop(own, {})
+        if sum(number * len(times) for number, times in found.items()) >= AGAIN:
+            found = {}
+        found.setdefault(size, []).extend([seconds / size] * (1 if seconds < math.inf else TRIALS))
+        self._found[own] = found
         while len(self._found) > RECENT:
             self._found.popitem(last=False)
 
-    def _worth(self, request: Request, own: str, size: int) -> bool:
-        unknown = math.inf, 0
-        (alone, tried_alone), (least, tried) = (self._found.get((own, n), unknown) for n in (1, size))
-        if tried_alone < TRIALS or (tried >= TRIALS and least > WORTH * alone):
+    def _worth(self, request: Request, own: str, size: int) -> bool | None:
+        """Whether `size` jobs are made together. None means that this is yet to be tried."""
+        found = self._found.get(own, {})
+        alone, times = (found.get(number, [])[-TRIALS:] for number in (1, size))
+        if len(alone) < TRIALS or (len(times) == TRIALS and min(times) > WORTH * min(alone)):
             return False
         try:
-            return self._generator.ready_together(request, size)
+            ready = self._generator.ready_together(request, size)
         except Exception as error:  # the jobs can still be made alone
             log.warning("%d requests cannot be made together (%s)", size, first_line(error))
             self.note(request, size, math.inf)
             return False
+        return None if ready and len(times) < TRIALS else ready
