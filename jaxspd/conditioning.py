@@ -1,4 +1,4 @@
-"""From prompts to what the denoiser is conditioned on."""
+"""From prompts to the denoiser's conditioning."""
 
 import time
 from collections.abc import Iterator
@@ -14,8 +14,9 @@ from jaxspd.request import Request
 from jaxspd.runtime.memory import memory_for
 from jaxspd.sampling.guidance import Guided
 
-# Prompts that are encoded at once: enough to keep a GPU busy with sequences of 512 tokens, and to read an
-# encoder that cannot stay in memory seldom; few enough that an encoder's hidden states take some gigabytes.
+# How many prompts are encoded at once. They are enough to keep a GPU busy with sequences of 512 tokens, and
+# an encoder that cannot stay in memory is not read often. They are few enough that an encoder's hidden states
+# take only some gigabytes.
 TEXT_BATCH = 8
 LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
 
@@ -23,8 +24,9 @@ LESS_TEXT = "use a machine with more memory, or a smaller max_sequence_length"
 def conditionings(
     components: Components, family, prompts: list[str], request: Request, seconds: dict[str, Any]
 ) -> Iterator[Any]:
-    """The denoiser's conditioning for each prompt; texts are encoded in batches, as they are needed, and what
-    that takes is added to `seconds`.
+    """Yields the denoiser's conditioning for each prompt.
+
+    Texts are encoded in batches, as they are needed. The time for that is added to `seconds["encode"]`.
     """
     scale, negative = request.guidance_scale, None
     guided = family.guided(scale)
@@ -37,7 +39,7 @@ def conditionings(
             encoded = processes.told(partial(components.encode_text, batch, family))
         seconds["encode"] += time.perf_counter() - begin
         for row in range(len(batch)):
-            with np.errstate(over="ignore"):  # `denoise` tells what comes of an infinite scale
+            with np.errstate(over="ignore"):  # `denoise` reports what an infinite scale leads to
                 one = family.condition({name: a[row : row + 1] for name, a in encoded.items()}, scale)
                 scales = np.full(1, scale, np.float32)
             if not guided:

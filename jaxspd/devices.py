@@ -15,9 +15,10 @@ from jaxspd.target import Target
 
 log = logging.getLogger("jaxspd")
 
-# Of a device's memory, what whole weights may take: the rest is for what a step works on.
+# The share of a device's memory that whole weights may take. The rest is for a step's activations.
 WEIGHTS_SHARE = 0.85
-# What is refused, and why: what each of 8 H100s sends in a step of FLUX.1 at 1024×1024, by XLA's programs.
+# The refused options, with the reason: the bytes that each of 8 H100s sends in a step of FLUX.1 at 1024×1024,
+# by XLA's programs.
 REFUSED = {
     "tp_size": "matrices that are split make each of 8 devices send 9.4 GB in a step of FLUX.1",
     "ring_degree": "keys and values that go round make each of 8 devices send 3.2 GB in a step of FLUX.1",
@@ -56,8 +57,9 @@ class Degrees:
                 )
 
     def shape(self) -> tuple[int, int]:
-        """Devices along samples and along tokens, whose product is `num_gpus`. UsageError where no choice of
-        what is not given makes it so.
+        """The numbers of devices along samples and along tokens, whose product is `num_gpus`.
+
+        Raises UsageError if the given options allow no such product.
         """
         count, tokens, guided = self.num_gpus, self.ulysses_degree, self.enable_cfg_parallel
         allowed = [2, 1] if guided is None else [2] if guided else [1]

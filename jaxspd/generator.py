@@ -47,8 +47,9 @@ log = logging.getLogger("jaxspd")
 
 
 class DiffGenerator:
-    """A model. Make one with `from_pretrained`; call `generate` or `iterate` as often as needed, from several
-    threads at once too.
+    """A model, which `from_pretrained` opens.
+
+    `generate` and `iterate` may be called as often as needed, also from several threads at once.
     """
 
     def __init__(
@@ -82,24 +83,29 @@ class DiffGenerator:
         compilation_cache: bool = True,
         **devices: Any,
     ) -> "DiffGenerator":
-        """Opens a pipeline: a local folder, a hub id, or without `model_path` the demo.
+        """Opens a pipeline: a local folder, a hub id, or the demo if there is no `model_path`.
 
-        `revision` is a hub id's branch, tag or commit. `dit_cpu_offload` keeps the weights of the
-        transformer's layers in host memory; each comes to the device while the layer before it is at work.
-        `text_encoder_cpu_offload` reads a text encoder's layers from their file, one after the other, for
-        every batch of prompts; where it is false they stay on the device; unless it is given, they stay from
-        the second batch on, where memory allows. `attention_backend` forces the transformer's attention:
-        cudnn, splash or xla; unless it is given, the best that serves. `transformer_weights_path` is a file
-        with a transformer for this pipeline, in safetensors or GGUF, that takes the place of the pipeline's
-        own, whose weights then need not be there. `quantize` is int8 or fp8: the weights of the transformer's
-        blocks are rounded to 8 bits as they are read, and multiplied so. `lora_path` names LoRAs, files or
-        hub ids, that are merged into the weights as these are read, `lora_scale` times; `lora_path_2` and
-        `lora_scale_2` those of the second transformer, where there are two. `compilation_cache`
-        keeps compiled programs in the user's cache folder. `devices`, such as num_gpus=8, are fields of
-        `devices.Degrees`, which says how many share the work. Other weights are read when the first output
-        needs them, and stay. UsageError for a folder that cannot be used, what the hub does not give, a LoRA
-        that does not fit, devices that are not there or not made use of, or a backend that cannot stream or
-        has not that attention.
+        - `revision` is a hub id's branch, tag or commit.
+        - `dit_cpu_offload` keeps the weights of the transformer's layers in host memory. Each layer's weights
+          come to the device while the layer before it runs.
+        - `text_encoder_cpu_offload` reads a text encoder's layers from their file, one after the other, for
+          every batch of prompts. False keeps them on the device. By default they are kept from the second
+          batch on, if there is room.
+        - `attention_backend` forces the transformer's attention: cudnn, splash or xla. By default it is the
+          best one that the device has.
+        - `transformer_weights_path` is a safetensors or GGUF file with a transformer, which replaces the
+          pipeline's own. The pipeline's transformer weights need not be there then.
+        - `quantize` is int8 or fp8. It rounds the weights of the transformer's blocks to 8 bits as they are
+          read, and multiplies them in 8 bits.
+        - `lora_path` names LoRAs, which are files or hub ids. They are merged into the weights as these are
+          read, with the strengths `lora_scale`. `lora_path_2` and `lora_scale_2` are for the second of two
+          transformers.
+        - `compilation_cache` keeps compiled programs in the user's cache folder.
+        - `devices`, such as num_gpus=8, are fields of `devices.Degrees`, the devices that share the work.
+
+        The transformer's weights are read when the first output needs them, and stay. Raises UsageError for a
+        folder that cannot be used, a failed download, a LoRA that does not fit, missing or unused devices,
+        and a device that cannot stream or lacks the attention backend.
         """
         if compilation_cache:
             enable_compilation_cache()
@@ -129,10 +135,11 @@ class DiffGenerator:
         lora_path_2: Paths = None,
         lora_scale_2: Scales = None,
     ) -> None:
-        """Merges these LoRAs instead of those that were, or none. Only weights that either change are made
-        anew, of what was kept of them in the host's memory, or where there was no room, of their files. Not
-        to be called while another thread makes outputs. UsageError, before anything is changed, for a LoRA
-        that does not fit.
+        """Merges these LoRAs in place of the current ones, or none if none are given.
+
+        Only weights that the old or the new LoRAs change are made again. They are made from copies in host
+        memory, or from their files if there was no room for copies. Do not call this while another thread
+        makes outputs. Raises UsageError, before anything is changed, for a LoRA that does not fit.
         """
         given = Loras.of(lora_path, lora_scale), Loras.of(lora_path_2, lora_scale_2, "_2")
         loras = of_each(self.family, *given)
@@ -146,7 +153,7 @@ class DiffGenerator:
         self.source, self._lora_files = replace(self.source, loras=loras), files
 
     def plan(self, params: Asked) -> Plan:
-        """The stages `params` would run."""
+        """The plan that `params` would run. Raises UsageError if the request is impossible."""
         return plan_request(self.family, self.source.params(params))
 
     def generate(
@@ -158,10 +165,10 @@ class DiffGenerator:
         shard: str | None = None,
         show_progress: bool = True,
     ) -> GenerationResult:
-        """A picture or video for every prompt, all of them held in the result: `iterate`, gathered.
+        """Makes all pictures or videos of a request, and returns them together.
 
-        `sampling_params_kwargs` is `SamplingParams` or a mapping of its fields. Raises UsageError before
-        anything is computed if the request cannot be served.
+        `sampling_params_kwargs` is `SamplingParams` or a mapping of its fields. The other arguments are those
+        of `iterate`. Raises UsageError, before anything is computed, if the request cannot be served.
         """
         outputs = self.iterate(
             sampling_params_kwargs,
@@ -183,15 +190,20 @@ class DiffGenerator:
         show_progress: bool = True,
         watch: Watch | None = None,
     ) -> Outputs:
-        """The same one by one: each output is made when it is asked for, written to `output_path` unless
-        `save_output` is false, and then forgotten here, so that memory does not grow with their number. Of
-        several processes the first decodes, writes and is watched; others' outputs have no frames.
+        """Makes the pictures or videos of a request one by one.
 
-        `skip_existing` leaves out those whose file exists and says that it was made by the same request; if
-        that is all of them, nothing is loaded. `shard`, "I/N", makes the I-th of every N outputs, so that N
-        machines share the work; their names do not depend on it. `watch` is told of every step; what it
-        raises ends the run. Raises UsageError at once, not at the first output, if the request cannot be
-        served, and at an output that cannot be written, with how many are.
+        Each output is made when the iterator is asked for it. It is written to `output_path`, unless
+        `save_output` is false. The generator does not keep it, so memory does not grow with their number. If
+        several processes work together, only the first decodes, writes and calls `watch`. The others' outputs
+        have no frames.
+
+        `skip_existing` leaves out outputs whose file exists and was made by the same request. If no others
+        are left, nothing is loaded. `shard`, "I/N", makes the I-th of every N outputs, so that N machines can
+        share the work. The files' names do not depend on it. `watch` is called with every step's progress,
+        and an exception from it ends the run.
+
+        Raises UsageError at once, not at the first output, if the request cannot be served. Later it raises
+        UsageError, which says how many outputs are written, if one cannot be made or written.
         """
         own_share = share(shard)
         request = processes.told(lambda: resolve(self.family, self.source.params(params)))
@@ -200,7 +212,7 @@ class DiffGenerator:
         every = tasks(self.family, request, self.source.report, save_output)[own_share]
         plan = plan_request(self.family, request)
         notice = borrowed_spectrum(self.family, request, plan)
-        if notice and notice != self._told:  # once for a model, not for every request
+        if notice and notice != self._told:  # one notice for a model, not for every request
             log.warning(notice)
             self._told = notice
         todo = processes.told(partial(to_make, every, skip_existing))
@@ -229,7 +241,7 @@ class DiffGenerator:
         show_progress: bool,
         watch: Watch | None,
     ) -> Generator[Output, None, None]:
-        """Makes the outputs of `todo`, and keeps count of them in `result`."""
+        """Makes the outputs of `todo`, and records them in `result`."""
         if not todo:
             return
         family, seconds = reading(self.family, request), result.seconds
@@ -237,7 +249,7 @@ class DiffGenerator:
         loading = self._denoiser.load()
         programs, prepared, result.programs = self._denoiser.prepare(family, request, plan)
         if self._denoiser.place == "device":
-            # The text encoder takes what the weights leave of the device's memory, not the other way round.
+            # The weights have first claim on the device's memory. The text encoder takes what they leave.
             loading.result()
         by_prompt = [list(group) for _, group in groupby(todo, lambda task: task.prompt)]
         texts = [first.request["prompt"] + first.request["prompt_suffix"] for first, *_ in by_prompt]
@@ -251,7 +263,7 @@ class DiffGenerator:
                     waiting, seconds["load"], loading = False, loading.result()[1], None
                     seconds["compile"] = programs.wait(prepared)
                     self._residency.leave(peak_bytes(prepared))
-                    # While the device is at work. What fails is told when it is tried again, to decode.
+                    # The decoder is prepared while the device denoises. If that fails, decoding reports it.
                     if first:
                         self._pool.submit(self._components.prepare, (1, *leading, *plan.stages[-1].latent))
                     progress.begin()
@@ -272,14 +284,14 @@ class DiffGenerator:
                     result.peak_memory = peak_memory(self._residency.target.device)
                     result.resident = self._resident()
                     yield output
-                    del output  # else its frames would lie in memory beside the next
+                    del output  # otherwise its frames would stay in memory beside the next ones
 
     def ready_together(self, request: Request, count: int) -> bool:
-        """`together.ready` of this model."""
+        """`together.ready` for this model."""
         return ready(self._denoiser, request, count)
 
     def together(self, requests: Sequence[Request], watches: Sequence[Watch]) -> Iterator[Output]:
-        """An output of each of `requests`, made in one batch: `together.together` of this model."""
+        """Makes an output for each of `requests` in one batch: `together.together` for this model."""
         return together(self._components, self._denoiser, self.source, requests, watches)
 
     def _tell(self, bar: ProgressBar, watch: Watch | None, plan: Plan, step: Step) -> None:
@@ -288,6 +300,6 @@ class DiffGenerator:
             watch(Progress(plan, step, self._components.preview))
 
     def _resident(self) -> dict[str, str]:
-        """Component -> where it stays in memory for the next call."""
+        """For each component that stays in memory for the next call, by name: "host" or "device"."""
         places = self._residency.places()
         return dict(sorted((places | self._denoiser.places).items()))

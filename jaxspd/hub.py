@@ -1,5 +1,6 @@
-"""From a model to its family: the demo, a local folder, or a repository of the hub, of which only what is
-needed comes, when it is needed.
+"""From a model to its family. A model is the demo, a local folder, or a repository of the hub.
+
+Only the files that are needed are downloaded, when they are needed.
 """
 
 import os
@@ -17,14 +18,14 @@ from jaxspd.files import user_path
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
 INDEX = "model_index.json"
-# What a family reads before its weights: of every part, and of the pipeline itself.
+# The files that a family reads before its weights: from every part, and from the pipeline itself.
 CONFIGS = ("config.json", "scheduler_config.json", "tokenizer_config.json")
 SPECTRUM = "spectrum.json"
-# Of what a tokenizer may consist; chat templates are files of their own in recent ones.
+# The endings of a tokenizer's files. In recent tokenizers, chat templates are files of their own.
 TOKENIZER_FILES = {".json", ".txt", ".model", ".jinja"}
-# What names of files of weights end in, pickles among them, which a hub id does not.
+# The endings of files with weights, pickles included. A hub id has none of them.
 FILES = {".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin"}
-# Seconds to wait for a list of files before the cache has to do.
+# The seconds to wait for a list of files, before the cache is used without it.
 TIMEOUT = 10
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -35,13 +36,15 @@ def fetch(
     revision: str | None = None,
     transformer_weights_path: str | os.PathLike | None = None,
 ):
-    """The family of `model_path`: a local folder, a hub id, or without one the demo.
+    """The family of `model_path`, which is a local folder, a hub id, or None for the demo.
 
-    Of a hub id, configuration comes first, and then, unless the family refuses it, the weights and
-    tokenizers of `parts`, such as ("vae",); by default of all that the pipeline has. What the hub's cache
-    holds is not fetched again, and suffices where the hub cannot be asked. `revision` is a branch, tag or
-    commit. A `transformer_weights_path` takes the place of the transformer's own weights, which then need not
-    be there. UsageError, in one line, for what is no model, is not supported, or cannot be had.
+    For a hub id, the configuration is downloaded first. Unless the family refuses it, the weights and
+    tokenizers of `parts`, such as ("vae",), follow. By default these are all parts of the pipeline. Files in
+    the hub's cache are not downloaded again, and are used alone if the hub cannot be asked. `revision` is a
+    branch, tag or commit. A `transformer_weights_path` replaces the transformer's own weights, which then
+    need not be there.
+
+    Raises UsageError, in one line, if the model does not exist, is not supported, or cannot be downloaded.
     """
     file = transformer_weights_path and user_path(transformer_weights_path)
     folder = local_folder(model_path, revision)
@@ -49,7 +52,7 @@ def fetch(
         return open_family(folder, file)
     snapshot = open_snapshot(os.fspath(model_path), revision)
     family_class = pipeline_family(snapshot.folder, snapshot.model)
-    # Wan 2.2's second transformer, which the others of its class have not.
+    # Wan 2.2 has a second transformer, which other pipelines of its class lack.
     second = [part for part in ("transformer_2",) if snapshot.inside(part)]
     snapshot.get(configurations(snapshot, (*family_class.parts, *second)))
     family = replace(family_class.from_folder(snapshot.folder), transformer_weights_path=file)
@@ -60,7 +63,7 @@ def fetch(
 
 
 def local_folder(model_path: str | os.PathLike | None, revision: str | None) -> Path | None:
-    """The folder of a model that lies on this machine, None for a hub id."""
+    """The folder of a model on this machine, or None for a hub id. Raises UsageError for anything else."""
     if model_path is None:
         if revision is not None:
             raise UsageError("the demo has no revisions; give a model path, or leave revision out")
@@ -86,8 +89,11 @@ def local_folder(model_path: str | os.PathLike | None, revision: str | None) -> 
 
 
 def fetch_file(given: str | os.PathLike) -> Path:
-    """A file of weights, or a folder that holds one: a local path, or a hub id, behind which the file's name
-    may stand, `maker/model/file.safetensors`. UsageError if there is none, or one of several is to be named.
+    """The path of a file of weights, or of a folder that holds one.
+
+    `given` is a local path or a hub id. The file's name may follow the hub id:
+    `maker/model/file.safetensors`. Raises UsageError if there is no such file, or if there are several and
+    none is named.
     """
     path, given = user_path(given), os.fspath(given)
     hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", given)
@@ -119,7 +125,7 @@ def fetch_file(given: str | os.PathLike) -> Path:
 
 
 def _only(given: str, name: str | None, names: list[str]) -> str:
-    """The file that is called `name`, or the only one of weights."""
+    """The file called `name`, or the only file of weights. Raises UsageError if there is none or several."""
     weights = sorted(file for file in names if PurePosixPath(file).suffix in (".safetensors", ".gguf"))
     if name is None and len(weights) == 1:
         return weights[0]
@@ -134,10 +140,10 @@ def _only(given: str, name: str | None, names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of a repository in the hub's cache, where files arrive as they are asked for.
+    """One commit of a repository in the hub's cache, to which files are downloaded when they are needed.
 
-    `names` are the repository's files, or only those in the cache where the hub could not be asked;
-    `fault` is then the reason.
+    `names` are the repository's files. If the hub could not be asked, they are only those in the cache, and
+    `fault` is the reason.
     """
 
     model: str
@@ -150,7 +156,7 @@ class Snapshot:
         return [name.removeprefix(f"{part}/") for name in sorted(self.names) if name.startswith(f"{part}/")]
 
     def get(self, names: Iterable[str]) -> None:
-        """Downloads what the cache lacks of `names`."""
+        """Downloads those of `names` that the cache lacks. Raises UsageError if that fails."""
         missing = [name for name in names if not (self.folder / name).is_file()]
         if not missing:
             return
@@ -159,7 +165,7 @@ class Snapshot:
         from huggingface_hub import snapshot_download
 
         try:
-            # By commit: a branch might have moved on meanwhile.
+            # The commit is named, because a branch might have moved since.
             snapshot_download(self.model, revision=self.folder.name, allow_patterns=[*map(escape, missing)])
         except Exception as error:
             raise UsageError(f"{self.model} cannot be downloaded: {reason(self.model, error)}") from error
@@ -172,10 +178,13 @@ class Snapshot:
 
 
 def open_snapshot(model: str, revision: str | None) -> Snapshot:
-    """The commit that `revision` stands for, of which model_index.json has come."""
+    """The commit that `revision` names, with its model_index.json in the cache.
+
+    Raises UsageError if it cannot be had or is no pipeline.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
-    # Asked first, since of a hub that does not answer a download would ask again and again.
+    # This is asked first, because a download would retry for long if the hub does not answer.
     try:
         info = HfApi().model_info(model, revision=revision, timeout=TIMEOUT)
     except Exception as error:
@@ -190,7 +199,7 @@ def open_snapshot(model: str, revision: str | None) -> Snapshot:
     if INDEX not in names:
         raise UsageError(f"{model} holds no {INDEX}; give the hub id of a pipeline in diffusers' layout")
     try:
-        # By the revision's name, which the cache then remembers.
+        # The revision is named, so that the cache remembers its commit.
         folder = Path(hf_hub_download(model, INDEX, revision=revision)).parent
     except Exception as error:
         raise UsageError(f"{model} cannot be downloaded: {reason(model, error, revision)}") from error
@@ -200,20 +209,21 @@ def open_snapshot(model: str, revision: str | None) -> Snapshot:
 
 
 def configurations(snapshot: Snapshot, parts: Collection[str]) -> Iterator[str]:
-    """The JSON files that a family reads to open."""
+    """Yields the names of the JSON files that opening a family reads."""
     if SPECTRUM in snapshot.names:
         yield SPECTRUM
     for part in parts:
         found = [name for name in snapshot.inside(part) if name in CONFIGS]
-        # Where the hub was asked, the family says what is missing.
+        # If the hub was asked, the family itself reports what is missing.
         if not found and snapshot.fault:
             raise snapshot.incomplete([part])
         yield from (f"{part}/{name}" for name in found)
 
 
 def part_files(snapshot: Snapshot, family, part: str) -> Iterator[str]:
-    """The files of a component that its loader reads, beside its configuration. UsageError if there are no
-    weights in safetensors, of which those at full precision are preferred.
+    """Yields the names of the files that a component's loader reads, beside its configuration.
+
+    Weights at full precision are preferred. Raises UsageError if there are no weights in safetensors.
     """
     inside = snapshot.inside(part)
     stem = (dict.fromkeys(family.transformers, STEM) | family.weights).get(part)
@@ -250,7 +260,7 @@ def reason(model: str, error: Exception, revision: str | None = None) -> str:
 
     while isinstance(error, LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__
-    # What the hub says of its own, which the library puts last.
+    # The hub's own words, which the library puts last in its message.
     said = ((getattr(error, "server_message", None) or "").strip().splitlines() or [""])[0].rstrip(".")
     if isinstance(error, GatedRepoError):
         where = "" if "ask for access" in said else f"; ask for access at {constants.ENDPOINT}/{model}"
@@ -268,6 +278,6 @@ def reason(model: str, error: Exception, revision: str | None = None) -> str:
     line = first_line(error)
     if isinstance(error, HFValidationError):
         return line
-    if isinstance(error, OSError) and error.strerror and error.filename:  # the disk's, not the network's
+    if isinstance(error, OSError) and error.strerror and error.filename:  # an error of the disk
         return f"{error.strerror}: {error.filename}"
     return f"the hub cannot be reached, or the connection broke ({line}); check the network and try again"

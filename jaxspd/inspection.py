@@ -1,4 +1,4 @@
-"""What a file or folder is, for people and machines: from headers and configurations, without any weights."""
+"""Reports what a file or folder is, for people and machines, from headers and configurations alone."""
 
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -20,13 +20,14 @@ from jaxspd.families import family_class, open_family, pipeline_family
 from jaxspd.files import user_path
 
 INDEX = "model_index.json"
-# How many names people are shown.
+# How many names the table for people shows.
 SHOWN = 8
 
 
 def inspect(given: str) -> dict[str, Any]:
-    """What `given`, a pipeline's folder, a component's or a file, is. UsageError for what cannot be read, is
-    a pickle, or is nothing that jaxspd knows.
+    """The report on `given`: a pipeline's folder, a component's folder, or a file.
+
+    Raises UsageError if it cannot be read, is a pickle, or is nothing that jaxspd knows.
     """
     path = user_path(given)
     if (path / INDEX).is_file():
@@ -51,7 +52,7 @@ def misfit(found: Contents) -> str | None:
         else:
             tensors = open_transformer(found.path, found.family)
         config = {name: tuple(v) if isinstance(v, list) else v for name, v in (found.config or {}).items()}
-        if found.family == "wan" and "attention_head_dim" not in config:  # which changes no shape
+        if found.family == "wan" and "attention_head_dim" not in config:  # it changes no shape
             width = tensors.shape("patch_embedding.weight")[0]
             config |= {"attention_head_dim": width, "num_attention_heads": 1}
         known = {field.name for field in fields(family().config)}
@@ -64,7 +65,7 @@ def misfit(found: Contents) -> str | None:
 
 
 def inspect_pipeline(folder: Path) -> dict[str, Any]:
-    """What a pipeline's folder is, and what it lacks."""
+    """The report on a pipeline's folder, with what it lacks."""
     family_type = pipeline_family(folder)
     parts: dict[str, Contents] = {}
     missing = []
@@ -137,7 +138,7 @@ def identified(store: Path) -> Contents:
 
 
 def _refused(folder: Path) -> str | None:
-    """Why the pipeline cannot be used: what a generator would say that opens it."""
+    """The message with which a generator would refuse to open the pipeline, or None."""
     import jax.numpy as jnp
 
     from jaxspd.components.denoiser import Denoiser

@@ -1,4 +1,4 @@
-"""What a program is made for: devices, which need not be there, and perhaps one attention backend."""
+"""What a program is compiled for: devices, which may be absent, and perhaps one attention backend."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,21 +10,21 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-# JAX keeps what it has traced under one value apart from what it has traced under another.
+# JAX caches traces separately for each value of this context.
 _FORCED = jax.make_user_context(None)
-# The axes of a mesh: a batch lies along the first, the tokens of each of its samples along the second.
+# The axes of a mesh. A batch is spread along the first, and the tokens of each sample along the second.
 SAMPLES, TOKENS = "samples", "tokens"
 
 
 @dataclass(frozen=True)
 class Target:
-    """The device that programs run on, by default JAX's first, and the attention backend to force, a name in
-    `models.attention`, or None for the best there is.
+    """The devices that programs are compiled for.
 
-    Where there is a `mesh` of several devices, `over` makes it, the layers of a model are spread over all of
-    them, and `device` is the first that this process has, for what is not. `shard_weights` says whether each
-    device keeps a part of every weight only. `memory` is how many bytes each may take, if not what `device`
-    tells. A device of `jax.experimental.topologies` can be compiled for where no such device is.
+    `device` is by default JAX's first. `attention_backend` is a name in `models.attention` to force, or None
+    for the best one. `over` makes a `mesh` of several devices. The layers of a model are then spread over all
+    of them, and `device`, the first one of this process, runs everything else. `shard_weights` says whether
+    each device keeps only a part of every weight. `memory` is the bytes that each device may take, or None
+    for what `device` itself says. A device of `jax.experimental.topologies` need not be there.
     """
 
     device: jax.Device = field(default_factory=lambda: jax.local_devices()[0])
@@ -40,8 +40,10 @@ class Target:
         shard_weights: bool = False,
         memory: float | None = None,
     ) -> "Target":
-        """The same for `devices`, over which `samples` of a batch are spread side by side, a divisor of their
-        number.
+        """The same target over `devices`.
+
+        Each of `samples` groups of devices takes a part of the batch. `samples` divides the number of
+        devices.
         """
         grid = np.array(devices).reshape(samples, -1)
         mesh = Mesh(grid, (SAMPLES, TOKENS), axis_types=(AxisType.Auto,) * 2)
@@ -50,13 +52,14 @@ class Target:
 
     @property
     def single(self) -> "Target":
-        """The same for the first device alone."""
+        """The same target for its first device alone."""
         return replace(self, mesh=None, shard_weights=False, memory=None)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """Meanwhile, what this thread traces is for this target: `platform`, `forced_attention` and `layout`
-        tell.
+        """A context in which this thread traces for this target.
+
+        `platform`, `forced_attention` and `layout` then describe it.
         """
         mesh = self.mesh or self.over([self.device]).mesh
         with jax.set_mesh(mesh), _FORCED(self.attention_backend):
@@ -64,15 +67,17 @@ class Target:
 
     @property
     def everywhere(self) -> Sharding:
-        """Where an array is that each device has whole."""
+        """The sharding of an array that each device has whole."""
         return SingleDeviceSharding(self.device) if self.mesh is None else self.sharding(PartitionSpec())
 
     def sharding(self, spec: PartitionSpec, **kind: str) -> NamedSharding:
         return NamedSharding(self.mesh, spec, **kind)
 
     def weight(self, shape: tuple[int, ...], **kind: str) -> Sharding:
-        """Where a weight of `shape` is kept: cut along its first axis that the devices divide, if weights are
-        sharded. Vectors stay whole, as fetching them takes longer than they are large.
+        """The sharding of a weight of `shape`. `kind` may give its `memory_kind`.
+
+        If weights are sharded, it is cut along its first axis that the number of devices divides. Vectors
+        stay whole, since gathering them would cost more than the little memory that they take.
         """
         if self.mesh is None:
             return SingleDeviceSharding(self.device, **kind)
@@ -82,12 +87,12 @@ class Target:
         return self.sharding(PartitionSpec(*[None] * axes[0], (SAMPLES, TOKENS)), **kind)
 
     def abstract(self, tree: Any) -> Any:
-        """`tree`, whose leaves have a shape and a dtype, as abstract arrays that every device has whole."""
+        """Abstract arrays that every device has whole, for a `tree` of leaves with a shape and a dtype."""
         place = self.everywhere
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)
 
     def put(self, tree: Any) -> Any:
-        """`tree`, of arrays that the host has, on every device."""
+        """The host's arrays in `tree`, whole on every device."""
         return jax.tree.map(lambda array: placed(array, self.everywhere), tree)
 
     def compile(self, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
@@ -97,8 +102,9 @@ class Target:
 
 
 def placed(array: Any, sharding: Sharding | None) -> jax.Array:
-    """`array`, which the host has, where `sharding` says. Of devices of several processes each process fills
-    its own: all are to have the same array.
+    """The host's `array`, placed on devices as `sharding` says.
+
+    If the devices belong to several processes, each process fills its own, and all must have the same array.
     """
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
@@ -107,20 +113,21 @@ def placed(array: Any, sharding: Sharding | None) -> jax.Array:
 
 
 def platform() -> str:
-    """The platform of the target that is traced for, or of JAX's own default: "cpu", "gpu" or "tpu"."""
+    """The platform of the target of the current trace, or else JAX's default: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def forced_attention() -> str | None:
-    """The attention backend that the target traced for forces, if any."""
+    """The attention backend that the target of the current trace forces, or None."""
     return _FORCED.value
 
 
 def layout(batch: int) -> PartitionSpec | None:
-    """How arrays `[batch, tokens, …]` lie on the devices of the target that is traced for; None on one alone.
+    """How arrays `[batch, tokens, …]` are spread over the devices of the current trace's target.
 
-    A batch that does not divide leaves all devices to the tokens: such is a step without guidance.
+    It is None for a single device. If the batch is not divisible, as in a step without guidance, the tokens
+    are spread over all devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -130,15 +137,16 @@ def layout(batch: int) -> PartitionSpec | None:
 
 
 def ways(axes: str | tuple[str, ...]) -> int:
-    """The devices along `axes` of the mesh that is traced for."""
+    """The number of devices along `axes` of the current trace's mesh."""
     shape = jax.sharding.get_abstract_mesh().shape
     return prod(shape[axis] for axis in ([axes] if isinstance(axes, str) else axes))
 
 
 def spread(x: jax.Array) -> jax.Array:
-    """`x` `[B, N, …]`, which is to be computed where `layout` has it; without this, XLA may gather tokens. Of
-    `[B, D]`, a modulation, each device makes a part of the channels, which are gathered at once: else each
-    vector that is split off would be.
+    """`x` `[B, N, …]`, constrained to the spread that `layout` gives. Otherwise XLA may gather its tokens.
+
+    Of a modulation `[B, D]` each device computes a part of the channels. They are gathered at once. Otherwise
+    each vector that is split off would be gathered by itself.
     """
     spec = layout(len(x)) if x.ndim > 1 else None
     if spec is None:
