@@ -11,7 +11,7 @@ from jaxspd import processes
 from jaxspd.errors import UsageError
 from jaxspd.models.vae.coder import parameter_bytes
 from jaxspd.runtime.memory import memory_limit
-from jaxspd.target import Target
+from jaxspd.target import SAMPLES, TOKENS, Target
 
 log = logging.getLogger("jaxspd")
 
@@ -27,7 +27,7 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Degrees:
-    """What a user says of devices; None leaves the choice to `spread_over`, which says it.
+    """What a user says of devices; None leaves the choice to `spread_over`.
 
     `num_gpus` devices, of whatever kind, share the transformer's work: `ulysses_degree` of them the tokens of
     each prediction, and with `enable_cfg_parallel` the two predictions of guidance; `fsdp` shards its weights
@@ -83,14 +83,14 @@ def spread_over(
     devices: Sequence[jax.Device] | None = None,
     limit: int | None = None,
 ) -> Target:
-    """`target` for as many devices as are asked for, the first of `devices`, by default JAX's; says how it
-    spreads `family`, run in `dtype`. Each has `limit` bytes, by default what JAX may take of it.
+    """`target` for as many devices as are asked for, the first of `devices`, by default JAX's. On these
+    `family` is to run in `dtype`. Each has `limit` bytes, by default what JAX may take of it.
 
     Of two predictions of guidance each is made by half of the devices: that exchanges the least. Their tokens
     are spread over the rest. Weights are whole where they fit, since gathering them takes as long on a coarse
     grid as on the finest, and growing would gain little. UsageError for what the devices cannot do.
     """
-    samples, tokens = degrees.shape()
+    samples, _ = degrees.shape()
     count, together = degrees.num_gpus, processes.count()
     if devices is None:
         devices = jax.devices() if together > 1 else jax.local_devices()
@@ -106,20 +106,30 @@ def spread_over(
         return target
     # Each process is to come to the same choice.
     limit = limit or processes.least(memory_limit(target.device))
-    size = parameter_bytes(family.abstract_parameters(dtype))
-    fits = family.streamed or size <= WEIGHTS_SHARE * limit
-    sharded = not fits if degrees.fsdp is None else degrees.fsdp
-    guided = family.guided(family.default_guidance)
-    if samples > 1 and guided:
+    sharded = not fits(family, dtype, limit) if degrees.fsdp is None else degrees.fsdp
+    return target.over(devices[:count], samples, sharded, limit)
+
+
+def fits(family: Any, dtype: Any, limit: float) -> bool:
+    """Whether a device of `limit` bytes can hold the whole weights of `family` in `dtype`."""
+    return family.streamed or parameter_bytes(family.abstract_parameters(dtype)) <= WEIGHTS_SHARE * limit
+
+
+def say_layout(target: Target, family: Any, dtype: Any) -> None:
+    """Tells how `family`, run in `dtype`, is spread over the devices of `target`, if there are several."""
+    if target.mesh is None:
+        return
+    count, samples, tokens = target.mesh.size, target.mesh.shape[SAMPLES], target.mesh.shape[TOKENS]
+    if samples > 1 and family.guided(family.default_guidance):
         layout = f"each of guidance's two predictions on {tokens} of them, which share its tokens"
     else:
         layout = "tokens are shared among all"
     note = ""
-    if sharded:
+    if target.shard_weights:
+        size = parameter_bytes(family.abstract_parameters(dtype))
         note = f"; each keeps 1/{count} of the weights of {size / 1e9:.1f} GB"
-        if not fits:
-            note += f", as there are {limit / 1e9:.1f} GB on one"
+        if not fits(family, dtype, target.memory):
+            note += f", as there are {target.memory / 1e9:.1f} GB on one"
             if family.quantize is None:
                 note += " (quantize int8 takes half: whole weights make coarse steps fast)"
     log.warning("spread over %d devices: %s%s", count, layout, note)
-    return target.over(devices[:count], samples, sharded, limit)

@@ -18,7 +18,7 @@ from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.pipeline import Components
 from jaxspd.conditioning import conditionings
 from jaxspd.convert.lora_file import LoraFile
-from jaxspd.devices import Degrees, spread_over
+from jaxspd.devices import Degrees, say_layout, spread_over
 from jaxspd.errors import UsageError
 from jaxspd.files import lasting_model_path, lasting_path
 from jaxspd.hub import fetch
@@ -120,11 +120,11 @@ class DiffGenerator:
         platform = target.device.platform
         check_backend(attention_backend, platform)
         dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
-        components = Components(family, dtype, text_encoder_cpu_offload, target, files[0])
-        components.check()
-        # The rest works on one device: it takes little of the time.
         spread = spread_over(target, family, dtype, degrees)
+        components = Components(family, dtype, text_encoder_cpu_offload, spread.own, files[0])
+        components.check()
         denoiser = Denoiser(family, dtype, components.residency, files, spread)
+        say_layout(spread, family, dtype)
         source = Source(lasting_model_path(model_path), revision, weights_path, quantize, loras)
         return cls(source, components, denoiser, files)
 

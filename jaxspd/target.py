@@ -55,6 +55,14 @@ class Target:
         """The same target for its first device alone."""
         return replace(self, mesh=None, shard_weights=False, memory=None)
 
+    @property
+    def own(self) -> "Target":
+        """The same for those devices that this process has."""
+        if self.mesh is None:
+            return self
+        devices = [d for d in self.mesh.devices.flat if d.process_index == self.device.process_index]
+        return self.over(devices) if len(devices) > 1 else self.single
+
     @contextmanager
     def tracing(self) -> Iterator[None]:
         """A context in which this thread traces for this target.
@@ -85,6 +93,12 @@ class Target:
         if not (self.shard_weights and len(shape) > 1 and axes):
             return self.sharding(PartitionSpec(), **kind)
         return self.sharding(PartitionSpec(*[None] * axes[0], (SAMPLES, TOKENS)), **kind)
+
+    def rows(self, shape: tuple[int, ...]) -> Sharding:
+        """Where maps `[…, H, W, C]` lie that were made by rows: there, if the devices divide their rows."""
+        if self.mesh is None or shape[-3] % self.mesh.size:
+            return self.everywhere
+        return self.sharding(_by_rows(len(shape)))
 
     def abstract(self, tree: Any) -> Any:
         """Abstract arrays that every device has whole, for a `tree` of leaves with a shape and a dtype."""
@@ -153,3 +167,17 @@ def spread(x: jax.Array) -> jax.Array:
         return x
     x = jax.lax.with_sharding_constraint(x, spec)
     return x if x.ndim > 2 else jax.lax.with_sharding_constraint(x, PartitionSpec(spec[0]))
+
+
+def spread_rows(maps: jax.Array) -> jax.Array:
+    """`maps` `[…, H, W, C]`, their rows spread over all devices of the target that is traced for, and with
+    them those of what follows: XLA exchanges the rows of two devices that a convolution reads together.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not 1 < mesh.size <= maps.shape[-3]:
+        return maps
+    return jax.lax.with_sharding_constraint(maps, _by_rows(maps.ndim))
+
+
+def _by_rows(axes: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * (axes - 3), (SAMPLES, TOKENS))

@@ -8,13 +8,17 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxspd import DiffGenerator, generator
+from jaxspd import DiffGenerator, running
+from jaxspd.families import open_family
 from jaxspd.runtime.layerwise import LAYER, Layerwise
+from jaxspd.runtime.residency import Residency
 from jaxspd.sampling.loop import denoise
+from jaxspd.target import Target
 
 REQUEST = {
     "prompt": "a lake",
@@ -43,6 +47,10 @@ EXCHANGES = re.compile(r" all-to-all(?:-start)?\(")
 WEIGHTS = re.compile(r"= f32\[([3-9]|\d{2,}),\d+\]\S* all-gather")
 
 
+# Halves the time that compiling takes. Later versions refuse to start with a flag that they do not have.
+LESS_FUSION = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__[:2] == (0, 10) else ""
+
+
 def environment(devices: int) -> dict[str, str]:
     """This process's environment, changed for a process with `devices` simulated devices. Little code runs
     often there, so its compilation is not optimised.
@@ -50,7 +58,7 @@ def environment(devices: int) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true {LESS_FUSION}",
     }
 
 
@@ -72,7 +80,7 @@ def make(folder: str, spread: dict, request: dict, components=None):
             velocities.append(latents - np.asarray(after))
         return denoise(programs, plan, parameters, conditioning, noises, tell, take)
 
-    generator.denoise = probed
+    running.denoise = probed
     [output] = made_by.iterate(request, save_output=False, show_progress=False)
     return output.frames.astype(int), velocities, made_by
 
@@ -93,8 +101,24 @@ def collectives(made_by: DiffGenerator) -> dict[str, int | list[int]]:
     }
 
 
+def decoded(folder: str, target: Target) -> tuple[np.ndarray, list[int]]:
+    """The frames that a video's autoencoder makes of noise on `target`, and the bytes that each device has to
+    have for what its programs work on.
+    """
+    autoencoder = open_family(Path(folder)).open_autoencoder(np.float32, Residency(False, target))
+    latents = np.random.default_rng(0).standard_normal((1, 4, 2, 12, 20)).astype(np.float32)
+    with autoencoder._weights.lent_to(autoencoder._coder) as coder:
+        frames = coder.decode(latents)
+    return frames, [p.memory_analysis().temp_size_in_bytes for p in coder._programs.values()]
+
+
 def main(arguments: list[str]) -> None:
     folders = dict(argument.split("=") for argument in arguments)
+    (alone, whole), (spread, parts) = (
+        decoded(folders["wan"], target) for target in (Target(), Target().over(jax.devices()))
+    )
+    difference = float(np.abs(alone - spread).max())
+    print(json.dumps({"case": "decoding", "difference": difference, "whole": whole, "parts": parts}))
     for name, (model, spread, more) in CASES.items():
         request, alone = REQUEST | more, {k: v for k, v in spread.items() if k == "dit_cpu_offload"}
         frames, velocities, one = make(folders[model], alone, request)

@@ -3,17 +3,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
 from jaxspd import devices
-from jaxspd.devices import Degrees, spread_over
+from jaxspd.devices import Degrees, say_layout, spread_over
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
-from jaxspd.target import Target
+from jaxspd.target import SAMPLES, TOKENS, Target
 from tests.spread import CASES, environment
 
 MODELS = {
@@ -56,6 +58,13 @@ def test_the_work_is_shared(answers, case):
     assert answer["gathering"] == (answer["layers"] if sharded else 0)
     # All but vectors, and a few matrices that six devices do not divide.
     assert answer["held"] < 0.2 * answer["weights"] if sharded else answer["held"] == answer["weights"]
+
+
+def test_rows_are_decoded_side_by_side(answers):
+    answer = answers["decoding"]
+    assert answer["difference"] <= 1e-5
+    # Of twelve rows of latents a device of eight has two at most, and the two beside these.
+    assert all(part < 0.4 * whole for part, whole in zip(answer["parts"], answer["whole"], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,10 @@ def test_weights_are_sharded_where_one_device_cannot_hold_them(
     twice = jax.local_devices()[:1] * 2
     monkeypatch.setattr(devices.jax, "local_devices", lambda: twice)
     monkeypatch.setattr(Target, "over", lambda target, which, samples, shard, _: (len(which), samples, shard))
-    chosen = spread_over(Target(), open_family(flux1_folder), jnp.float32, Degrees(2, fsdp=asked))
+    family = open_family(flux1_folder)
+    chosen = spread_over(Target(), family, jnp.float32, Degrees(2, fsdp=asked))
     assert chosen == (2, 2, sharded)
+    monkeypatch.undo()
+    mesh = AbstractMesh((2, 1), (SAMPLES, TOKENS))
+    say_layout(replace(Target(), mesh=mesh, shard_weights=sharded, memory=limit), family, jnp.float32)
     assert ("quantize int8 takes half" in caplog.text) == sharded

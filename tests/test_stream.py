@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxspd import DiffGenerator, SamplingParams, UsageError, conditioning, generator, progress
+from jaxspd import DiffGenerator, SamplingParams, UsageError, conditioning, generator, progress, running
 from jaxspd.cli import main
 from jaxspd.components.denoiser import Denoiser
 from jaxspd.components.transformer import Transformer
@@ -277,7 +277,7 @@ def test_an_interrupt_before_the_first_output_says_so(flux1_folder, tmp_path, mo
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generator, "denoise", interrupted)
+    monkeypatch.setattr(running, "denoise", interrupted)
     assert main(command(flux1_folder, tmp_path / "out", "--json")) == 130
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -332,8 +332,8 @@ def test_a_report_tells_of_what_was_written(flux1_folder, tmp_path, monkeypatch,
 
 
 def test_a_line_for_each_output_comes_at_once(flux1_folder, tmp_path, monkeypatch, capsys):
-    said, inner = [], generator.denoise
-    monkeypatch.setattr(generator, "denoise", lambda *a: said.append(capsys.readouterr().out) or inner(*a))
+    said, inner = [], running.denoise
+    monkeypatch.setattr(running, "denoise", lambda *a: said.append(capsys.readouterr().out) or inner(*a))
     assert main(command(flux1_folder, tmp_path / "out")) == 0
     assert said[0] == ""
     assert all(part.startswith("wrote ") and part.count("\n") == 1 for part in said[1:])

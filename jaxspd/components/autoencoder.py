@@ -32,10 +32,10 @@ class Autoencoder:
             rules = vae_image.rules(len(config.block_out_channels), config.layers_per_block)
         checkpoint.check_floats()
         module = abstract_autoencoder(config, dtype)
-        abstract = nnx.state(module)
+        target = residency.target
+        abstract = target.abstract(nnx.state(module))
         keys = match(checkpoint, flat_parameters(abstract), rules)
         self._weights = residency.weights(folder.name, stored_parameters(checkpoint, abstract, keys))
-        target = residency.target
         self._coder = Coder(module, abstract, coding_memory(target.device), target)
 
     def prepare(self, shape: tuple[int, ...]) -> None:

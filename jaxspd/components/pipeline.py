@@ -18,7 +18,8 @@ from jaxspd.target import Target
 
 
 class Components:
-    """The text encoders and the autoencoder of `family`, run in `dtype` on the device of `target`.
+    """The text encoders and the autoencoder of `family`, run in `dtype`. Text encoders run on the
+    first device of `target`, the autoencoder on all of them.
 
     Several threads may use them, one at a time, so that two text encoders are never in memory together. If
     `offload`, text encoders' weights are read anew for every use; None leaves this to the residency.

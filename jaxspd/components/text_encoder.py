@@ -151,7 +151,7 @@ class TextEncoder:
         residency: Residency,
         merge: Callable[[Any], Any] = lambda tensors: tensors,
     ):
-        self.folder, self.dtype, self._target = folder / asked.part, dtype, residency.target
+        self.folder, self.dtype, self._target = folder / asked.part, dtype, residency.target.single
         stored = Checkpoint(self.folder, STEM)
         stored.check_floats()
         stored = merge(stored)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxspd.errors import UsageError
 from jaxspd.models.vae import tiles
-from jaxspd.target import Target
+from jaxspd.target import Target, spread_rows
 
 log = logging.getLogger("jaxspd")
 # Bytes that a program may take if the device does not tell how much memory it has.
@@ -202,6 +202,11 @@ class Coder:
             piece = ahead
         yield np.asarray(piece)
 
+    def _by_rows(self, maps: Any) -> Any:
+        """A tree of abstract maps, where they lie between programs."""
+        rows = self.target.rows
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows(a.shape)), maps)
+
     def _compile(self, way: str, shape: tuple[int, ...], splits: tuple[int, int]) -> Programs:
         """The programs for one of the tiles into which maps of `shape` are split."""
         unit = 1 if way == "decode" else self.config.scale
@@ -213,7 +218,7 @@ class Coder:
         key = way, size, shape[-1]
 
         def code(parameters, maps, *state):
-            autoencoder = nnx.merge(self.graph, parameters)
+            autoencoder, maps = nnx.merge(self.graph, parameters), spread_rows(maps)
             if way == "encode":
                 out = autoencoder.encode(maps, *state)
             else:
@@ -225,18 +230,21 @@ class Coder:
         def chunk(frames: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((1, *[frames] * video, *size, shape[-1]), jnp.float32)
 
-        def lowered(*arguments, **options) -> jax.stages.Lowered:
+        def lowered(frames: int, *state: Any, **options) -> jax.stages.Lowered:
+            arguments = *self.target.abstract((self.parameters, chunk(frames))), *self._by_rows(state)
+            places = jax.tree.map(lambda a: a.sharding, self._by_rows(jax.eval_shape(code, *arguments)))
             with self.target.tracing():
-                return jax.jit(code, keep_unused=True, **options).lower(*self.target.abstract(arguments))
+                made = jax.jit(code, keep_unused=True, out_shardings=places, **options)
+                return made.lower(*arguments)
 
         jobs, first, later = {}, (*key, "only" if whole else "first"), (*key, "later")
         if first not in self._programs:
-            jobs[first] = lowered(self.parameters, chunk(1))
+            jobs[first] = lowered(1)
         if not whole and later not in self._programs:
             _, state = jax.eval_shape(code, self.parameters, chunk(1))
             frames = 1 if way == "decode" else self.config.frames_per_latent
             # The carried state is overwritten.
-            jobs[later] = lowered(self.parameters, chunk(frames), state, donate_argnums=2)
+            jobs[later] = lowered(frames, state, donate_argnums=2)
         if jobs:
             with ThreadPoolExecutor(len(jobs)) as pool:
                 compiled = list(pool.map(lambda job: job.compile(), jobs.values()))
