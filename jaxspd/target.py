@@ -57,7 +57,7 @@ class Target:
 
     @property
     def own(self) -> "Target":
-        """The same for those devices that this process has."""
+        """The same target over this process's devices alone."""
         if self.mesh is None:
             return self
         devices = [d for d in self.mesh.devices.flat if d.process_index == self.device.process_index]
@@ -95,7 +95,7 @@ class Target:
         return self.sharding(PartitionSpec(*[None] * axes[0], (SAMPLES, TOKENS)), **kind)
 
     def rows(self, shape: tuple[int, ...]) -> Sharding:
-        """Where maps `[…, H, W, C]` lie that were made by rows: there, if the devices divide their rows."""
+        """The sharding of maps of `shape` `[…, H, W, C]`: by rows if the devices divide these, else whole."""
         if self.mesh is None or shape[-3] % self.mesh.size:
             return self.everywhere
         return self.sharding(_by_rows(len(shape)))
@@ -170,8 +170,10 @@ def spread(x: jax.Array) -> jax.Array:
 
 
 def spread_rows(maps: jax.Array) -> jax.Array:
-    """`maps` `[…, H, W, C]`, their rows spread over all devices of the target that is traced for, and with
-    them those of what follows: XLA exchanges the rows of two devices that a convolution reads together.
+    """`maps` `[…, H, W, C]`, with their rows spread over all devices of the current trace's target.
+
+    The rows of later maps are then spread too. XLA exchanges rows between devices if a convolution reads them
+    together.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not 1 < mesh.size <= maps.shape[-3]:
