@@ -8,15 +8,18 @@ import json
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxspd import DiffGenerator, running
+from jaxspd.components import denoiser
 from jaxspd.families import open_family
 from jaxspd.runtime.layerwise import LAYER, Layerwise
 from jaxspd.runtime.residency import Residency
+from jaxspd.sampling.guidance import guide
 from jaxspd.sampling.loop import denoise
 from jaxspd.target import Target
 
@@ -29,19 +32,21 @@ REQUEST = {
     "progressive_mode": "dct_rewind",
     "progressive_delta": 0.1,
 }
-# The model, its sharding, and other settings.
+# The model, where it is kept in another form also the name of that, its sharding, and other settings.
 CASES = {
-    "ulysses": ("flux1", {"num_gpus": 8}, {}),
+    "ulysses": ("flux1", {"num_gpus": 8, "lora_path": "lora", "lora_scale": 0.1}, {}),
     "cfg and ulysses": ("klein-base", {"num_gpus": 8}, {"negative_prompt": "haze"}),
     "three": ("z_image", {"num_gpus": 3}, {}),
-    "fsdp": ("qwen_image", {"num_gpus": 6, "fsdp": True}, {}),
+    "fsdp": ("qwen_image orbax", {"num_gpus": 6, "fsdp": True}, {}),
     "ulysses of both": ("wan", {"num_gpus": 4, "ulysses_degree": 4}, {"num_frames": 5}),
     "not guided": (
         "klein-base",
-        {"num_gpus": 4, "dit_cpu_offload": True},
+        {"num_gpus": 4, "dit_cpu_offload": True, "quantize": "int8"},
         {"guidance_scale": 1.0, "height": 80, "width": 112, "progressive_mode": "fullres"},
     ),
 }
+# What one device is asked for, too.
+ALIKE = ("dit_cpu_offload", "quantize", "lora_path", "lora_scale")
 EXCHANGES = re.compile(r" all-to-all(?:-start)?\(")
 # Matches a gathered matrix, but not vectors of one or two samples.
 WEIGHTS = re.compile(r"= f32\[([3-9]|\d{2,}),\d+\]\S* all-gather")
@@ -60,6 +65,10 @@ def environment(devices: int) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true {LESS_FUSION}",
     }
+
+
+def unbatched(guide, velocity, combine, batched):
+    return guide(velocity, combine, batched=False)
 
 
 def make(folder: str, spread: dict, request: dict, components=None):
@@ -81,6 +90,8 @@ def make(folder: str, spread: dict, request: dict, components=None):
         return denoise(programs, plan, parameters, conditioning, noises, tell, take)
 
     running.denoise = probed
+    # Guidance in two forwards, as where memory is short.
+    denoiser.guide = partial(unbatched, guide) if request.get("num_frames") else guide
     [output] = made_by.iterate(request, save_output=False, show_progress=False)
     return output.frames.astype(int), velocities, made_by
 
@@ -120,9 +131,11 @@ def main(arguments: list[str]) -> None:
     difference = float(np.abs(alone - spread).max())
     print(json.dumps({"case": "decoding", "difference": difference, "whole": whole, "parts": parts}))
     for name, (model, spread, more) in CASES.items():
-        request, alone = REQUEST | more, {k: v for k, v in spread.items() if k == "dit_cpu_offload"}
-        frames, velocities, one = make(folders[model], alone, request)
-        ours, found, made_by = make(folders[model], spread, request, one._components)
+        request, spread = REQUEST | more, {k: folders.get(v, v) for k, v in spread.items()}
+        alone = {k: v for k, v in spread.items() if k in ALIKE}
+        official, *other = (folders[name] for name in model.split())
+        frames, velocities, one = make(official, alone, request)
+        ours, found, made_by = make(*(other or [official]), spread, request, one._components)
         parameters, _ = made_by._denoiser.load().result()
         held = [a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(parameters)]
         answer = {

@@ -12,19 +12,44 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxspd import devices
+from jaxspd.convert.pipeline_folder import convert_pipeline
 from jaxspd.devices import Degrees, say_layout, spread_over
 from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.target import SAMPLES, TOKENS, Target
+from tests import tiny
 from tests.spread import CASES, environment
+from tests.test_lora import flux1_kohya, write
 
 MODELS = {
     "flux1": "flux1_folder",
     "klein-base": "klein_base_folder",
     "z_image": "z_image_folder",
     "qwen_image": "qwen_image_folder",
-    "wan": "wan_folder",
+    "wan": "wan22_folder",
+    "orbax": "converted_folder",
+    "lora": "lora_file",
 }
+
+
+@pytest.fixture(scope="module")
+def wan22_folder(tmp_path_factory):
+    """Two transformers that take turns."""
+    return tiny.write_wan(tmp_path_factory.mktemp("wan22") / "model", num_layers=1, boundary_ratio=0.7)
+
+
+@pytest.fixture(scope="module")
+def converted_folder(qwen_image_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("orbax") / "model"
+    convert_pipeline(open_family(qwen_image_folder), folder, "orbax")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora_file(flux1_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lora") / "kohya.safetensors"
+    write(open_family(flux1_folder), flux1_kohya, path)
+    return path
 
 
 @pytest.fixture(scope="module")
