@@ -25,10 +25,11 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
+import compare_numbers
 import compare_report
 import numpy as np
 import platformdirs
-from compare_report import JUDGE
+from compare_numbers import JUDGE
 from machine import RESULTS, environment, hardware, slug
 from presets import FULLRES, PRESETS, Model, Preset
 
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [m.name for m in preset.models if len(rounds_of(report, m.name)) < preset.rounds]
     for name in missing:
         print(f"{name}: {len(rounds_of(report, name))} of {preset.rounds} rounds have run", file=sys.stderr)
-    wrong = compare_report.wrong(report)
+    wrong = compare_numbers.wrong(report)
     for line in wrong:
         print(f"wrong: {line}", file=sys.stderr)
     return 1 if wrong or (missing and args.minutes == math.inf) else 0

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import compare
+import compare_numbers
 import compare_report
 import jax_worker
 import numpy as np
@@ -131,7 +132,7 @@ def test_wrong_latents_are_told(finished, monkeypatch, capsys):
     answers = report["models"]["tiny FLUX.1"]["processes"]["jaxspd"]
     for distance in (0.5, float("nan")):
         answers[0]["cells"][GROWN]["distance"] = distance
-        (line,) = compare_report.wrong(report)
+        (line,) = compare_numbers.wrong(report)
         assert line.startswith(f"tiny FLUX.1, jaxspd, {GROWN}")
     monkeypatch.setattr(compare, "measure", lambda *_: [report["models"]])
     assert compare.main(arguments) == 1
@@ -176,13 +177,13 @@ def test_speed_up_is_of_runs_side_by_side_in_the_same_framework():
             COMPILED: {GROWN: [[2.0, 4.0]]},
         }
     )
-    assert compare_report.speed_up(model, "jaxspd", GROWN) == 2.0
-    assert compare_report.limit(model, "jaxspd", GROWN) == 100 / 60
+    assert compare_numbers.speed_up(model, "jaxspd", GROWN) == 2.0
+    assert compare_numbers.limit(model, "jaxspd", GROWN) == 100 / 60
     # Compiled PyTorch has full resolution in a process of its own.
-    assert compare_report.speed_up(model, COMPILED, GROWN) == 2.0
-    assert compare_report.matmul(model) == {"jaxspd": 50.0, "PyTorch": 45.0}
+    assert compare_numbers.speed_up(model, COMPILED, GROWN) == 2.0
+    assert compare_numbers.matmul(model) == {"jaxspd": 50.0, "PyTorch": 45.0}
     # Steps of a grid are those of every cell: 4, 45, 50, 3, 35 and 30 seconds at full resolution.
-    assert compare_report.steps(model) == {
+    assert compare_numbers.steps(model) == {
         (4, 4): {"jaxspd": 10.0, "PyTorch, compiled": 2.0},
         (8, 8): {"jaxspd": 32.5, "PyTorch, compiled": 5.0},
     }
@@ -219,7 +220,7 @@ def test_every_family(family, request, tmp_path, monkeypatch):
         compare, "FRAMEWORKS", {name: compare.FRAMEWORKS[name] for name in (compare.JUDGE, "jaxspd")}
     )
     [models] = compare.measure(preset, compare.Answers(tmp_path, {}), tmp_path)
-    assert compare_report.wrong({"preset": {"bound": 1e-4}, "models": models}) == []
+    assert compare_numbers.wrong({"preset": {"bound": 1e-4}, "models": models}) == []
     answer = models[family]["processes"]["jaxspd"][0]
     assert len(answer["cells"]["δ 0.3"]["denoise"][0]) == 2
     assert answer["compiled_later"] == 0

@@ -15,6 +15,7 @@ from jaxspd.spectral import expansion
 from jaxspd.spectral.plan import alignment
 from jaxspd.spectral.transforms import SPATIAL, TRANSFORMS, fourier, inverse_fourier
 from tests.compare import relative
+from torch_ref import bases
 from torch_ref import spectral as reference
 
 # Everything has batch 2 and 3 channels, so that each pair of grids compiles once.
@@ -75,7 +76,7 @@ def low_frequencies(noise, shape):
 
 def inverse_fourier64(coefficients):
     """The field of real Fourier coefficients, wave by wave."""
-    rows, columns = (reference.real_waves(n).numpy() for n in coefficients.shape[-2:])
+    rows, columns = (bases.real_waves(n).numpy() for n in coefficients.shape[-2:])
     return rows.T @ coefficients @ columns
 
 

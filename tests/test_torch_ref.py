@@ -8,7 +8,7 @@ import torch
 from scipy.fft import dctn, idctn
 
 from tests import tiny
-from torch_ref import spectral
+from torch_ref import bases, spectral
 from torch_ref.flux1 import Flux1Reference, set_schedule
 
 PROMPTS = ["a red house", "Blue hills, night"]
@@ -77,8 +77,8 @@ def test_a_stage_without_a_step_is_refused():
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (1, 2, 60, 104), (1, 1, 5, 8)])
 def test_dct_is_scipys(shape):
     x = noise(*shape)
-    there = spectral.dct2(torch.from_numpy(x)).numpy()
-    back = spectral.idct2(torch.from_numpy(x)).numpy()
+    there = bases.dct2(torch.from_numpy(x)).numpy()
+    back = bases.idct2(torch.from_numpy(x)).numpy()
     x = x.astype(np.float64)
     np.testing.assert_allclose(there, dctn(x, axes=(-2, -1), norm="ortho"), rtol=0, atol=1e-6)
     np.testing.assert_allclose(back, idctn(x, axes=(-2, -1), norm="ortho"), rtol=0, atol=1e-6)

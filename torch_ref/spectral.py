@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from torch_ref.bases import BASES
+
 Mode = Literal["fullres", "dct", "dct_rewind"]
 Transform = Literal["dct", "fft", "dwt"]
 Spectrum = tuple[float, float]
@@ -219,7 +221,7 @@ def share(
     Fourier basis, each grid has the low corner of the full grid's coefficients. For wavelets, the scaled sums
     of four neighbours are the noise of the next coarser grid.
     """
-    basis = {"dct": dct_matrix, "fft": real_waves, "dwt": haar_matrix}[transform]
+    basis = BASES[transform]
     field, parts = noise.double(), []
     for height, width in grids[-2::-1]:
         rows, columns = (basis(size, noise.device) for size in field.shape[-2:])
@@ -250,52 +252,6 @@ def stage_starts(
     return [segment.start for segment in segments(growth, [sigmas] * (levels + 1), height, width)]
 
 
-def dct_matrix(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The orthonormal DCT-II as a float64 matrix ``[size, size]``, with one frequency in each row."""
-    frequency = torch.arange(size, dtype=torch.float64, device=device)[:, None]
-    position = torch.arange(size, dtype=torch.float64, device=device)[None, :]
-    matrix = torch.cos(math.pi / size * frequency * (position + 0.5)) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    return matrix
-
-
-def dct2(x: torch.Tensor) -> torch.Tensor:
-    """Orthonormal 2-D DCT-II over the last two axes of ``x`` ``[..., h, w]``.
-
-    The products run in float64, so a comparison never measures the judge's own rounding, and CUDA does not
-    use TF32. The result has the dtype of ``x``.
-    """
-    rows, columns = (dct_matrix(size, x.device) for size in x.shape[-2:])
-    return (rows @ x.double() @ columns.T).to(x.dtype)
-
-
-def idct2(coefficients: torch.Tensor) -> torch.Tensor:
-    """Inverse of :func:`dct2`, ``[..., h, w]`` to ``[..., h, w]``."""
-    rows, columns = (dct_matrix(size, coefficients.device) for size in coefficients.shape[-2:])
-    return (rows.T @ coefficients.double() @ columns).to(coefficients.dtype)
-
-
-def real_waves(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The real Fourier basis as a float64 matrix ``[size, size]``, with one wave in each row.
-
-    The rows are the constant, then sine and cosine of 1, 2, ... cycles, sampled at the cells' centres. The
-    last frequency of an even size has a sine alone, since its cosine is 0 at these points.
-    """
-    centre = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
-    waves = [torch.ones_like(centre)]
-    for cycles in range(1, size // 2 + 1):
-        waves += [torch.sin(2 * math.pi * cycles * centre), torch.cos(2 * math.pi * cycles * centre)]
-    basis = torch.stack(waves[:size])
-    return basis / basis.norm(dim=1, keepdim=True)
-
-
-def haar_matrix(size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """One level of Haar wavelets, ``[size, size]``: sums of neighbours, then their differences."""
-    sums = torch.eye(size // 2, dtype=torch.float64, device=device).repeat_interleave(2, dim=1)
-    signs = torch.tensor([1.0, -1.0], dtype=torch.float64, device=device).repeat(size // 2)
-    return torch.cat([sums, sums * signs]) / math.sqrt(2)
-
-
 def expand(x: torch.Tensor, noise: torch.Tensor, sigma: float, transform: Transform = "dct") -> torch.Tensor:
     """Spectral noise expansion of ``x`` ``[..., h, w]`` at noise level ``sigma``.
 
@@ -303,7 +259,7 @@ def expand(x: torch.Tensor, noise: torch.Tensor, sigma: float, transform: Transf
     corner is not used: the coefficients of ``x`` take its place. Returns ``[..., h', w']``. Wavelets double
     the grid, and ``x`` itself is the corner.
     """
-    basis = {"dct": dct_matrix, "fft": real_waves, "dwt": haar_matrix}[transform]
+    basis = BASES[transform]
     height, width = x.shape[-2:]
     known = x.double()
     if transform != "dwt":
