@@ -27,9 +27,15 @@ test-on-%:
 parity: $(VENV)/installed-test
 	$(BIN)/python bench/parity.py
 
+# jaxspd as it is when installed, with convert inside: so the types of both are checked together.
+TYPED := $(VENV)/typed/jaxspd
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(TYPED)
+	mkdir -p $(TYPED)
+	ln -s $(CURDIR)/jaxspd/* $(CURDIR)/convert $(TYPED)
+	$(BIN)/mypy $(TYPED)
 
 # The site, in site/. The variable keeps an advertisement of MkDocs' theme away.
 docs: $(VENV)/installed-docs

@@ -3,8 +3,8 @@ known.
 """
 
 import re
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from . import text_clip, text_decoder, text_t5, vae_image, vae_video
 from .errors import UsageError
@@ -55,6 +55,7 @@ def vae_names(keys: Collection[str]) -> Names:
     """The names of a VAE's tensors. The layout tells the family; only FLUX.2's has running statistics."""
     names = {key: bare(key) for key in keys}
     inside = set(names.values())
+    known: Callable[[str], Any]
     if any(name.startswith("decoder.upsamples.") or name == "encoder.conv1.weight" for name in inside):
         family, layout, known = "wan", "wan", WAN.fullmatch
     elif any(".mid.block_1." in name for name in inside):
@@ -71,8 +72,8 @@ def vae_names(keys: Collection[str]) -> Names:
         rules = vae_image.rules(depth, _count(inside, r"encoder\.down_blocks\.0\.resnets\."))
         table = as_published(rules)
 
-        def known(name: str):
-            return name in vae_image.UNREAD or table.targets(name)
+        def known(name: str) -> bool:
+            return name in vae_image.UNREAD or bool(table.targets(name))
 
     matched = [key for key, name in names.items() if known(name)]
     unmatched = [key for key in keys if key not in set(matched)]
@@ -86,7 +87,10 @@ def vae_names(keys: Collection[str]) -> Names:
 def text_encoder_names(keys: Collection[str], shape: Callable[[str], tuple[int, ...]]) -> Names:
     """The names of a text encoder's tensors. The kind of encoder and its width tell the family."""
     stored = {bare(key): key for key in keys}
-    family, variant, layout = None, None, "transformers"
+    layout = "transformers"
+    family: str
+    variant: str
+    renamed: Callable[[Collection[str]], Mapping[str, str]]
     if "token_embedding.weight" in stored or "shared.weight" in stored or _some(stored, "SelfAttention.q"):
         rules, renamed = text_t5.rules_for(stored), text_t5.names
         layout = "wan" if rules is text_t5.WAN_RULES else layout
@@ -101,8 +105,8 @@ def text_encoder_names(keys: Collection[str], shape: Callable[[str], tuple[int, 
         def renamed(names):
             return text_decoder.names(names, 0, 0)
 
-        table = next((key for name, key in stored.items() if name.endswith("embed_tokens.weight")), None)
-        width = shape(table)[-1] if table and shape(table) else 0
+        tokens = next((key for name, key in stored.items() if name.endswith("embed_tokens.weight")), None)
+        width = shape(tokens)[-1] if tokens and shape(tokens) else 0
         if _some(stored, "self_attn.q_norm"):
             family, variant = (
                 ("flux2", "Qwen3 8B") if width == 4096 else ("z_image", "Qwen3, also klein 4B's")

@@ -157,7 +157,7 @@ def _component(path: Path, tensors: Dequantised, kind: str, names: Names) -> Con
 
 def _measures(tensors: Dequantised, keys: Iterable[str]) -> dict:
     """The number of parameters under `keys`, and their stored types, the most frequent first."""
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for key in keys:
         sizes[tensors.stored_dtype(key)] += prod(tensors.shape(key))
     kinds = [kind for kind, size in sizes.most_common() if size]

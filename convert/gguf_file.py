@@ -7,7 +7,7 @@ order. Quantised values are in blocks along the last axis, so rows can be read s
 import mmap
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,8 @@ class GgufCheckpoint:
                     raise ValueError("it ends too early")
                 return array
 
-        self.folder, self.metadata = path, {}
+        self.folder = path
+        self.metadata: dict[str, Any] = {}
         try:
             with np.errstate(all="ignore"):
                 reader = Reader(path)

@@ -6,21 +6,22 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .checkpoint import FLOATS, Checkpoint
+from .checkpoint import FLOATS
 from .copying import copy, empty
 from .errors import UsageError
 from .rounding import LARGEST, Quantized
 from .table import SCALE, Rule, official_keys
 
-# A function that puts an array where a sharding says.
-Put = Callable[[np.ndarray, jax.sharding.Sharding | None], jax.Array]
+# A function that puts an array where a sharding says. One that leaves it on the host gives the array itself.
+Put = Callable[[np.ndarray, jax.sharding.Sharding | None], Any]
 LISTED = 8
 # Number of arrays that are copied at the same time: a single copy would wait for its file or for new memory.
 THREADS = min(8, os.cpu_count() or 1)
@@ -66,7 +67,22 @@ def assign(
     return table
 
 
-def match(checkpoint: Checkpoint, parameters, rules: Sequence[Rule]) -> dict[str, str]:
+class Tensors(Protocol):
+    """Weights by official key, however their files name and store them: a `Checkpoint`, or what reads like
+    one. `folder` and `config` name the weights and their configuration in messages.
+    """
+
+    folder: Path
+    config: str
+
+    def keys(self) -> set[str]: ...
+    def shape(self, key: str) -> tuple[int, ...]: ...
+    def dtype(self, key: str) -> str: ...
+    def read(self, key: str) -> np.ndarray: ...
+    def check_floats(self) -> None: ...
+
+
+def match(checkpoint: Tensors, parameters, rules: Sequence[Rule]) -> dict[str, str]:
     """`assign` for a checkpoint's tensors. Its UsageError names the checkpoint."""
     try:
         return assign(checkpoint.keys(), checkpoint.shape, parameters, rules)
@@ -92,7 +108,7 @@ def quantized(checkpoint, abstract: nnx.State, rules: Sequence[Rule]):
     return Quantized(checkpoint, keys) if keys else checkpoint
 
 
-def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[Rule]) -> bool:
+def holds_exactly(abstract: nnx.State, checkpoint: Tensors, rules: Sequence[Rule]) -> bool:
     """Whether every parameter of `abstract` is in float32 or in the dtype in which its official tensor is
     stored.
     """
@@ -108,7 +124,7 @@ def holds_exactly(abstract: nnx.State, checkpoint: Checkpoint, rules: Sequence[R
 class StoredWeight:
     """A parameter in its file. `fetch` reads it in the target dtype and puts it in its place."""
 
-    checkpoint: Checkpoint
+    checkpoint: Tensors
     key: str
     target: jax.ShapeDtypeStruct
 
@@ -131,7 +147,7 @@ class StoredWeight:
         return jax.block_until_ready(put(array, self.target.sharding))
 
 
-def stored_parameters(checkpoint: Checkpoint, abstract: nnx.State, table: dict[str, str]) -> nnx.State:
+def stored_parameters(checkpoint: Tensors, abstract: nnx.State, table: dict[str, str]) -> nnx.State:
     """A tree like `abstract` with a `StoredWeight` in place of each array. `abstract` gives shapes, target
     dtypes and, where set, shardings; `table` is the result of `match`.
     """
@@ -142,7 +158,7 @@ def stored_parameters(checkpoint: Checkpoint, abstract: nnx.State, table: dict[s
 
 
 def load_parameters(
-    checkpoint: Checkpoint, abstract: nnx.State, rules: Sequence[Rule], put: Put = jax.device_put
+    checkpoint: Tensors, abstract: nnx.State, rules: Sequence[Rule], put: Put = jax.device_put
 ) -> nnx.State:
     """`abstract` filled from `checkpoint`.
 

@@ -137,19 +137,21 @@ class LoraFile:
         for name in names:
             if name not in module.roles:
                 raise self._half(module, name)
-        keys = tuple(module.roles[name] for name in names)
+        first_a, first_b, second_a, second_b = keys = [module.roles[name] for name in names]
         a1, b1, a2, b2 = (flat(self._tensors.shape(key)) for key in keys)
         self._check_rank(module, a1[1], b1[0])
         self._check_rank(module, a2[1], b2[0])
         if (a1[0], b1[1]) != (a2[0], b2[1]):
             raise UsageError(f"{self.path}: the two halves of {module.name} have different shapes")
-        return Hadamard(self._read, keys, self._factor(module, b1[0]), (a1[0], b1[1]))
+        kept = first_a, first_b, second_a, second_b
+        return Hadamard(self._read, kept, self._factor(module, b1[0]), (a1[0], b1[1]))
 
     def _kronecker(self, module: Module) -> Kronecker:
-        sides, shapes, rank = [], [], None
+        sides: list[tuple[str, ...]] = []
+        shapes, rank = [], None
         for name in ("lokr_w1", "lokr_w2"):
             if name in module.roles:
-                keys = (module.roles[name],)
+                keys: tuple[str, ...] = (module.roles[name],)
                 shape = flat(self._tensors.shape(keys[0]))
             elif f"{name}_a" in module.roles or f"{name}_b" in module.roles:
                 keys = self._pair(module, f"{name}_a", f"{name}_b", f"{name}_a", f"{name}_b")
@@ -163,8 +165,9 @@ class LoraFile:
         # If both factors are whole matrices, alpha has no meaning.
         factor = 1.0 if rank is None else self._factor(module, rank)
         (rows, columns), (more_rows, more_columns) = shapes
+        left, right = sides
         shape = rows * more_rows, columns * more_columns
-        return Kronecker(self._read, *sides, factor, shape)
+        return Kronecker(self._read, left, right, factor, shape)
 
     def _pair(self, module: Module, one: str, other: str, *called: str) -> tuple[str, str]:
         for role, name in zip((one, other), called, strict=True):

@@ -34,8 +34,19 @@ ROLES = tuple(
     )
 )
 # Prefixes of layers' names, with underscores. Any number of them may follow each other.
-PREFIXES = ("base_model_", "model_", "diffusion_model_", "transformer_", "unet_", "lora_unet_")
-PREFIXES += ("lora_transformer_", "lycoris_", "lora_", "dit_", "net_")
+PREFIXES = (
+    "base_model_",
+    "model_",
+    "diffusion_model_",
+    "transformer_",
+    "unet_",
+    "lora_unet_",
+    "lora_transformer_",
+    "lycoris_",
+    "lora_",
+    "dit_",
+    "net_",
+)
 # Prefixes of text encoders' layers. They give the encoder's number in the pipeline, from 1.
 TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:lora_te(?P<kohya>\d?)[_.]|text_encoder(?:_(?P<diffusers>\d))?\.|te(?P<short>\d?)\.|"

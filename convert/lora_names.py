@@ -101,7 +101,8 @@ def _score(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple:
     """How well a family explains a LoRA: first names, then sizes, then numbers of blocks."""
-    sizes, numbers = 0, {}
+    sizes = 0
+    numbers: dict[str, set[int]] = {}
     for name, targets in found.items():
         up, down = (shapes.get(named[name].get(role, ""), ()) for role in ("up", "down"))
         for target in targets:

@@ -69,7 +69,7 @@ class OrbaxWeights:
         return set(self._paths)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._found[self._paths[key]][0]
+        return self._found[self._paths[key]][0] or ()
 
     def dtype(self, key: str) -> str:
         """The dtype as safetensors would name it."""

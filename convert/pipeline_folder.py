@@ -100,7 +100,7 @@ def write_shards(folder: Path, checkpoint, keys: list[str]) -> None:
         if shards[-1] and sum(sizes[held] for held in shards[-1]) + sizes[key] > SHARD:
             shards.append([])
         shards[-1].append(key)
-    places = {}
+    places: dict[str, str] = {}
     for number, held in enumerate(shards, 1):
         count = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         name = f"{STEM}{count}.safetensors"

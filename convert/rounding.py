@@ -68,9 +68,9 @@ def round_rows(weight: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndar
     step = max(1, BLOCK // max(1, weight[:1].size))
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
-        exact = np.empty(weight[rows].shape, np.float32)
-        copy(exact, weight[rows])
-        exact = exact.reshape(len(exact), -1)
+        block = np.empty(weight[rows].shape, np.float32)
+        copy(block, weight[rows])
+        exact = block.reshape(len(block), -1)
         unit = np.abs(exact).max(axis=1, initial=0) / np.float32(LARGEST[np.dtype(dtype)])
         units[rows] = np.where(unit == 0, 1, unit)
         with np.errstate(invalid="ignore"):  # weights that are not finite have such a unit too

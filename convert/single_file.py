@@ -84,7 +84,7 @@ def otherwise(keys: set[str]) -> str:
     """What tensors that form no transformer are, for a message."""
     if not keys:
         return "it has no tensors"
-    return ELSEWHERE.get(kind_of(keys), f"its tensors are {three(keys)}")
+    return ELSEWHERE.get(kind_of(keys) or "", f"its tensors are {three(keys)}")
 
 
 class Relaid:

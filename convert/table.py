@@ -37,9 +37,14 @@ def official_keys(paths: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]
             return weight and weight + SCALE
         return key
 
-    keys = {path: key_of(path) for path in paths}
-    if unruled := sorted(path for path, key in keys.items() if key is None):
-        raise TypeError(f"the conversion table has no rule for {', '.join(unruled)}")
+    keys, unruled = {}, []
+    for path in paths:
+        if (key := key_of(path)) is None:
+            unruled.append(path)
+        else:
+            keys[path] = key
+    if unruled:
+        raise TypeError(f"the conversion table has no rule for {', '.join(sorted(unruled))}")
     return keys
 
 

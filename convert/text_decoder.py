@@ -37,7 +37,7 @@ def names(keys: Iterable[str], built: int, layers: int) -> dict[str, str]:
     unread = (*UNREAD, *(f"{LAYER.format(number)}." for number in numbers), *(["norm."] if numbers else []))
 
     def name_of(key: str) -> str | None:
-        name = key[PREFIX.match(key).end() :]
+        name = PREFIX.sub("", key, count=1)
         return None if name.startswith(unread) else name
 
     return rename(keys, name_of)

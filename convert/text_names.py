@@ -48,7 +48,7 @@ def rename(keys: Iterable[str], name_of: Callable[[str], str | None]) -> dict[st
     """The stored key of each name that `name_of` gives. Keys for which it gives None are left out. Raises
     UsageError if two keys get the same name.
     """
-    stored = {}
+    stored: dict[str, str] = {}
     for key in sorted(keys):
         name = name_of(key)
         if name in stored:

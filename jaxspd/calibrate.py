@@ -168,7 +168,7 @@ def find_files(folder: Path, family, count: int, plot: Path) -> list[Path]:
     if not os.path.isdir(folder):
         raise UsageError(f"{folder} is no folder; give images, a folder of pictures or videos")
     kinds = {"pictures": PICTURES, "videos": VIDEOS}
-    found = {kind: [] for kind in kinds}
+    found: dict[str, list[Path]] = {kind: [] for kind in kinds}
     for path in sorted(folder.rglob("*")):
         for kind, endings in kinds.items():
             if path.suffix.lower() in endings and os.path.isfile(path) and path.resolve() != plot.resolve():

@@ -31,7 +31,7 @@ def conditionings(
     scale, negative = request.guidance_scale, None
     guided = family.guided(scale)
     # The negative prompt, one for all, comes first.
-    texts = [request.negative_prompt] * guided + prompts
+    texts = [request.negative_prompt or ""] * guided + prompts
     for start in range(0, len(texts), TEXT_BATCH):
         begin = time.perf_counter()
         with aside(), memory_for("reading the prompt", LESS_TEXT):

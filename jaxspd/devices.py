@@ -105,9 +105,9 @@ def spread_over(
             raise UsageError("fsdp shards weights over devices; it needs num_gpus 2 or more")
         return target
     # Each process is to come to the same choice.
-    limit = limit or processes.least(memory_limit(target.device))
-    sharded = not fits(family, dtype, limit) if degrees.fsdp is None else degrees.fsdp
-    return target.over(devices[:count], samples, sharded, limit)
+    most = limit or processes.least(memory_limit(target.device))
+    sharded = not fits(family, dtype, most) if degrees.fsdp is None else degrees.fsdp
+    return target.over(devices[:count], samples, sharded, most)
 
 
 def fits(family: Any, dtype: Any, limit: float) -> bool:
@@ -128,6 +128,7 @@ def say_layout(target: Target, family: Any, dtype: Any) -> None:
     if target.shard_weights:
         size = parameter_bytes(family.abstract_parameters(dtype))
         note = f"; each keeps 1/{count} of the weights of {size / 1e9:.1f} GB"
+        assert target.memory is not None, "`spread_over` sets it with the mesh"
         if not fits(family, dtype, target.memory):
             note += f", as there are {target.memory / 1e9:.1f} GB on one"
             if family.quantize is None:

@@ -260,7 +260,8 @@ class DiffGenerator:
             for group, conditioning in zip(by_prompt, conditioned, strict=True):
                 if waiting:  # the first texts are encoded meanwhile
                     # Nothing here holds the weights, which may have to give way to others.
-                    waiting, seconds["load"], loading = False, loading.result()[1], None
+                    waiting, seconds["load"] = False, loading.result()[1]
+                    del loading
                     seconds["compile"] = programs.wait(prepared)
                     self._residency.leave(peak_bytes(prepared))
                     # The decoder is prepared while the device denoises. If that fails, decoding reports it.

@@ -46,10 +46,11 @@ def fetch(
 
     Raises UsageError, in one line, if the model does not exist, is not supported, or cannot be downloaded.
     """
-    file = transformer_weights_path and user_path(transformer_weights_path)
+    file = None if transformer_weights_path is None else user_path(transformer_weights_path)
     folder = local_folder(model_path, revision)
     if folder:
         return open_family(folder, file)
+    assert model_path is not None, "the demo has a folder"
     snapshot = open_snapshot(os.fspath(model_path), revision)
     family_class = pipeline_family(snapshot.folder, snapshot.model)
     # Wan 2.2 has a second transformer, which other pipelines of its class lack.
@@ -193,8 +194,8 @@ def open_snapshot(model: str, revision: str | None) -> Snapshot:
             folder = Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=True)).parent
         except Exception:
             raise UsageError(f"{model} is no local folder and cannot be downloaded: {fault}") from error
-        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        return Snapshot(model, folder, frozenset(names), fault)
+        here = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return Snapshot(model, folder, frozenset(here), fault)
     names = frozenset(file.rfilename for file in info.siblings or [])
     if INDEX not in names:
         raise UsageError(f"{model} holds no {INDEX}; give the hub id of a pipeline in diffusers' layout")
@@ -245,7 +246,7 @@ def part_files(snapshot: Snapshot, family, part: str) -> Iterator[str]:
         yield from (f"{part}/{name}" for name in shard_names(snapshot.folder / part / entry))
 
 
-def reason(model: str, error: Exception, revision: str | None = None) -> str:
+def reason(model: str, error: BaseException, revision: str | None = None) -> str:
     """Why the hub did not give something, and what to do, in one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (

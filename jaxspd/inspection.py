@@ -14,7 +14,7 @@ from jaxspd.convert.layouts import TITLES
 from jaxspd.convert.loader import assign, flat_parameters
 from jaxspd.convert.orbax_store import NAME, OrbaxWeights, is_store
 from jaxspd.convert.shapes import config_of, variant_of
-from jaxspd.convert.single_file import open_transformer
+from jaxspd.convert.single_file import Relaid, open_transformer
 from jaxspd.errors import UsageError
 from jaxspd.families import family_class, open_family, pipeline_family
 from jaxspd.files import user_path
@@ -37,7 +37,7 @@ def inspect(given: str) -> dict[str, Any]:
     report = asdict(found) | {"path": str(path)}
     if found.kind == "transformer" and found.refused is None:
         report["refused"] = misfit(found)
-    if not found.missing:
+    if found.family and not found.missing:
         own = "text_encoder_2" if found.variant == "T5" else found.kind
         report["missing"] = [part for part in family_class(found.family).parts if part != own]
     return report
@@ -45,7 +45,9 @@ def inspect(given: str) -> dict[str, Any]:
 
 def misfit(found: Contents) -> str | None:
     """Why a transformer's tensors do not fit together in size, though none is missing; None if they do."""
+    assert found.family is not None, "a transformer is known by its family"
     family = family_class(found.family)
+    tensors: OrbaxWeights | Relaid
     try:
         if found.layout == NAME:
             tensors = OrbaxWeights(found.path, family.rules)
@@ -100,13 +102,13 @@ def inspect_pipeline(folder: Path) -> dict[str, Any]:
     }
 
 
-def converted(store: Path, family: type) -> Contents:
+def converted(store: Path, family: Any) -> Contents:
     """The transformer of a family that an Orbax checkpoint holds."""
     try:
         weights = OrbaxWeights(store, family.rules)
     except TypeError:  # the family lacks a parameter
-        raise UsageError(f"{store} is no transformer of {family.title}; convert it again") from None
-    shapes = {key: weights.shape(key) or () for key in sorted(weights.keys())}
+        raise UsageError(f"{store} is no transformer of {family().title}; convert it again") from None
+    shapes = {key: weights.shape(key) for key in sorted(weights.keys())}
     missing = sorted(set(expected(family.rules, shapes)) - shapes.keys())
     return Contents(
         store,

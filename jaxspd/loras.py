@@ -30,14 +30,14 @@ class Loras:
         another number of strengths, and for values of the wrong type.
         """
         path_name, scale_name = f"lora_path{which}", f"lora_scale{which}"
-        paths = [lasting(path) for path in _several(path_name, paths, str | os.PathLike, "text")]
+        named = [lasting(path) for path in _several(path_name, paths, str | os.PathLike, "text")]
         given = _several(scale_name, scales, int | float, "a number, or several")
-        if given and not paths:
+        if given and not named:
             raise UsageError(f"{scale_name} needs a {path_name}; give one or leave it out")
-        if given and len(given) != len(paths):
-            numbers = f"{len(given)} {scale_name} for {len(paths)} {path_name}"
+        if given and len(given) != len(named):
+            numbers = f"{len(given)} {scale_name} for {len(named)} {path_name}"
             raise UsageError(f"{numbers}; give one for each, or none for 1 each")
-        return cls(tuple(paths), tuple(map(float, given or [1.0] * len(paths))), which)
+        return cls(tuple(named), tuple(map(float, given or [1.0] * len(named))), which)
 
     def open(self) -> list[tuple[LoraFile, float]]:
         """The files, downloaded from the hub if need be, and their strengths."""

@@ -5,6 +5,7 @@ Weights and activations are in bfloat16, as they are on accelerators.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def weight_bytes(model: nnx.Module, streamed: bool) -> int:
 def encode_bytes(family, asked: TextPart, texts: int) -> int:
     """The bytes that a text encoder takes while it reads `texts` texts at once, with streamed layers."""
     config_class, kind = KINDS[asked.kind]
-    config = config_class.from_folder(family.folder / asked.part) if family.folder else asked.published
+    config: Any = config_class.from_folder(family.folder / asked.part) if family.folder else asked.published
     model = without_table(kind(config, asked.states), DTYPE)
     # The attention's scores are in float32, and exist before and after the softmax.
     heads = getattr(config, "num_attention_heads", None) or config.num_heads

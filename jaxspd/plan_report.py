@@ -59,9 +59,9 @@ def plan_table(family, plan: Plan) -> str:
             told.append(f"{'second' if second else 'first'} {numbers[0]}–{numbers[-1]}")
         lines.append(f"steps of the two transformers: {', '.join(told)}")
     if plan.forwards < plan.steps:
-        steps = [step for stage in plan.stages for step in stage.evaluated]
+        evaluated = [str(step) for stage in plan.stages for step in stage.evaluated]
         lines.append(
-            f"{plan.forwards} of {plan.steps} steps evaluate the model: {', '.join(map(str, steps))}; the "
+            f"{plan.forwards} of {plan.steps} steps evaluate the model: {', '.join(evaluated)}; the "
             "others are forecast"
         )
     lines.append(

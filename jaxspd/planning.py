@@ -91,6 +91,7 @@ def thresholds(family, request: Request, levels: list[Level]) -> list[float]:
         spectrum = family.spectrum
         if request.spectrum is not None:
             spectrum = Spectrum.from_mapping(request.spectrum, "the spectrum given")
+        assert request.progressive_delta is not None, "it has a default where no levels are given"
         return activation_thresholds(levels, spectrum, request.progressive_delta)
     if request.progressive_mode == "fullres":
         return []

@@ -19,7 +19,7 @@ from contextlib import suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from threading import Lock, Timer
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -174,10 +174,11 @@ def join(
 def _check(address: str | None, nnodes: int | None, node_rank: int | None, dist_timeout: float) -> None:
     if nnodes is not None and nnodes < 1:
         raise UsageError(f"nnodes must be 1 or more, not {nnodes}")
-    if node_rank is not None and nnodes is None:
-        raise UsageError("node_rank is of no use alone; give nnodes too")
-    if node_rank is not None and not 0 <= node_rank < nnodes:
-        raise UsageError(f"node_rank must be 0 or more and less than nnodes, not {node_rank}")
+    if node_rank is not None:
+        if nnodes is None:
+            raise UsageError("node_rank is of no use alone; give nnodes too")
+        if not 0 <= node_rank < nnodes:
+            raise UsageError(f"node_rank must be 0 or more and less than nnodes, not {node_rank}")
     if not 0 < dist_timeout <= MOST_SECONDS:
         raise UsageError(f"dist_timeout must be more than 0 and at most {MOST_SECONDS}, not {dist_timeout:g}")
     if address is not None:
@@ -211,7 +212,7 @@ def _connect(address: str | None) -> dict[int, Connection]:
         connection = Client((host, port), authkey=key.encode())
         connection.send(_index)
         return {0: connection}
-    connections = {}
+    connections: dict[int, Any] = {}
     with listener:
         while len(connections) < _count - 1:
             with suppress(AuthenticationError, EOFError, ConnectionError):  # a stranger's connection
@@ -247,7 +248,8 @@ def _hear_libraries(line: str) -> None:
 
 
 def _done() -> None:
-    _lifeline.done = True
+    if _lifeline:
+        _lifeline.done = True
 
 
 def _end(code: int, line: str | None) -> None:

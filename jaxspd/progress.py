@@ -30,6 +30,7 @@ class ProgressBar:
         self.bar = tqdm(total=steps, disable=not self.shown, unit="step", file=sys.stderr)
 
     def __call__(self, step: Step) -> None:
+        assert self.bar is not None, "the bar begins before the first step ends"
         h, w = self.plan.stages[step.stage].latent
         self.bar.set_description_str(
             f"stage {step.stage + 1}/{len(self.plan.stages)} · {h}×{w} · σ {step.reached:.3f}", refresh=False

@@ -184,12 +184,22 @@ class SamplingParams:
         return cls.from_mapping(request)
 
 
-@dataclass(frozen=True)
 class Request(SamplingParams):
     """What will run: parameters in which `resolving.resolve` has made every choice.
 
     Only parameters that the checkpoint does not use are None.
     """
+
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    num_frames: int
+    scheduler: str
+    progressive_mode: str
+    progressive_history: str
+    progressive_grid: str
+    spectrum: dict | None
 
 
 def check_keys(values: Mapping[str, Any], known: list[str]) -> None:

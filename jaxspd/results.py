@@ -46,7 +46,7 @@ class Progress:
 
 
 # Who is told of every step.
-Watch = Callable[[Progress], None]
+Watch = Callable[[Progress], Any]
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,8 @@ class GenerationResult:
     def report(self) -> dict[str, Any]:
         """Everything but the pixels, for JSON."""
         values = {k: v for k, v in vars(self).items() if k not in ("frames", "requests", "paths")}
-        outputs = [
-            {"path": str(path), **request}
-            for path, request in zip(self.paths or [None] * len(self.requests), self.requests, strict=True)
-        ]
+        paths: list[str | None] = [*map(str, self.paths)] or [None] * len(self.requests)
+        outputs = [{"path": path, **request} for path, request in zip(paths, self.requests, strict=True)]
         return {"outputs": outputs, **values, "skipped": [str(path) for path in self.skipped]}
 
 

@@ -79,6 +79,7 @@ class Target:
         return SingleDeviceSharding(self.device) if self.mesh is None else self.sharding(PartitionSpec())
 
     def sharding(self, spec: PartitionSpec, **kind: str) -> NamedSharding:
+        assert self.mesh is not None, "one device shards nothing"
         return NamedSharding(self.mesh, spec, **kind)
 
     def weight(self, shape: tuple[int, ...], **kind: str) -> Sharding:
@@ -111,7 +112,7 @@ class Target:
 
     def compile(self, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
         """`function` of arrays like `arguments` that every device has whole, as are its results."""
-        options = {} if self.mesh is None else {"out_shardings": self.everywhere}
+        options: dict[str, Any] = {} if self.mesh is None else {"out_shardings": self.everywhere}
         return jax.jit(function, **options).lower(*self.abstract(arguments)).compile()
 
 

@@ -38,7 +38,9 @@ def tasks(family, request: Request, source: dict[str, Any], save: bool) -> list[
     requests = output_requests(family, request, source)
     paths: Sequence[Path | None] = [None] * len(requests)
     if save:
-        paths = output_paths(request.output_path, request.output_file_name, requests, request.output_format)
+        kind = request.output_format
+        assert kind is not None, "the format is chosen before"
+        paths = output_paths(request.output_path, request.output_file_name, requests, kind)
     return [
         Task(number // request.num_outputs_per_prompt, own, path)
         for number, (own, path) in enumerate(zip(requests, paths, strict=True))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from jaxspd.running import run
 from jaxspd.sampling.loop import Step
 from jaxspd.sampling.programs import peak_bytes
 from jaxspd.source import Source
-from jaxspd.tasks import tasks
+from jaxspd.tasks import Task, tasks
 
 
 def shape(request: Request) -> str:
@@ -62,7 +64,8 @@ def together(
     kind = output_format(first.output_format, None, first.num_frames)
     denoiser.load().result()
     programs, prepared, _ = denoiser.prepare(family, first, plan, len(requests))
-    batch, conditioned = [], []
+    batch: list[Task] = []
+    conditioned: list[Any] = []
     for request in requests:
         [task] = tasks(family, replace(request, output_format=kind), source.report, save=False)
         text = task.request["prompt"] + task.request["prompt_suffix"]
@@ -71,9 +74,12 @@ def together(
     programs.wait(prepared)
     components.residency.leave(peak_bytes(prepared))
 
+    def preview(row: int, latents: np.ndarray) -> np.ndarray:
+        return components.preview(latents[[row]])
+
     def tell(step: Step) -> None:
         for row, watch in enumerate(watches):
-            watch(Progress(plan, step, lambda latents, row=row: components.preview(latents[[row]])))
+            watch(Progress(plan, step, partial(preview, row)))
 
     conditioning = jax.tree.map(lambda *rows: np.concatenate(rows), *conditioned)
     yield from run(components, denoiser, programs, plan, first, conditioning, batch, tell)

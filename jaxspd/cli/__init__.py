@@ -32,8 +32,8 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (generate, serve, plan, inspect, convert, calibrate):
         command.add_parser(commands)
-    for command in commands.choices.values():
-        command.add_argument(
+    for parsed in commands.choices.values():
+        parsed.add_argument(
             "--traceback", action="store_true", default=argparse.SUPPRESS, help=TRACEBACK_HELP
         )
     return parser

@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxspd.convert import vae_image, vae_video
 from jaxspd.convert.checkpoint import Checkpoint
-from jaxspd.convert.loader import flat_parameters, match, stored_parameters
+from jaxspd.convert.loader import Tensors, flat_parameters, match, stored_parameters
 from jaxspd.errors import UsageError
 from jaxspd.models.vae import Coder, VaeConfig, VideoAutoencoderConfig, abstract_autoencoder
 from jaxspd.runtime.memory import coding_memory
@@ -24,7 +24,8 @@ class Autoencoder:
     def __init__(self, folder: Path, config: VaeConfig, dtype, residency: Residency):
         # Whether the VAE is made for videos. A pipeline of pictures may have one too.
         self._of_videos = isinstance(config, VideoAutoencoderConfig)
-        if self._of_videos:
+        checkpoint: Tensors
+        if isinstance(config, VideoAutoencoderConfig):
             checkpoint = Checkpoint(folder)
             rules = vae_video.rules(len(config.dim_mult), config.num_res_blocks)
         else:

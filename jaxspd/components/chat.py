@@ -94,8 +94,7 @@ class _Namespace(Namespace):
     objects.
     """
 
-    def __init__(*args, **kwargs):
-        self, *args = args
+    def __init__(self, /, *args, **kwargs):
         values = dict(*args, **kwargs)
         for name in values:
             _check_name(name)

@@ -94,11 +94,13 @@ def _clip(folder: Path, config: dict, vocabulary: Vocabulary, special: Special) 
         ]
     )
     special.add_to(tokenizer)
-    ends = (
+    end, begin = (
         (str(special.named.get(name)), token_number(tokenizer, special, name))
         for name in ("eos_token", "bos_token")
     )
-    tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        end, begin, trim_offsets=False, add_prefix_space=False
+    )
     return tokenizer
 
 

@@ -110,14 +110,18 @@ def decoder(config: DecoderConfig, states: Sequence[int]) -> Architecture:
 
 TextConfig = ClipTextConfig | T5Config | DecoderConfig
 # For each kind of text encoder, the class of its configuration and its architecture.
-KINDS = {"clip": (ClipTextConfig, clip), "t5": (T5Config, t5), "decoder": (DecoderConfig, decoder)}
+KINDS: dict[str, tuple[Any, Callable[..., Architecture]]] = {
+    "clip": (ClipTextConfig, clip),
+    "t5": (T5Config, t5),
+    "decoder": (DecoderConfig, decoder),
+}
 
 
 def without_table(architecture: Architecture, dtype) -> nnx.Module:
     """The model without weights and without its table of tokens. The few rows that a text needs are read from
     the file.
     """
-    model = architecture.make(dtype=dtype)
+    model: Any = architecture.make(dtype=dtype)
     model.embedding = None
     return model
 
@@ -192,7 +196,8 @@ class TextEncoder:
         count = len(ids)
         # Each number of texts needs its own program, so it is rounded up to 1, 2, 4, 8, ….
         rows = np.arange(1 << (count - 1).bit_length()) % count
-        ids, mask = (None if array is None else np.asarray(array, np.int32)[rows] for array in (ids, mask))
+        ids = np.asarray(ids, np.int32)[rows]
+        mask = None if mask is None else np.asarray(mask, np.int32)[rows]
         embedded = self._checkpoint.rows(self._table, ids).astype(self.dtype)
         values = np.asarray(self._program(embedded, ids, mask)(self.weights(), embedded, ids, mask))[:count]
         if not np.isfinite(values).all():

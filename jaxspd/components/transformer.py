@@ -13,10 +13,10 @@ import jax
 from flax import nnx
 
 from jaxspd.convert.loader import load_parameters, quantized, refetch
-from jaxspd.convert.lora import Merged, changes, transformer
+from jaxspd.convert.lora import Changes, Merged, changes, transformer
 from jaxspd.convert.lora_file import LoraFile
 from jaxspd.convert.orbax_store import check_transformer, load_transformer, stored_transformer
-from jaxspd.convert.single_file import replaced_transformer
+from jaxspd.convert.single_file import Relaid, replaced_transformer
 from jaxspd.models.vae.coder import parameter_bytes
 from jaxspd.runtime.memory import memory_for
 from jaxspd.runtime.residency import Residency
@@ -44,7 +44,9 @@ class Transformer:
     ):
         self.family, self.part, self._parameters = family, part, parameters
         self._residency, self._pool, self._lock = residency, pool, Lock()
-        self._weights = replaced_transformer(family) if part == "transformer" else None
+        self._weights: Relaid | Merged | None = None
+        if part == "transformer":
+            self._weights = replaced_transformer(family)
         if loras:
             self._weights = self._merged(loras)
         check_transformer(family.folder, parameters, family.rules, self._weights, part)
@@ -133,13 +135,15 @@ class Transformer:
         Must not be called while an output is made. Raises UsageError if a LoRA does not fit.
         """
         with self._lock:
-            weights = self._weights
-            if not isinstance(weights, Merged):
-                weights = self._merged(loras)
-                found, before = weights.changes, set()
-            else:
+            found: Changes
+            before: set[str] = set()
+            if isinstance(self._weights, Merged):
+                weights = self._weights
                 model = transformer(self.family.name, weights, self.family.rules)
                 found, before = changes(loras, model), {*weights.changes}
+            else:
+                weights = self._merged(loras)
+                found = weights.changes
             weights.changes, self._weights, self._ahead = found, weights, None
             loading = self._loading
             if loading is None or (loading.done() and loading.exception()):
@@ -167,7 +171,7 @@ class Turns:
     """
 
     def __init__(self, transformers: Sequence[Transformer], residency: Residency):
-        self._all, self._residency = transformers, residency
+        self._all, self._residency = [*transformers], residency
         self._together: bool | None = None
         self._working = Lock()
 

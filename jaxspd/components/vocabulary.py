@@ -3,6 +3,7 @@
 import base64
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jaxspd.convert.checkpoint import read_json
 from jaxspd.errors import UsageError
@@ -26,7 +27,7 @@ class Vocabulary:
     `*.model` file.
     """
 
-    pieces: dict[str, int] | list[tuple[str, float]]
+    pieces: Any  # {piece: id}, or [(piece, score)]
     merges: list[tuple[str, str]] = field(default_factory=list)
     unknown: int = 2
     single_bytes: bool = False
@@ -114,7 +115,7 @@ def _sentencepiece(path: Path) -> Vocabulary:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made when it is imported
     try:
         model.ParseFromString(path.read_bytes())
     except (OSError, DecodeError):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from jaxspd.convert.checkpoint import read_json
 from jaxspd.convert.shapes import config_of
@@ -21,7 +22,7 @@ PIPELINES = {
 }
 
 
-def family_class(name: str) -> type:
+def family_class(name: str) -> Any:
     """The class of the family called `name`, such as "flux1". Raises UsageError for an unknown name."""
     if name not in PIPELINES.values():
         known = ", ".join(sorted(set(PIPELINES.values())))
@@ -29,7 +30,7 @@ def family_class(name: str) -> type:
     return import_module(f"jaxspd.families.{name}").Family
 
 
-def pipeline_family(folder: Path, model: str | None = None) -> type:
+def pipeline_family(folder: Path, model: str | None = None) -> Any:
     """The class of the family that `folder`'s model_index.json names.
 
     Raises UsageError for any other pipeline. The message calls it `model`, or if that is None `folder`.
@@ -60,7 +61,7 @@ def open_family(folder: Path, transformer_weights_path: Path | None = None):
     return replace(opened, transformer_weights_path=transformer_weights_path)
 
 
-def transformer_config(path: Path, family: type) -> dict:
+def transformer_config(path: Path, family: Any) -> dict:
     """The configuration of the transformer in the file `path`, derived from its shapes.
 
     Raises UsageError if the shapes do not determine it.

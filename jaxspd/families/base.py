@@ -45,7 +45,7 @@ class BaseFamily:
     name: ClassVar[str]  # as in `jaxspd plan --family`
     title: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]]
-    transformer: ClassVar[type[nnx.Module]]
+    transformer: ClassVar[Any]  # a class of `models`
     # The pipeline's folders.
     parts: ClassVar[tuple[str, ...]] = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
     # The autoencoder's dtype, or None for the transformer's.
@@ -146,6 +146,7 @@ class BaseFamily:
 
     def open_autoencoder(self, dtype, residency: Residency) -> Autoencoder:
         """The autoencoder, with its files checked, for a transformer that works in `dtype`."""
+        assert self.folder is not None, "a family without a folder has no weights"
         return Autoencoder(self.folder / "vae", self.vae, self.vae_dtype or dtype, residency)
 
     # Geometry.

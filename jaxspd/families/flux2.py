@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ KLEIN_4B = Flux2Config(
 DEV_STATES = (10, 20, 30)
 KLEIN_STATES = (9, 18, 27)
 # The published text encoders, by their width.
-PUBLISHED_TEXTS = {config.hidden_size: config for config in (QWEN3_4B, QWEN3_8B, MISTRAL_SMALL)}
+PUBLISHED_TEXTS = {float(config.hidden_size): config for config in (QWEN3_4B, QWEN3_8B, MISTRAL_SMALL)}
 DEV_SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing on object "
     "relationships, object\nattribution and actions without speculation."
@@ -179,7 +179,9 @@ class Family(BaseFamily):
 
     def abstract_conditioning(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of `condition`'s result, which are the same for every prompt."""
-        shapes = {"text": (batch, self.text_tokens, self.config.joint_attention_dim)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "text": (batch, self.text_tokens, self.config.joint_attention_dim)
+        }
         if self.config.guidance_embeds:
             shapes["guidance"] = (batch,)
         return {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
@@ -212,7 +214,7 @@ class Family(BaseFamily):
     def _filled(self, prompt: str, tokenizer) -> str:
         """The encoder's input: a conversation with the prompt, which for [dev] begins with `DEV_SYSTEM`."""
         if self.klein:
-            messages = [{"role": "user", "content": prompt}]
+            messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
             return tokenizer.chat(messages, add_generation_prompt=True, enable_thinking=False)
         # A prompt must not contain the token that stands for a picture.
         said = (("system", DEV_SYSTEM), ("user", prompt.replace("[IMG]", "")))

@@ -117,7 +117,7 @@ class Family(BaseFamily):
     default_size: ClassVar[tuple[int, int]] = (928, 1664)
 
     @property
-    def default_negative_prompt(self) -> str:
+    def default_negative_prompt(self) -> str:  # type: ignore[override]  # checkpoints differ in it
         return NEGATIVE_2512 if self.december else " "
 
     def default_prompt_suffix(self, prompt: str) -> str:

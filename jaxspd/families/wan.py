@@ -111,11 +111,11 @@ class Family(BaseFamily):
     # Wan 2.2's two transformers.
 
     @property
-    def title(self) -> str:
+    def title(self) -> str:  # type: ignore[override]  # checkpoints differ in it
         return "Wan 2.1" if self.boundary is None else "Wan 2.2"
 
     @property
-    def transformers(self) -> tuple[str, ...]:
+    def transformers(self) -> tuple[str, ...]:  # type: ignore[override]  # checkpoints differ in it
         return ("transformer",) if self.boundary is None else ("transformer", SECOND)
 
     def is_second(self, sigma: float) -> bool:
@@ -149,7 +149,7 @@ class Family(BaseFamily):
     # Geometry, schedule and cost.
 
     @property
-    def patch(self) -> tuple[int, ...]:
+    def patch(self) -> tuple[int, ...]:  # type: ignore[override]  # checkpoints differ in it
         return self.config.patch_size
 
     @property

@@ -29,7 +29,8 @@ class Growth:
     def __init__(self, kind: str):
         if kind not in KINDS:
             raise UsageError(f"unknown preview {kind!r}; use {' or '.join(KINDS)}")
-        self.kind, self._looks = kind, []
+        self.kind = kind
+        self._looks: list[np.ndarray] = []
 
     def __call__(self, progress: Progress) -> None:
         if progress.due(LOOKS):
@@ -45,6 +46,7 @@ class Growth:
 
     def write(self, output: Output) -> Path:
         """Writes how `output`, the last one made, grew, and returns the file's path."""
+        assert output.path is not None, "growth is shown beside a file"
         path, last, text = self.path(output.path), _middle(output.frames), json.dumps(output.request)
         height, width, _ = last.shape
         looks, self._looks = [*self._looks, last], []

@@ -124,6 +124,7 @@ def write_output(path: Path, frames: np.ndarray, request: dict[str, Any], fps: f
         if path.suffix == ".png":
             write_png(part, frames[0], text)
         elif path.suffix in (".gif", ".mp4"):
+            assert fps is not None, "a video has a frame rate"
             _write_video(path, part, frames, fps, text)
         else:
             part.mkdir()

@@ -103,7 +103,7 @@ def masked_attention(
     key: jax.Array,
     value: jax.Array,
     seen: jax.Array | np.ndarray | None,
-    bias: jax.Array | None = None,
+    bias: jax.Array | np.ndarray | None = None,
     scale: float | None = None,
 ) -> jax.Array:
     """Attention of queries `[B, T, heads, head_dim]` to keys and values `[B, T, groups, head_dim]`; returns

@@ -123,6 +123,7 @@ class Flux1Transformer(nnx.Module):
 
         vector = embed_scalar(self.time_in, sigma) + self.pooled_in(pooled.astype(self.dtype))
         if self.guidance_in is not None:
+            assert guidance is not None, "this checkpoint embeds a guidance scale"
             vector = vector + embed_scalar(self.guidance_in, guidance)
 
         image = self.image_in(image.astype(self.dtype))
@@ -131,8 +132,8 @@ class Flux1Transformer(nnx.Module):
         for block in self.double_blocks:
             image, text = layer(block, (image, text), vector, of_streams)
         joined = jnp.concatenate([image, text], axis=1)
-        for block in self.single_blocks:
-            joined = layer(block, joined, vector, turns)
+        for single in self.single_blocks:
+            joined = layer(single, joined, vector, turns)
         image = joined[:, : image.shape[1]]
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))

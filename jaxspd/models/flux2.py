@@ -162,6 +162,7 @@ class Flux2Transformer(nnx.Module):
 
         vector = embed_scalar(self.time_in, sigma)
         if self.guidance_in is not None:
+            assert guidance is not None, "this checkpoint embeds a guidance scale"
             vector = vector + embed_scalar(self.guidance_in, guidance)
         modulations = self.image_modulation(vector), self.text_modulation(vector)
 
@@ -172,8 +173,8 @@ class Flux2Transformer(nnx.Module):
             image, text = layer(block, (image, text), *modulations, of_streams)
         joined = jnp.concatenate([image, text], axis=1)
         modulation = self.single_modulation(vector)
-        for block in self.single_blocks:
-            joined = layer(block, joined, modulation, turns)
+        for single in self.single_blocks:
+            joined = layer(single, joined, modulation, turns)
         image = joined[:, : image.shape[1]]
         scale, shift = self.modulation_out(vector)
         return self.out(modulate(self.norm_out(image), shift, scale))

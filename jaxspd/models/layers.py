@@ -80,7 +80,7 @@ class LayerNorm(nnx.Module):
         exact = x.astype(jnp.float32)
         centred = exact - exact.mean(-1, keepdims=True)
         factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
-        if self.scale is None:
+        if self.scale is None or self.bias is None:
             return (centred * factor).astype(self.dtype)
         scale, bias = (p[...].astype(jnp.float32) for p in (self.scale, self.bias))
         return (centred * (factor * scale) + bias).astype(self.dtype)

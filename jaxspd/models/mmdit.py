@@ -22,8 +22,7 @@ class SelfAttentionInputs(nnx.Module):
 
     def __init__(self, heads: int, head_dim: int, *, dtype, use_bias=True, epsilon=1e-6):
         dim = heads * head_dim
-        for name in ("q", "k", "v"):
-            setattr(self, name, Linear(dim, dim, dtype=dtype, use_bias=use_bias))
+        self.q, self.k, self.v = (Linear(dim, dim, dtype=dtype, use_bias=use_bias) for _ in range(3))
         self.norm_q = RMSNorm(head_dim, dtype=dtype, epsilon=epsilon)
         self.norm_k = RMSNorm(head_dim, dtype=dtype, epsilon=epsilon)
         self.heads = heads
@@ -82,9 +81,10 @@ class JointBlock(nnx.Module):
         use_bias=True,
         epsilon=1e-6,
     ):
-        for name in ("image", "text"):
-            stream = Stream(heads, head_dim, make_mlp(), dtype=dtype, use_bias=use_bias, epsilon=epsilon)
-            setattr(self, name, stream)
+        self.image, self.text = (
+            Stream(heads, head_dim, make_mlp(), dtype=dtype, use_bias=use_bias, epsilon=epsilon)
+            for _ in range(2)
+        )
 
     def __call__(
         self,
@@ -104,8 +104,8 @@ class JointBlock(nnx.Module):
             self.image.attend(image, *image_vectors[:2]),
             self.text.attend(text, *text_vectors[:2]),
         )
-        queries, keys, values = zip(*streams, strict=True)
-        queries, keys = ([*map(rotate_pairs, some, turns)] for some in (queries, keys))
+        unturned_queries, unturned_keys, values = zip(*streams, strict=True)
+        queries, keys = ([*map(rotate_pairs, some, turns)] for some in (unturned_queries, unturned_keys))
         attended_image, attended_text = joint_attention(queries, keys, values, lengths)
         image = self.image.finish(image, attended_image, *image_vectors[2:])
         text = self.text.finish(text, attended_text, *text_vectors[2:])
@@ -125,7 +125,10 @@ class DoubleBlock(JointBlock):
         self.image_modulation = Modulation(dim, 6, dtype=dtype)
         self.text_modulation = Modulation(dim, 6, dtype=dtype)
 
-    def __call__(self, carry, vector: jax.Array, turns: tuple[Turns, Turns], lengths=None):
+    # It is given one vector, of which it makes the others.
+    def __call__(  # type: ignore[override]
+        self, carry, vector: jax.Array, turns: tuple[Turns, Turns], lengths=None
+    ):
         """Like `JointBlock`, with modulation from the conditioning vector `[B, D]`."""
         return super().__call__(
             carry, self.image_modulation(vector), self.text_modulation(vector), turns, lengths

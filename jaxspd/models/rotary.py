@@ -54,7 +54,8 @@ def rotate_pairs(x: jax.Array, turns: Turns) -> jax.Array:
 
 def rotate_halves(x: jax.Array, turns: Turns) -> jax.Array:
     """Rotates pairs of channels of `x` `[B, N, heads, head_dim]` that lie half a head apart, in float32."""
-    return jnp.concatenate(_rotated(*jnp.split(x, 2, axis=-1), turns), axis=-1).astype(x.dtype)
+    low, high = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate(_rotated(low, high, turns), axis=-1).astype(x.dtype)
 
 
 def _turns_by(angles: np.ndarray) -> Turns:

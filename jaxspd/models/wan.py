@@ -61,8 +61,7 @@ class Attention(nnx.Module):
     """Multi-head attention; queries and keys are normalised across all heads together."""
 
     def __init__(self, config: WanConfig, *, dtype):
-        for name in ("q", "k", "v", "out"):
-            setattr(self, name, Linear(config.dim, config.dim, dtype=dtype))
+        self.q, self.k, self.v, self.out = (Linear(config.dim, config.dim, dtype=dtype) for _ in range(4))
         self.norm_q = RMSNorm(config.dim, dtype=dtype, epsilon=config.eps)
         self.norm_k = RMSNorm(config.dim, dtype=dtype, epsilon=config.eps)
         self.heads = config.num_attention_heads
@@ -116,7 +115,7 @@ class Table(nnx.Module):
         # These are float32 whatever the model's dtype is, as in the official model.
         self.vectors = parameter(1, count, dim, dtype=jnp.float32)
 
-    def __call__(self, time: jax.Array) -> list[jax.Array]:
+    def __call__(self, time: jax.Array) -> tuple[jax.Array, ...]:
         """`time` is `[B, count, D]`, or `[B, 1, D]` if all vectors are the same."""
         return jnp.unstack(self.vectors[...] + time.astype(jnp.float32), axis=1)
 

@@ -6,6 +6,7 @@ fills which.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,13 +72,14 @@ class Block(nnx.Module):
 
     def __init__(self, config: ZImageConfig, modulated: bool, *, dtype):
         dim, self.heads = config.dim, config.n_heads
-        for name in ("q", "k", "v", "out"):
-            setattr(self, name, Linear(dim, dim, dtype=dtype, use_bias=False))
-        for name in ("norm_q", "norm_k"):
-            norm = RMSNorm(dim // self.heads, dtype=dtype, epsilon=QK_EPSILON)
-            setattr(self, name, norm if config.qk_norm else None)
-        for name in ("norm_attention_in", "norm_attention_out", "norm_mlp_in", "norm_mlp_out"):
-            setattr(self, name, RMSNorm(dim, dtype=dtype, epsilon=config.norm_eps))
+        self.q, self.k, self.v, self.out = (Linear(dim, dim, dtype=dtype, use_bias=False) for _ in range(4))
+        self.norm_q, self.norm_k = (
+            RMSNorm(dim // self.heads, dtype=dtype, epsilon=QK_EPSILON) if config.qk_norm else None
+            for _ in range(2)
+        )
+        self.norm_attention_in, self.norm_attention_out, self.norm_mlp_in, self.norm_mlp_out = (
+            RMSNorm(dim, dtype=dtype, epsilon=config.norm_eps) for _ in range(4)
+        )
         self.mlp = GatedMlp(dim, config.mlp_dim, dtype=dtype)
         self.modulation = Linear(config.vector_dim, 4 * dim, dtype=dtype) if modulated else None
 
@@ -101,7 +103,7 @@ class Block(nnx.Module):
             rearrange(projection(x), "b n (h d) -> b n h d", h=self.heads)
             for projection in (self.q, self.k, self.v)
         )
-        if self.norm_q is not None:
+        if self.norm_q is not None and self.norm_k is not None:
             query, key = self.norm_q(query), self.norm_k(key)
         return self.out(attention(rotate_pairs(query, turns), rotate_pairs(key, turns), value, lengths))
 
@@ -143,11 +145,11 @@ class ZImageTransformer(nnx.Module):
         """
         if text.shape[1] % MULTIPLE:
             raise ValueError(f"text must be padded to a multiple of {MULTIPLE} tokens, not {text.shape[1]}")
-        batch, grid = len(latents), tuple(side // PATCH for side in latents.shape[-2:])
+        batch, height, width = len(latents), *(side // PATCH for side in latents.shape[-2:])
         time = sinusoidal_embedding(self.config.t_scale * time, TIME_CHANNELS)
         vector = self.time_in(time.astype(self.dtype))
         filled = padded(text_lengths)
-        image_turns, text_turns = self._turns(grid, text.shape[1], filled)
+        image_turns, text_turns = self._turns((height, width), text.shape[1], filled)
 
         patches = rearrange(latents, "b c (h p) (w q) -> b (h w) (p q c)", p=PATCH, q=PATCH)
         image = self.image_in(patches.astype(self.dtype))
@@ -171,7 +173,7 @@ class ZImageTransformer(nnx.Module):
 
         scale = 1 + self.modulation_out(jax.nn.silu(vector))
         out = self.out(self.norm_out(joined[:, :tokens]) * scale[:, None])
-        return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=PATCH, q=PATCH)
+        return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=PATCH, q=PATCH)
 
     def _turns(self, grid: tuple[int, int], text_tokens: int, filled: jax.Array) -> tuple[Turns, Turns]:
         """Turns of image and text tokens. Text is at (1, 0, 0), (2, 0, 0), …. The image is at
@@ -187,11 +189,11 @@ class ZImageTransformer(nnx.Module):
         rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
         on_grid = np.stack([np.zeros_like(rows), rows, columns], axis=-1)
         unseen = np.zeros((padded(len(on_grid)) - len(on_grid), 3), int)
-        line, image = table(line), table(np.concatenate([on_grid, unseen]))
+        text, image = table(line), table(np.concatenate([on_grid, unseen]))
         real = (np.arange(image.cos.shape[0]) < len(on_grid))[:, None, None]
         first = axes[0] // 2
 
-        def place(line: jax.Array, image: jax.Array) -> jax.Array:
+        def place(line: Any, image: Any) -> jax.Array:
             """`image` `[N, 1, d]` with its first axis at the position after the text; returns
             `[B, N, 1, d]`.
             """
@@ -199,8 +201,8 @@ class ZImageTransformer(nnx.Module):
             rest = jnp.broadcast_to(image[:, :, first:], (*after.shape[:3], image.shape[-1] - first))
             return jnp.concatenate([after, rest], axis=-1)
 
-        text = Turns(*(jnp.broadcast_to(p[1:-1], (len(filled), *p[1:-1].shape)) for p in line))
-        return Turns(*map(place, line, image)), text
+        lines = (jnp.broadcast_to(p[1:-1], (len(filled), *p[1:-1].shape)) for p in text)
+        return Turns(*map(place, text, image)), Turns(*lines)
 
 
 def padded(length):

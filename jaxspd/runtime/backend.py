@@ -33,7 +33,7 @@ def start_backend() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # CUDA without a GPU: an AssertionError without text
         line = (str(error).strip().splitlines() or ["no such device was found"])[0]
-        asked = jax.config.jax_platforms
+        asked = jax.config.values["jax_platforms"]
         cure = (
             f"unset JAX_PLATFORMS, which is {asked}, or set it to cpu"
             if asked

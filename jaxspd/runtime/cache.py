@@ -21,8 +21,8 @@ def enable_compilation_cache() -> Path | None:
     trusted code, so the folder is made accessible to its owner only, and another owner's folder is not used.
     A cache that the user has set up through JAX's own configuration stays as it is.
     """
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if set_up := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(set_up)
     try:
         folder = platformdirs.user_cache_path("jaxspd") / "xla"
         if not folder.is_absolute():
@@ -54,7 +54,7 @@ class ProgramCache(lru_cache.LRUCache):
     """
 
     def __init__(self, path: str):
-        super().__init__(path, max_size=jax.config.jax_compilation_cache_max_size)
+        super().__init__(path, max_size=jax.config.values["jax_compilation_cache_max_size"])
         self._told = False
 
     def get(self, key: str) -> bytes | None:

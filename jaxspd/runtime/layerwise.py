@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from jaxspd.runtime.spreading import Spreading
+from jaxspd.runtime.spreading import Spreading, shaped
 from jaxspd.target import Target
 
 # JAX's name for host memory that a device can copy from by itself.
@@ -33,8 +33,8 @@ class Part:
 
     closed: ClosedJaxpr
     name: str
-    inputs: list[Var | Literal]
-    outputs: list[Var]
+    inputs: Sequence[Var | Literal]
+    outputs: Sequence[Var]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Layerwise:
             closed, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
         jaxpr, parts = closed.jaxpr, list(_parts(closed.jaxpr))
         self._structure = jax.tree.structure(result)
-        self._count, self._constants, self._literals = len(jaxpr.invars), closed.consts, []
+        self._count, self._constants = len(jaxpr.invars), closed.consts
+        self._literals: list[jax.Array] = []
         given = [v for part in parts for v in part.outputs]
         self._variables = [*jaxpr.invars, *jaxpr.constvars, *given]
         self._slots = {variable: slot for slot, variable in enumerate(self._variables)}
@@ -96,7 +97,8 @@ class Layerwise:
     def _compile(self, parts: list[Part], results: list[Var | Literal]) -> list[Piece]:
         programs, away = _programs(parts, self._spreading), {*self._away}
         kept = {*self._variables[: self._count + len(self._constants)]}
-        pieces, later = [], {*_variables(results)}
+        pieces: list[Piece] = []
+        later = {*_variables(results)}
         for part, program in zip(reversed(parts), reversed(programs), strict=True):
             own = _variables(part.inputs)
             done = [self._slots[v] for v in {*own, *part.outputs} if v not in later | kept]
@@ -221,8 +223,8 @@ def _carried(parts: Iterable[Part]) -> set[Var]:
     carried = set()
     for part in parts:
         if part.name == LAYER:
-            shapes = {v.aval.shape for v in part.outputs if len(v.aval.shape) > 2}
-            carried |= {v for v in _variables([*part.inputs, *part.outputs]) if v.aval.shape in shapes}
+            shapes = {shaped(v).shape for v in part.outputs if len(shaped(v).shape) > 2}
+            carried |= {v for v in _variables([*part.inputs, *part.outputs]) if shaped(v).shape in shapes}
     return carried
 
 

@@ -12,6 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxspd.target import Target, layout, ways
 
 
+def shaped(atom: Var | Literal) -> Any:
+    """The shape and the dtype of `atom`: no value here is anything but an array."""
+    return atom.aval
+
+
 class Spreading:
     """The layout of the arrays between the programs for `target`.
 
@@ -29,7 +34,8 @@ class Spreading:
         if target.mesh is None:
             return
         with target.tracing():
-            self._layouts = {v: layout(v.aval.shape[0]) for v in carried}
+            found = {v: layout(shaped(v).shape[0]) for v in carried}
+            self._layouts = {v: spec for v, spec in found.items() if spec is not None}
             self._filled = {v: self._fill(v) for v in self._layouts}
         self._sharded = {
             v: place.spec
@@ -39,13 +45,14 @@ class Spreading:
 
     def _fill(self, variable: Var) -> tuple[int, ...]:
         """The padded shape of a spread variable between programs."""
-        batch, tokens, *rest = variable.aval.shape
+        batch, tokens, *rest = shaped(variable).shape
         devices = ways(self._layouts[variable][1])
         return batch, -(-tokens // devices) * devices, *rest
 
     def abstract(self, atom: Var | Literal) -> jax.ShapeDtypeStruct:
         """The shape, dtype and sharding of `atom` between programs."""
-        aval, shape, place = atom.aval, atom.aval.shape, self.target.everywhere
+        aval, place = shaped(atom), self.target.everywhere
+        shape = aval.shape
         if isinstance(atom, Var):
             if atom in self._layouts:
                 shape, place = self._filled[atom], self.target.sharding(self._layouts[atom])
@@ -78,7 +85,7 @@ class Spreading:
     def _taken(self, atom: Var | Literal, value: jax.Array) -> jax.Array:
         if isinstance(atom, Var):
             if atom in self._layouts:
-                return value[:, : atom.aval.shape[1]]
+                return value[:, : shaped(atom).shape[1]]
             if atom in self._sharded:
                 return jax.lax.with_sharding_constraint(value, PartitionSpec())
         return value

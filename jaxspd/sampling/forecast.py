@@ -40,7 +40,8 @@ def forecasting_plan(plan: Plan, growth: float | None) -> Plan:
         return plan
     if not 0 <= growth < math.inf:
         raise UsageError(f"forecast must be a finite number of 0 or more, not {growth:g}")
-    due, window, stages = WARM_UP - 1 + WINDOW, WINDOW, []
+    window: float = WINDOW
+    due, stages = WARM_UP - 1 + WINDOW, []
     for stage in plan.stages:
         skipped, begun = set(), stage.start
         for step in range(stage.start, stage.end):

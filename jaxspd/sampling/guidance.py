@@ -15,7 +15,7 @@ class Guided(NamedTuple):
 
     positive: Any
     negative: Any
-    scale: jax.Array
+    scale: Any
 
 
 def extrapolate(positive: jax.Array, negative: jax.Array, scale: jax.Array) -> jax.Array:

@@ -72,23 +72,26 @@ def denoise(
     conditioning, latents = programs.target.put((conditioning, noises[0]))
     state, seconds = programs.target.put(programs.solver.init(latents)), []
 
-    def finish(before: jax.Array, latents: jax.Array, stage: int, step: int, *levels: float) -> None:
+    def finish(
+        before: jax.Array, latents: jax.Array, stage: int, step: int, sigma: float, reached: float
+    ) -> None:
         # The host checks this while the device computes the next step.
         after = np.asarray(latents)
         if not np.isfinite(after).all():
             raise UsageError(
                 f"the latents are NaN or infinite after stage {stage + 1} of {len(plan.stages)}, step "
-                f"{step + 1} of {plan.steps} (σ {levels[0]:.4f} to {levels[1]:.4f}); lower guidance_scale; "
+                f"{step + 1} of {plan.steps} (σ {sigma:.4f} to {reached:.4f}); lower guidance_scale; "
                 f"if other requests fail too, download the transformer's weights again"
             )
-        progress(Step(stage, step, *levels, before, after))
+        progress(Step(stage, step, sigma, reached, before, after))
 
     for number, stage in enumerate(plan.stages):
         begin = time.perf_counter()
         if number:
-            levels = np.float32([stage.sigma, stage.kappa, stage.ratio])
-            latents, state = programs.transition(latents, state, noises[number], *levels, plan)
-        running, evaluated = None, []
+            level, kappa, ratio = np.array([stage.sigma, stage.kappa, stage.ratio], np.float32)
+            latents, state = programs.transition(latents, state, noises[number], level, kappa, ratio, plan)
+        running: Any = None  # the arguments of `finish` for the step that is on its way
+        evaluated: list[float] = []
         for step, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas), stage.start):
             levels, before = (np.float32(sigma), np.float32(next_sigma)), latents
             if step in stage.skipped:

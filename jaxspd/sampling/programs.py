@@ -161,6 +161,7 @@ class Programs:
 
     def _compile_forecast(self, latents):
         def forecast_step(latents, state, weights, sigma, next_sigma):
+            assert self.solver.forecast is not None, "a plan that forecasts has a solver that can"
             return self.solver.forecast(state, latents, weights, sigma, next_sigma)
 
         state = jax.eval_shape(self.solver.init, latents)

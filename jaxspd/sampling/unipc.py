@@ -24,7 +24,7 @@ class History(NamedTuple):
     `clean`. `latents` are the corrected latents at the newest.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides the tuple's method, which nobody calls
     latents: jax.Array
     clean: tuple[jax.Array, jax.Array]
     sigmas: tuple[jax.Array, jax.Array]
@@ -99,12 +99,12 @@ def _grow(history: History, latents, expand: Expand, ratio) -> History:
     that the grown latents lie on the finer grid's own trajectory. The finer frequencies of a clean prediction
     are unknown and set to 0.
     """
-    kappas = [alignment(ratio, sigma) for sigma in history.sigmas]
+    newest, older = (alignment(ratio, sigma) for sigma in history.sigmas)
     return History(
         count=history.count,
-        latents=expand(history.latents, history.sigmas[0], kappas[0]),
-        clean=tuple(expand(clean, 0.0, ratio) for clean in history.clean),
-        sigmas=tuple(kappa * sigma for kappa, sigma in zip(kappas, history.sigmas, strict=True)),
+        latents=expand(history.latents, history.sigmas[0], newest),
+        clean=(expand(history.clean[0], 0.0, ratio), expand(history.clean[1], 0.0, ratio)),
+        sigmas=(newest * history.sigmas[0], older * history.sigmas[1]),
     )
 
 

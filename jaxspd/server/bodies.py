@@ -78,7 +78,7 @@ async def _bytes(http: HttpRequest) -> bytes:
 
 async def _form(http: HttpRequest, body: bytes) -> dict[str, Any]:
     http._body = body  # Starlette reads the form from here, since the stream is used up
-    lists: dict[str, list[str]] = {}
+    lists: dict[str, list[Any]] = {}
     async with http.form(max_files=0, max_part_size=MOST_BYTES) as form:
         for key, value in form.multi_items():
             lists.setdefault(key, []).append(value)

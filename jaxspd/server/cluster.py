@@ -22,8 +22,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from jaxspd.errors import UsageError
 
 # The parts of a request that are sent to a model.
-SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path")
-SCOPE += ("headers", "client", "server")
+SCOPE = (
+    "type",
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "headers",
+    "client",
+    "server",
+)
 # Names of stored outputs begin with the number of the device that holds them.
 KEPT = re.compile(r"/(?:images/|v1/videos/video_)(\d+)-")
 
@@ -46,7 +57,8 @@ class Model:
 
     async def __call__(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[dict[str, Any]]:
         """Yields the application's messages in answer to one request."""
-        messages, gone = asyncio.Queue(), asyncio.Event()
+        messages: asyncio.Queue[Any] = asyncio.Queue()  # None ends them
+        gone = asyncio.Event()
         coming = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def receive() -> dict[str, Any]:
@@ -122,7 +134,7 @@ class Router:
         for answer in answers:
             if answer.status_code != 200:
                 return answer
-        lists = [json.loads(answer.body) for answer in answers]
+        lists = [json.loads(bytes(answer.body)) for answer in answers]
         videos = sorted((one for some in lists for one in some["data"]), key=lambda one: -one["created_at"])
         ends = {"first_id": videos[0]["id"], "last_id": videos[-1]["id"]} if videos else {}
         return JSONResponse({"object": "list", "data": videos, "has_more": False, **ends})
@@ -135,17 +147,23 @@ def application(options: Mapping[str, str]) -> serve.Application:
     each (by default 0). `api_key`, `model_path` and `revision` are as for `jaxspd serve`. Raises UsageError
     for other options.
     """
-    known = {"devices": "1", "gpus": "0", "api_key": None, "model_path": None, "revision": None}
+    known: dict[str, Any] = {
+        "devices": "1",
+        "gpus": "0",
+        "api_key": None,
+        "model_path": None,
+        "revision": None,
+    }
     if unknown := options.keys() - known:
         raise UsageError(f"unknown option {min(unknown)!r}; use {', '.join(known)}")
     given = known | dict(options)
     model = {name: given[name] for name in ("model_path", "revision") if given[name]}
     actor = {"num_gpus": float(given["gpus"])}
-    return Router.bind(
+    return Router.bind(  # type: ignore[attr-defined]  # made by Ray's decorator
         *(
-            Model.options(name=f"model-{number}", ray_actor_options=actor).bind(
-                number, model, given["api_key"]
-            )
+            Model.options(  # type: ignore[attr-defined]  # made by Ray's decorator
+                name=f"model-{number}", ray_actor_options=actor
+            ).bind(number, model, given["api_key"])
             for number in range(int(given["devices"]))
         )
     )

@@ -58,12 +58,15 @@ class Job:
         self, request: Request, seconds: float, count: int = 0, changed: Callable[[], None] = lambda: None
     ):
         self.request, self._count, self.changed = request, count, changed
-        self.came, self.started, self.ended = time.monotonic(), None, None
+        self.came = time.monotonic()
+        self.started: float | None = None
+        self.ended: float | None = None
         self.deadline, self.seconds = self.came + seconds, seconds
         self.looks: deque[Look] = deque()
         self._looked = 0
         self.outputs: list[Output] = []
-        self.progress, self.refused, self.cancelled, self.done = 0.0, None, False, False
+        self.progress, self.cancelled, self.done = 0.0, False, False
+        self.refused: Refused | None = None
         self.together = 1
 
     def watch(self, progress: Progress) -> None:
@@ -82,6 +85,13 @@ class Job:
             self.looks.append(look)
             self._looked += 1
             self.changed()
+
+    @property
+    def seconds_made(self) -> dict[str, float]:
+        """How long it was in the queue and in the making, up to now or to its end."""
+        now = time.monotonic()
+        started = self.started or now
+        return {"queued": started - self.came, "made": (self.ended or now) - started}
 
     def add(self, output: Output) -> None:
         self._looked = 0

@@ -41,7 +41,7 @@ async def generations(http: HttpRequest) -> Response:
             "background": "opaque",
             "output_format": "png",
             "size": f"{request.width}x{request.height}",
-            "seconds": {"queued": job.started - job.came, "made": job.ended - job.started},
+            "seconds": job.seconds_made,
             "together": job.together,
         }
     )

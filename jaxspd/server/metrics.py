@@ -1,5 +1,7 @@
 """The counts that Prometheus reads. Does not import jax."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 
@@ -13,7 +15,7 @@ class Metrics:
 
     def __init__(self):
         self._registry = CollectorRegistry()
-        options = {"registry": self._registry, "namespace": "jaxspd"}
+        options: dict[str, Any] = {"registry": self._registry, "namespace": "jaxspd"}
         self.requests = Counter(
             "requests", "HTTP requests, by endpoint and status", ["endpoint", "status"], **options
         )

@@ -37,7 +37,8 @@ class Server(uvicorn.Server):
         print(self._ready, file=sys.stderr, flush=True)
 
     def handle_exit(self, sig, frame) -> None:
-        again, state = self.should_exit, self.config.app.state
+        app: Any = self.config.app
+        again, state = self.should_exit, app.state
         super().handle_exit(sig, frame)
         state.service.engine.stop(now=again)
         state.videos.stop()

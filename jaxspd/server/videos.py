@@ -41,7 +41,7 @@ class Video:
             return "completed"
         if self.refused:
             return "failed"
-        return "in_progress" if self.job.started else "queued"
+        return "in_progress" if self.job and self.job.started else "queued"
 
     def described(self, model: str) -> dict[str, Any]:
         """The video in the form that OpenAI's clients read."""
@@ -72,7 +72,8 @@ class Videos:
     """The videos of one service, oldest first."""
 
     def __init__(self, service: Service):
-        self.service, self.all = service, OrderedDict()
+        self.service = service
+        self.all: OrderedDict[str, Video] = OrderedDict()
         self._tasks: set[asyncio.Task] = set()
 
     def add(self, request) -> Video:
@@ -83,19 +84,19 @@ class Videos:
         ended = [one.id for one in self.all.values() if one.job is None]
         for name in ended[: max(0, len(self.all) - MOST)]:
             self.drop(name)
-        task = asyncio.ensure_future(self._finish(video, news))
+        task = asyncio.ensure_future(self._finish(video, job, news))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return video
 
-    async def _finish(self, video: Video, news: asyncio.Event) -> None:
-        job = video.job
+    async def _finish(self, video: Video, job: Job, news: asyncio.Event) -> None:
         while not job.done:
             await news.wait()
             news.clear()
         self.service.note(job)
         if job.outputs and not job.refused:
             file, poster = await asyncio.to_thread(encoded, job.outputs[0])
+            assert poster is not None, "every video has one"
             if video.id in self.all:
                 video.files = self.service.store.put(file), self.service.store.put(poster)
                 video.completed = int(time.time())
@@ -173,6 +174,7 @@ async def content(http: HttpRequest) -> Response:
     if not video.files:
         raise Refused(409, f"the video is {video.status.replace('_', ' ')}", retry=2)
     file = service.store.get(video.files[variant == "thumbnail"])
+    assert file is not None, "`get` has dropped videos without their files"
     return Response(file.content, media_type=file.media_type)
 
 

@@ -52,8 +52,8 @@ def at_scales(latent: tuple[int, int], scales: Sequence[float], multiple: int = 
         raise UsageError("progressive scales must increase")
     levels = []
     for scale in scales:
-        grid = tuple(max(1, round(scale * n / multiple)) * multiple for n in latent)
-        levels.append(Level(grid, float(scale), scale * min(latent) / 2))
+        height, width = (max(1, round(scale * n / multiple)) * multiple for n in latent)
+        levels.append(Level((height, width), float(scale), scale * min(latent) / 2))
     if any(a.latent == b.latent for a, b in itertools.pairwise(levels)):
         raise UsageError("two progressive scales give the same latent grid; drop one of them")
     return levels

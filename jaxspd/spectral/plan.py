@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ class Plan:
         return forward_flops(self.stages[-1].tokens) * self.steps / self.flops(forward_flops)
 
 
-def alignment(ratio: float, sigma: float) -> float:
+def alignment(ratio: Any, sigma: Any) -> Any:
     """κ, the factor on latents and σ when the grid's sides grow by `ratio` r at noise level σ.
 
     A finer grid spreads the picture's energy over r² as many orthonormal coefficients, so the picture
@@ -131,7 +132,7 @@ def activation_thresholds(levels: Sequence[Level], spectrum: Spectrum, delta: fl
 
 def make_plan(
     levels: Sequence[Level],
-    schedules: Sequence[Sequence[float]],
+    schedules: Sequence[Sequence[float] | np.ndarray],
     thresholds: Sequence[float],
     *,
     mode: str,
@@ -208,7 +209,7 @@ def make_plan(
     return Plan(mode, transform, delta, tuple(stages), noise, history)
 
 
-def respaced(schedule: Sequence[float], start: int, sigma: float) -> list[float]:
+def respaced(schedule: Sequence[float] | np.ndarray, start: int, sigma: float) -> list[float]:
     """Noise levels from `sigma` to the end of `schedule`, in as many steps as it has after `start`.
 
     They are spaced evenly in the schedule's index, interpolated linearly: where it is dense, they are dense.

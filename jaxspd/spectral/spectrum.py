@@ -35,7 +35,7 @@ class Spectrum:
         given = values if isinstance(values, dict) else {}
         for name in ("amplitude", "exponent"):
             value = given.get(name)
-            if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+            if value is None or type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
                 found = "none" if value is None else json.dumps(value, default=repr)
                 raise UsageError(f"{source} needs a positive number as {name}, and has {found}")
         return cls(float(given["amplitude"]), float(given["exponent"]))

@@ -52,8 +52,8 @@ def attention_by_head(
     lengths = jnp.full(batch, key.shape[1]) if key_lengths is None else key_lengths
 
     def attend(one: tuple[jax.Array, ...]) -> jax.Array:
-        *maps, length = one
-        return _one_head(*maps, None if key_lengths is None else length)
+        query, key, value, length = one
+        return _one_head(query, key, value, None if key_lengths is None else length)
 
     one_by_one = (rearrange(x, "b n h d -> (b h) n d") for x in (query, key, value))
     out = jax.lax.map(attend, (*one_by_one, jnp.repeat(lengths, heads)))

@@ -31,14 +31,14 @@ class Block(nnx.Module):
         self.attention = Attention(
             c.hidden_size,
             c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
+            c.groups,
+            c.channels,
             dtype=dtype,
             qkv_bias=c.qkv_bias,
             out_bias=c.out_bias,
         )
-        self.norm_q = norm(c.head_dim) if c.qk_norm else None
-        self.norm_k = norm(c.head_dim) if c.qk_norm else None
+        self.norm_q = norm(c.channels) if c.qk_norm else None
+        self.norm_k = norm(c.channels) if c.qk_norm else None
         self.norm_mlp = norm(c.hidden_size)
         self.mlp = GatedMlp(c.hidden_size, c.intermediate_size, c.hidden_act, dtype=dtype)
 
@@ -47,7 +47,7 @@ class Block(nnx.Module):
         `seen` from `layers.visible`.
         """
         query, key, value = self.attention.project(self.norm_attention(x))
-        if self.norm_q is not None:
+        if self.norm_q is not None and self.norm_k is not None:
             query, key = self.norm_q(query), self.norm_k(key)
         attended = masked_attention(rotate_halves(query, turns), rotate_halves(key, turns), value, seen)
         x = x + self.attention.out(attended)
@@ -79,7 +79,7 @@ class Decoder(nnx.Module):
     def encode(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
         """The same for embedded tokens `[B, T, D]`."""
         c, tokens = self.config, x.shape[1]
-        turns = text_turns(tokens, c.head_dim, c.rope_theta)
+        turns = text_turns(tokens, c.channels, c.rope_theta)
         seen = visible(causal(tokens, c.sliding_window), mask)
         found = {0: x}
         for number, block in enumerate(self.blocks, 1):

@@ -33,6 +33,16 @@ class DecoderConfig:
     out_bias: bool = False
     qk_norm: bool = False
 
+    @property
+    def groups(self) -> int:
+        """The number of heads of keys and values, which groups of queries' heads share."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def channels(self) -> int:
+        """The channels of a head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
     @classmethod
     def from_folder(cls, folder: Path) -> "DecoderConfig":
         """Reads `config.json`. Raises UsageError if it belongs to another kind of model or has an option that
@@ -57,11 +67,11 @@ class DecoderConfig:
         config = replace(
             config,
             rope_theta=theta(text, path) or config.rope_theta,
-            head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads or config.num_attention_heads,
+            head_dim=config.channels,
+            num_key_value_heads=config.groups,
         )
         check_activation(config.hidden_act, folder)
-        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+        if config.num_attention_heads % config.groups or config.channels % 2:
             raise UsageError(
                 f"{path}: {config.num_attention_heads} heads of {config.head_dim} channels cannot share "
                 f"{config.num_key_value_heads} groups of keys; heads must divide by groups, and channels by 2"

@@ -73,26 +73,26 @@ class Attention(nnx.Module):
         qkv_bias=False,
         out_bias=False,
     ):
-        for name, count in (("q", heads), ("k", groups), ("v", groups)):
-            linear = Linear(dim, count * head_dim, dtype=dtype, use_bias=qkv_bias)
-            setattr(self, name, linear)
+        self.q, self.k, self.v = (
+            Linear(dim, count * head_dim, dtype=dtype, use_bias=qkv_bias) for count in (heads, groups, groups)
+        )
         self.out = Linear(heads * head_dim, dim, dtype=dtype, use_bias=out_bias)
         self.head_dim = head_dim
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values `[B, T, heads or groups, head_dim]` of `x` `[B, T, D]`."""
-        return tuple(
+        query, key, value = (
             rearrange(linear(x), "b t (h d) -> b t h d", d=self.head_dim)
             for linear in (self.q, self.k, self.v)
         )
+        return query, key, value
 
 
 class GatedMlp(nnx.Module):
     """An MLP whose hidden units are multiplied by an activated gate, without biases (arXiv 2002.05202)."""
 
     def __init__(self, dim: int, dim_hidden: int, activation: str, *, dtype):
-        for name in ("gate", "up"):
-            setattr(self, name, Linear(dim, dim_hidden, dtype=dtype, use_bias=False))
+        self.gate, self.up = (Linear(dim, dim_hidden, dtype=dtype, use_bias=False) for _ in range(2))
         self.down = Linear(dim_hidden, dim, dtype=dtype, use_bias=False)
         self.activation = activation
 

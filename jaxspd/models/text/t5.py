@@ -7,6 +7,7 @@ parameter.
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ DEFAULTS = {
         bias_per_layer=True,
     ),
 }
-XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+XXL: dict[str, Any] = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 # In order: FLUX.1's and Wan's.
 T5_XXL = replace(DEFAULTS["t5"], **XXL, dense_act_fn="gelu_new", is_gated_act=True)
 UMT5_XXL = replace(DEFAULTS["umt5"], **XXL, vocab_size=256384)
@@ -139,12 +140,15 @@ class Block(nnx.Module):
         self.attention = Attention(c.d_model, c.num_heads, c.num_heads, c.d_kv, dtype=dtype)
         self.bias = PositionBias(c, dtype=dtype) if c.bias_per_layer else None
         self.norm_mlp = norm(c, dtype=dtype)
-        if c.is_gated_act:
-            self.mlp = GatedMlp(c.d_model, c.d_ff, c.dense_act_fn, dtype=dtype)
-        else:
-            self.mlp = Mlp(c, dtype=dtype)
+        self.mlp: GatedMlp | Mlp = (
+            GatedMlp(c.d_model, c.d_ff, c.dense_act_fn, dtype=dtype)
+            if c.is_gated_act
+            else Mlp(c, dtype=dtype)
+        )
 
-    def __call__(self, x: jax.Array, distances: jax.Array | np.ndarray, seen: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, distances: jax.Array | np.ndarray, seen: jax.Array | np.ndarray | None
+    ) -> jax.Array:
         """Hidden states `[B, T, D]` after this block, from `x` `[B, T, D]`. `distances` are the position bias
         that all blocks share, `[1, heads, T, T]`, or, if this block has its own bias, the buckets `[T, T]`.
         """

@@ -1,6 +1,7 @@
 """Autoencoders between pixels and latents."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -37,7 +38,7 @@ READERS = {
 }
 
 
-def read_autoencoder(folder: Path, kind: str) -> VaeConfig:
+def read_autoencoder(folder: Path, kind: str) -> Any:
     """The configuration in a VAE's `folder`. `kind` is the official class, a key of `READERS`. Raises
     UsageError if the folder holds another class or the configuration is not understood.
     """
@@ -50,4 +51,5 @@ def read_autoencoder(folder: Path, kind: str) -> VaeConfig:
 
 def abstract_autoencoder(config: VaeConfig, dtype=jnp.float32) -> nnx.Module:
     """The autoencoder of a configuration, without weights."""
-    return MODULES[type(config)](config, dtype=dtype)
+    module: Any = MODULES[type(config)]
+    return module(config, dtype=dtype)

@@ -52,7 +52,7 @@ class Coder:
 
     def __init__(
         self,
-        autoencoder: nnx.Module,
+        autoencoder: Any,
         parameters: nnx.State,
         budget: int | None = None,
         target: Target | None = None,
@@ -101,19 +101,23 @@ class Coder:
             )
         return np.moveaxis(np.stack([self._run("encode", one[None], splits) for one in pixels]), -1, 1)
 
+    def _merged(self, parameters: nnx.State) -> Any:
+        """The autoencoder with its parameters: a class of `image` or of `video`."""
+        return nnx.merge(self.graph, parameters)
+
     def normalise(self, latents: np.ndarray) -> np.ndarray:
         """Raw latents in the transformer's scale, float32. FLUX.2's are patchified too."""
-        return np.asarray(nnx.merge(self.graph, self.parameters).normalise(latents))
+        return np.asarray(self._merged(self.parameters).normalise(latents))
 
     def denormalise(self, latents: np.ndarray) -> np.ndarray:
         """The transformer's latents as raw latents for `decode`: the reverse of `normalise`."""
-        return np.asarray(nnx.merge(self.graph, self.parameters).denormalise(latents))
+        return np.asarray(self._merged(self.parameters).denormalise(latents))
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Compiles the programs that decode the transformer's latents of `shape` without tiles."""
         latents = jax.ShapeDtypeStruct(shape, jnp.float32)
         raw = jax.eval_shape(
-            lambda parameters, x: nnx.merge(self.graph, parameters).denormalise(x), self.parameters, latents
+            lambda parameters, x: self._merged(parameters).denormalise(x), self.parameters, latents
         )
         _, channels, *sizes = raw.shape
         self._compile("decode", (1, *sizes, channels), (1, 1))
@@ -132,16 +136,18 @@ class Coder:
         """
         lengths = self._latents(way, shape)
         fixed, room, splits = parameter_bytes(self.parameters), self.room, (1, 1)
+        needed: float
         while (needed := self._compile(way, shape, splits).bytes) > room:
             each = (needed - fixed) / _area(lengths, splits)
             # Memory grows with the area, so splits that cannot fit are skipped without being compiled.
             while needed > room:
-                splits = _halved(lengths, splits)
-                if splits is None:
+                smaller = _halved(lengths, splits)
+                if smaller is None:
                     raise UsageError(
                         f"to {way} even the smallest tile, the VAE needs {needed / 2**30:.1f} GB of memory, "
                         f"of which {room / 2**30:.1f} GB are free; free some more"
                     )
+                splits = smaller
                 needed = fixed + each * _area(lengths, splits)
         if splits != (1, 1):
             log.info("to %s in %.1f GB, the VAE works in %d×%d tiles", way, room / 2**30, *splits)
@@ -183,6 +189,7 @@ class Coder:
                     place = place[done : done + piece.shape[1]]
                     done += piece.shape[1]
                 place += weight * piece[0]
+        assert whole is not None, "every tile has a piece"
         return whole
 
     def _length(self, way: str, count: int) -> int:
@@ -196,6 +203,7 @@ class Coder:
         first = tile if tile.ndim == 4 else tile[:, :1]
         piece, state = programs.first(self.parameters, first)
         for begin in range(1, tile.shape[1] if tile.ndim == 5 else 0, size):
+            assert programs.later is not None, "a tile of several chunks has a program for the later ones"
             # The device works on the next chunk while the host handles this one.
             ahead, state = programs.later(self.parameters, tile[:, begin : begin + size], state)
             yield np.asarray(piece)
@@ -218,7 +226,7 @@ class Coder:
         key = way, size, shape[-1]
 
         def code(parameters, maps, *state):
-            autoencoder, maps = nnx.merge(self.graph, parameters), spread_rows(maps)
+            autoencoder, maps = self._merged(parameters), spread_rows(maps)
             if way == "encode":
                 out = autoencoder.encode(maps, *state)
             else:
@@ -286,7 +294,7 @@ def program_bytes(program: jax.stages.Compiled) -> int:
     """The memory that a program needs, by the compiler's account. An input that is overwritten counts
     once.
     """
-    m = program.memory_analysis()
+    m: Any = program.memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
 
 

@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
     def __init__(self, config, *, dtype):
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv(config.in_channels, widths[0], dtype=dtype)
-        levels = []
+        levels: list[Level] = []
         for before, width in zip((widths[0], *widths), widths, strict=False):
             last = len(levels) == len(widths) - 1
             down = None if last else Downsample(width, dtype=dtype)
@@ -102,7 +102,8 @@ class Decoder(nnx.Module):
         widths, groups = config.decoder_channels[::-1], config.norm_num_groups
         self.conv_in = Conv(config.latent_channels, widths[0], dtype=dtype)
         self.middle = Middle(widths[0], groups, config.mid_block_add_attention, dtype=dtype)
-        length, levels = config.layers_per_block + 1, []
+        length = config.layers_per_block + 1
+        levels: list[Level] = []
         for before, width in zip((widths[0], *widths), widths, strict=False):
             last = len(levels) == len(widths) - 1
             up = None if last else Upsample(width, width, dtype=dtype)

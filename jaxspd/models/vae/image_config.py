@@ -105,7 +105,7 @@ def read_image_config(path: Path, given: Mapping[str, Any]) -> ImageConfig:
     config_class = AutoencoderKLFlux2Config if flux2 else AutoencoderKLConfig
     config = config_class(**checked_fields(path, given, config_class))
     count = len(config.block_out_channels)
-    fixed = {
+    fixed: dict[str, Any] = {
         "act_fn": "silu",
         "down_block_types": ["DownEncoderBlock2D"] * count,
         "up_block_types": ["UpDecoderBlock2D"] * count,
@@ -115,7 +115,7 @@ def read_image_config(path: Path, given: Mapping[str, Any]) -> ImageConfig:
     positive = "batch_norm_eps" if flux2 else "scaling_factor"
     if getattr(config, positive) <= 0:
         raise wrong(path, positive, getattr(config, positive), "a number above 0")
-    if not flux2 and config.sample_size > LARGEST_SIDE:
+    if isinstance(config, AutoencoderKLConfig) and config.sample_size > LARGEST_SIDE:
         raise wrong(path, "sample_size", config.sample_size, f"at most {LARGEST_SIDE}")
     if config.layers_per_block < 1:
         raise wrong(path, "layers_per_block", config.layers_per_block, "1 or more")

@@ -71,7 +71,7 @@ def read_video_config(path: Path, given: Mapping[str, Any]) -> VideoAutoencoderC
     if "input_channels" in given:  # AutoencoderKLQwenImage has one field for both
         given["in_channels"] = given["out_channels"] = given.pop("input_channels")
     config = VideoAutoencoderConfig(**checked_fields(path, given, VideoAutoencoderConfig))
-    fixed = {"patch_size": None, "attn_scales": []}
+    fixed: dict[str, Any] = {"patch_size": None, "attn_scales": []}
     # Sizes that the file gives must be those that the layers have.
     fixed |= {
         name: size
