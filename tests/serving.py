@@ -1,11 +1,16 @@
 """Runs a server in this process for tests, and sends it requests."""
 
 import io
+import os
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 
 import httpx2 as httpx
+import jax
 import numpy as np
 import openai
 import uvicorn
@@ -53,6 +58,36 @@ def serving(generator, name="tiny", api_key=None, hosts=(), **limits):
         server.should_exit = True
         thread.join()
         app.state.service.engine.join(60)
+
+
+@contextmanager
+def serving_process(folder, *flags, **environment):
+    """Runs `jaxspd serve` in a process of its own, which knows the toy family, while the context is open.
+
+    Yields the process, its `url`, and the lines that it printed before it was ready.
+    """
+    start = "from tests import toy; toy.register(); from jaxspd.cli import main; raise SystemExit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, "serve", f"--model-path={folder}", "--port=0", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **environment,
+        },
+    )
+    try:
+        lines = []
+        while not lines or not lines[-1].startswith("ready: "):
+            lines.append(process.stderr.readline())
+            assert lines[-1], lines
+        yield process, lines[-1].split()[-1], lines
+    finally:
+        process.kill()
 
 
 class Held:

@@ -1,13 +1,16 @@
 """One picture on many devices: the same as on one; what is asked of devices, and refused."""
 
+import base64
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import httpx2 as httpx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
@@ -18,6 +21,7 @@ from jaxspd.errors import UsageError
 from jaxspd.families import open_family
 from jaxspd.target import SAMPLES, TOKENS, Target
 from tests import tiny
+from tests.serving import GENERATIONS, SMALL, pixels, serving_process
 from tests.spread import CASES, environment
 from tests.test_lora import flux1_kohya, write
 
@@ -153,3 +157,16 @@ def test_weights_are_sharded_where_one_device_cannot_hold_them(
     mesh = AbstractMesh((2, 1), (SAMPLES, TOKENS))
     say_layout(replace(Target(), mesh=mesh, shard_weights=sharded, memory=limit), family, jnp.float32)
     assert ("quantize int8 takes half" in caplog.text) == sharded
+
+
+def test_a_server_has_many_devices(toy_folder, toy_generator):
+    body = {"prompt": "a lake", "size": "96x64", "response_format": "b64_json", **SMALL}
+    flags = "--xla_force_host_platform_device_count=2"
+    with serving_process(toy_folder, "--num-gpus=2", XLA_FLAGS=flags) as (_, url, lines):
+        assert "spread over 2 devices" in "".join(lines)
+        answer = httpx.post(url + GENERATIONS, json=body, timeout=60).json()
+    [alone] = toy_generator.iterate(
+        {"prompt": "a lake", "width": 96, "height": 64, **SMALL}, save_output=False, show_progress=False
+    )
+    picture = pixels(base64.b64decode(answer["data"][0]["b64_json"]))
+    assert np.abs(picture.astype(int) - alone.frames[0]).max() <= 1

@@ -2,19 +2,14 @@
 
 import http.client
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import httpx2 as httpx
-import jax
 
-from tests.serving import GENERATIONS, SMALL, Held, serving, wait_until
+from tests.serving import GENERATIONS, SMALL, Held, serving, serving_process, wait_until
 
 
 def test_a_queue_has_an_end_and_who_goes_away_is_not_waited_for(toy_generator):
@@ -83,22 +78,7 @@ def test_a_stop_finishes_what_is_begun_and_hands_back_the_rest(toy_generator):
 
 
 def test_sigterm_lets_the_running_request_finish(toy_folder):
-    start = "from tests import toy; toy.register(); from jaxspd.cli import main; raise SystemExit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", start, "serve", f"--model-path={toy_folder}", "--port=0", "--max-steps=5000"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
-    )
-    try:
-        lines = iter(process.stderr.readline, "")
-        url = next(line for line in lines if line.startswith("ready: ")).split()[-1]
+    with serving_process(toy_folder, "--max-steps=5000") as (process, url, _):
         # It listens to this machine's own names.
         assert httpx.get(f"{url}/health", headers={"host": "page.example"}).status_code == 421
         body = {"prompt": "a lake", "num_inference_steps": 5000, "stream": True, "partial_images": 100}
@@ -111,5 +91,3 @@ def test_sigterm_lets_the_running_request_finish(toy_folder):
         rest = process.stderr.read()
         assert "POST /v1/images/generations 200" in rest
         assert "Traceback" not in rest
-    finally:
-        process.kill()
