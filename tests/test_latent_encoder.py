@@ -105,5 +105,5 @@ def test_too_large_a_picture_is_a_usage_error(flux1_folder):
     components = Components(open_family(flux1_folder), jnp.float32)
     coder = components.autoencoder._coder
     coder.budget = coder._compile("encode", (1, 128, 64, 3), (1, 1)).bytes - 1
-    with pytest.raises(UsageError, match="64×128 pixels takes more memory"):
+    with pytest.raises(UsageError, match="64×128 pixels needs more memory"):
         components.encode(pixels(1, 1, 128, 64))

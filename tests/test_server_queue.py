@@ -32,6 +32,7 @@ def test_a_queue_has_an_end_and_who_goes_away_is_not_waited_for(toy_generator):
         second.close()
         wait_until(lambda: served.engine.waiting == 1)
         first.close()
+        wait_until(lambda: served.engine.current[0].cancelled)
         held.go.set()
         with closing(third):
             assert third.getresponse().status == 200
