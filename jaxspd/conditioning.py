@@ -30,7 +30,7 @@ def conditionings(
     """
     scale, negative = request.guidance_scale, None
     guided = family.guided(scale)
-    # The negative prompt, one for all, comes first.
+    # The negative prompt comes first; all prompts share it.
     texts = [request.negative_prompt or ""] * guided + prompts
     for start in range(0, len(texts), TEXT_BATCH):
         begin = time.perf_counter()

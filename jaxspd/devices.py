@@ -27,11 +27,12 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Degrees:
-    """What a user says of devices; None leaves the choice to `spread_over`.
+    """The user's options for devices. None leaves the choice to `spread_over`.
 
-    `num_gpus` devices, of whatever kind, share the transformer's work: `ulysses_degree` of them the tokens of
-    each prediction, and with `enable_cfg_parallel` the two predictions of guidance; `fsdp` shards its weights
-    too. `tp_size` and `ring_degree` are 1.
+    `num_gpus` devices, of any kind, share the transformer's work. `ulysses_degree` devices share the tokens of
+    each prediction. With `enable_cfg_parallel`, each half of the devices makes one of guidance's two
+    predictions. `fsdp` also shards the weights. `tp_size` and `ring_degree` must be 1. Raises UsageError for
+    other values.
     """
 
     num_gpus: int = 1
@@ -83,12 +84,15 @@ def spread_over(
     devices: Sequence[jax.Device] | None = None,
     limit: int | None = None,
 ) -> Target:
-    """`target` for as many devices as are asked for, the first of `devices`, by default JAX's. On these
-    `family` is to run in `dtype`. Each has `limit` bytes, by default what JAX may take of it.
+    """`target` for as many devices as `degrees` asks for, to run `family` in `dtype`.
 
-    Of two predictions of guidance each is made by half of the devices: that exchanges the least. Their tokens
-    are spread over the rest. Weights are whole where they fit, since gathering them takes as long on a coarse
-    grid as on the finest, and growing would gain little. UsageError for what the devices cannot do.
+    They are the first of `devices`, by default JAX's. Each has `limit` bytes, by default what JAX may take of
+    it.
+
+    By default each half of the devices makes one of guidance's two predictions, which exchanges the least data.
+    The tokens of a prediction are spread over its devices. Weights are whole on each device if they fit.
+    Gathering them would take as long on a coarse grid as on the finest, so growing the grid would gain little.
+    Raises UsageError for a wrong number of devices, and for `fsdp` on one device.
     """
     samples, _ = degrees.shape()
     count, together = degrees.num_gpus, processes.count()
@@ -104,7 +108,7 @@ def spread_over(
         if degrees.fsdp:
             raise UsageError("fsdp shards weights over devices; it needs num_gpus 2 or more")
         return target
-    # Each process is to come to the same choice.
+    # All processes must make the same choice.
     most = limit or processes.least(memory_limit(target.device))
     sharded = not fits(family, dtype, most) if degrees.fsdp is None else degrees.fsdp
     return target.over(devices[:count], samples, sharded, most)
@@ -116,7 +120,7 @@ def fits(family: Any, dtype: Any, limit: float) -> bool:
 
 
 def say_layout(target: Target, family: Any, dtype: Any) -> None:
-    """Tells how `family`, run in `dtype`, is spread over the devices of `target`, if there are several."""
+    """Logs how `family`, run in `dtype`, is spread over the devices of `target`, if there are several."""
     if target.mesh is None:
         return
     count, samples, tokens = target.mesh.size, target.mesh.shape[SAMPLES], target.mesh.shape[TOKENS]

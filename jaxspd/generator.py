@@ -258,8 +258,8 @@ class DiffGenerator:
         with ProgressBar(plan, len(todo), show_progress and first) as progress:
             tell = partial(self._tell, progress, watch, plan)
             for group, conditioning in zip(by_prompt, conditioned, strict=True):
-                if waiting:  # the first texts are encoded meanwhile
-                    # Nothing here holds the weights, which may have to give way to others.
+                if waiting:  # the first texts are encoded by now
+                    # Nothing here holds the weights, since other weights may need their room.
                     waiting, seconds["load"] = False, loading.result()[1]
                     del loading
                     seconds["compile"] = programs.wait(prepared)

@@ -247,7 +247,7 @@ def part_files(snapshot: Snapshot, family, part: str) -> Iterator[str]:
 
 
 def reason(model: str, error: BaseException, revision: str | None = None) -> str:
-    """Why the hub did not give something, and what to do, in one line."""
+    """Why a download from the hub failed, and what to do, in one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -44,7 +44,7 @@ def inspect(given: str) -> dict[str, Any]:
 
 
 def misfit(found: Contents) -> str | None:
-    """Why a transformer's tensors do not fit together in size, though none is missing; None if they do."""
+    """Why the sizes of a transformer's tensors do not fit together, or None if they do."""
     assert found.family is not None, "a transformer is known by its family"
     family = family_class(found.family)
     tensors: OrbaxWeights | Relaid
@@ -103,7 +103,7 @@ def inspect_pipeline(folder: Path) -> dict[str, Any]:
 
 
 def converted(store: Path, family: Any) -> Contents:
-    """The transformer of a family that an Orbax checkpoint holds."""
+    """The contents of an Orbax checkpoint with the transformer of a family. Raises UsageError for others."""
     try:
         weights = OrbaxWeights(store, family.rules)
     except TypeError:  # the family lacks a parameter

@@ -111,7 +111,7 @@ class Target:
         return jax.tree.map(lambda array: placed(array, self.everywhere), tree)
 
     def compile(self, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
-        """`function` of arrays like `arguments` that every device has whole, as are its results."""
+        """Compiles `function` for arrays like `arguments`. These and its results are whole on all devices."""
         options: dict[str, Any] = {} if self.mesh is None else {"out_shardings": self.everywhere}
         return jax.jit(function, **options).lower(*self.abstract(arguments)).compile()
 
