@@ -29,8 +29,8 @@ REFUSED = {
 class Degrees:
     """The user's options for devices. None leaves the choice to `spread_over`.
 
-    `num_gpus` devices, of any kind, share the transformer's work. `ulysses_degree` devices share the tokens of
-    each prediction. With `enable_cfg_parallel`, each half of the devices makes one of guidance's two
+    `num_gpus` devices, of any kind, share the transformer's work. `ulysses_degree` devices share the tokens
+    of each prediction. With `enable_cfg_parallel`, each half of the devices makes one of guidance's two
     predictions. `fsdp` also shards the weights. `tp_size` and `ring_degree` must be 1. Raises UsageError for
     other values.
     """
@@ -89,9 +89,10 @@ def spread_over(
     They are the first of `devices`, by default JAX's. Each has `limit` bytes, by default what JAX may take of
     it.
 
-    By default each half of the devices makes one of guidance's two predictions, which exchanges the least data.
-    The tokens of a prediction are spread over its devices. Weights are whole on each device if they fit.
-    Gathering them would take as long on a coarse grid as on the finest, so growing the grid would gain little.
+    By default each half of the devices makes one of guidance's two predictions, which exchanges the least
+    data. The tokens of a prediction are spread over its devices. Weights are whole on each device if they
+    fit. Gathering them would take as long on a coarse grid as on the finest, so growing the grid would gain
+    little.
     Raises UsageError for a wrong number of devices, and for `fsdp` on one device.
     """
     samples, _ = degrees.shape()
