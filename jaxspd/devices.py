@@ -92,8 +92,7 @@ def spread_over(
     By default each half of the devices makes one of guidance's two predictions, which exchanges the least
     data. The tokens of a prediction are spread over its devices. Weights are whole on each device if they
     fit. Gathering them would take as long on a coarse grid as on the finest, so growing the grid would gain
-    little.
-    Raises UsageError for a wrong number of devices, and for `fsdp` on one device.
+    little. Raises UsageError for a wrong number of devices, and for `fsdp` on one device.
     """
     samples, _ = degrees.shape()
     count, together = degrees.num_gpus, processes.count()
